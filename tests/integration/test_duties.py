@@ -100,7 +100,7 @@ async def test_foreign_messages_on_the_channel_of_cancels_are_skipped(site: Site
     await until(listens, "a worker that listens")
     for message in (b"", b"hello", b"\xff\xfe", b"01a228a6-940f-8d9f-9918-12b8a5000000", b"x 1,2"):
         await redis.publish(channel, message)
-    await until(lambda: len(worker.logged("cancel.not_readable")) == 5, "messages that are skipped")
+    await until(lambda: len(worker.logged("cancel.unreadable")) == 5, "messages that are skipped")
     batch = await site.submit([{"sleep_s": 600}])
     await site.held(batch)
     await batch.cancel()

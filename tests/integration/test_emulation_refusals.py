@@ -70,7 +70,7 @@ def test_an_atom_without_a_position_is_named(number: float) -> None:
     sequence = pulsed()
     sequence["register"][0]["x"] = number
     fault = refusal(QUTIP, sequence, 1.0)
-    assert (fault.field, fault.message) == ("sequence", f"has a number that is not finite: register[0].x is {number}")
+    assert (fault.field, fault.message) == ("sequence", f"must contain only finite numbers: register[0].x is {number}")
 
 
 def test_an_evaluation_time_that_is_not_a_number_is_named() -> None:
@@ -89,7 +89,8 @@ def test_pulses_that_the_solver_cannot_follow_are_a_users_error() -> None:
 @pytest.mark.parametrize("duration_ns", [1, 2, 3])
 def test_the_error_of_a_pulse_too_short_for_qutip_has_the_minimum(duration_ns: int) -> None:
     fault = refusal(QUTIP, pulsed(duration_ns=duration_ns), 1.0)
-    assert (fault.field, fault.message.split(":")[0]) == ("sequence", f"lasts {duration_ns} ns")
+    assert (fault.field, fault.message.split(",")[0]) == ("sequence", f"lasts {duration_ns} ns")
+    assert "4 samples" in fault.message
 
 
 @pytest.mark.parametrize("emulator", [QUTIP, *TORCH])
@@ -97,13 +98,14 @@ def test_an_initial_state_of_another_size_is_named(emulator: str) -> None:
     config = {**configuration(), "initial_state": {"eigenstates": ["r", "g"], "amplitudes": {"rrr": 1.0}}}
     fault = refusal(emulator, pulsed(), 1.0, config)
     assert fault.field == "backend_configuration.initial_state"
-    assert fault.message == "is a state of 3 atoms; the sequence has 2"
+    assert fault.message == "must be a state of 2 atoms, as the sequence has (got 3)"
 
 
 @pytest.mark.parametrize("emulator", TORCH)
 def test_a_pulse_that_is_too_short_for_a_torch_emulator_is_reported(emulator: str) -> None:
     fault = refusal(emulator, pulsed(duration_ns=1), 1.0)
-    assert (fault.field, fault.message.split(";")[0]) == ("sequence", "lasts 1 ns")
+    assert (fault.field, fault.message.split(" for ")[0]) == ("sequence", "must last at least 2 ns")
+    assert fault.message.endswith("(got 1 ns)")
 
 
 @pytest.mark.torch

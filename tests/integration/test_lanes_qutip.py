@@ -334,8 +334,8 @@ async def test_qubits_that_cannot_be_mapped_are_named(lane: ChildLane, variables
     ("variables", "field", "words"),
     [
         ({"delta": 1.0}, "variables.omega", "is missing: the sequence needs a number for omega"),
-        ({"omega": [1.0, 2.0], "delta": 1.0}, "variables.omega", "has 2 values, the sequence declares 1"),
-        ({"omega": "six", "delta": 1.0}, "variables.omega", "must be a number, not 'six'"),
+        ({"omega": [1.0, 2.0], "delta": 1.0}, "variables.omega", "must be a number (got 2 values)"),
+        ({"omega": "six", "delta": 1.0}, "variables.omega", "must be a number (got 'six')"),
         ({"omega": math.nan, "delta": 1.0}, "variables.omega", "must be a number"),
         ({"omega": None, "delta": 1.0}, "variables.omega", "must be a number"),
         ({"omega": [[1.0]], "delta": 1.0}, "variables.omega", "must be a number"),

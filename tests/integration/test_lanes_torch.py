@@ -303,7 +303,7 @@ async def test_dangerous_unknown_and_wrong_options_are_refused_by_name(
 
 async def test_a_clients_log_file_is_not_written(lane_sv: ChildLane, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with pytest.raises(ExecutionError, match="not allowed here"):
+    with pytest.raises(ExecutionError, match="is not allowed, because it makes the emulator write files"):
         await lane_sv.prepare(batch(backend_configuration=plain(log_file=str(log))))
     assert not log.exists()
 
@@ -405,11 +405,13 @@ async def test_the_older_name_is_served_by_emu_mps() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 async def test_a_missing_gpu_is_reported_when_the_lane_opens() -> None:
-    with pytest.raises(ExecutionError, match=r"option gpus asks for a GPU, but torch .* sees none"):
+    with pytest.raises(ExecutionError, match=r"option gpus requests a GPU, but torch .* finds none"):
         await make_adapter(Binding("emu-sv", {"gpus": 1})).open_lane()
 
 
 async def test_more_gpus_than_the_worker_may_use_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "2")
-    with pytest.raises(InvalidInput, match="asks for 2, but CUDA_VISIBLE_DEVICES of this process names 1"):
+    with pytest.raises(
+        InvalidInput, match=r"must be at most 1, the number of GPUs in CUDA_VISIBLE_DEVICES of this process \(got 2\)"
+    ):
         make_adapter(Binding("emu-mps", {"gpus": 2}))

@@ -172,8 +172,8 @@ async def test_runs_that_the_device_does_not_allow_are_refused(api: QpuApi, nb_r
     ("text", "problem"),
     [
         ("{}", "is not a serialised Pulser sequence"),
-        (sequence(variable=True), "must be built, without variables"),
-        (sequence(81), "has 81 atoms; the device takes 80"),
+        (sequence(variable=True), "must be built: it must have no variables"),
+        (sequence(81), r"must have at most 80 atoms \(got 81\)"),
     ],
     ids=["junk", "variables", "atoms"],
 )
@@ -287,7 +287,7 @@ async def test_after_a_lost_reply_the_submit_is_uncertain_and_the_job_exists(qpu
 
 async def test_after_a_server_error_the_submit_is_uncertain_and_no_job_exists(qpu: QpuProcess, api: QpuApi) -> None:
     qpu.misbehave(submit_errors=1)
-    with pytest.raises(SubmitUncertain, match="answers 500"):
+    with pytest.raises(SubmitUncertain, match="returned 500"):
         await submitted(api, SEQUENCE)
     assert qpu.counts() == {}
 
@@ -310,7 +310,7 @@ async def test_reads_are_retried_and_submits_are_not(qpu: QpuProcess, api: QpuAp
         assert (await api.job(job.uid)).uid == job.uid
     qpu.misbehave(read_errors=1)
     async with qpu.api(retry_s=0.5) as hasty:
-        with pytest.raises(RemoteUnreachable, match="GET /jobs/1: the QPU's API answers 500"):
+        with pytest.raises(RemoteUnreachable, match="GET /jobs/1: the QPU's API returned 500"):
             await hasty.job(job.uid)
     assert qpu.counts()[job.pasqman_job_id or ""].submits == 1
 
@@ -371,7 +371,7 @@ async def test_jobs_survive_a_restart_and_the_running_one_has_failed(tmp_path: P
 def test_a_file_that_is_not_a_journal_is_not_changed(tmp_path: Path) -> None:
     file = tmp_path / "qpu.jsonl"
     file.write_text("dear diary\n")
-    with pytest.raises(AssertionError, match=r"no journal of tweezer qpu-sim.*; name another file"):
+    with pytest.raises(AssertionError, match=r"is not a journal of tweezer qpu-sim.*; choose another file"):
         QpuProcess(tmp_path)
     assert file.read_text() == "dear diary\n"
 

@@ -83,7 +83,7 @@ async def test_a_second_device_with_the_same_specs_is_refused(site: Site) -> Non
 async def test_a_worker_with_bad_specs_does_not_start(site: Site) -> None:
     worker = site.worker("BAD")
     assert await worker.ended() != 0
-    assert "devices.BAD.specs: are not specs of a device that Pulser can read" in worker.text
+    assert "devices.BAD.specs: Pulser cannot read these device specs" in worker.text
     assert await site.queue.devices() == []
 
 

@@ -233,7 +233,7 @@ def test_an_operator_names_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.binding("NULL").options == {"checks_sequence": True}
     assert settings.binding("EMU_FREE") == Binding("qutip")
     with pytest.raises(
-        InvalidInput, match=r"no adapter serves EMU_FRE; known devices are EMU_FREE, EMU_SV, .*, NULL, TWIN, .*toml"
+        InvalidInput, match=r"no adapter serves EMU_FRE; use one of EMU_FREE, EMU_SV, .*, NULL, TWIN, or .*toml"
     ):
         settings.binding("EMU_FRE")
     monkeypatch.setenv("TWEEZER_DEVICES", '{"OTHER": {"adapter": "null"}}')
@@ -244,12 +244,12 @@ def test_an_operator_names_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     ("table", "field", "problem"),
     [
         ('[devices.X]\nspecs = "a.json"', "devices.X.adapter in tweezer.toml", "is missing"),
-        ('[devices.X]\nadapter = "abacus"', "devices.X.adapter in tweezer.toml", "there is no adapter abacus"),
+        ('[devices.X]\nadapter = "abacus"', "devices.X.adapter in tweezer.toml", "'abacus' is not an adapter"),
         ('[devices.X]\nadapter = "null"\nlanes = 3', "devices.X.lanes in tweezer.toml", "is not a known setting"),
         (
             '[devices.X]\nadapter = "qutip"\noptions = { thread = 1 }',
             "devices.X.options.thread in tweezer.toml",
-            "is no option of the adapter qutip, which has memory_limit_mb, threads",
+            "is not an option of the adapter qutip; use memory_limit_mb, threads",
         ),
         ('[devices."A B"]\nadapter = "null"', "devices.A B in tweezer.toml", "String should match pattern"),
     ],
@@ -267,7 +267,7 @@ def test_devices_in_the_environment_are_json(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(InvalidInput, match="TWEEZER_DEVICES: is not valid JSON"):
         load()
     monkeypatch.setenv("TWEEZER_DEVICES", '{"X": {"adapter": "abacus"}}')
-    with pytest.raises(InvalidInput, match=r"TWEEZER_DEVICES\.X\.adapter: there is no adapter abacus"):
+    with pytest.raises(InvalidInput, match=r"TWEEZER_DEVICES\.X\.adapter: 'abacus' is not an adapter"):
         load()
 
 

@@ -1,1 +1,1 @@
-"""Adapters: the code that executes jobs on one kind of device."""
+"""Adapters: the code that executes jobs, one adapter for each kind of device."""

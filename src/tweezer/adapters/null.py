@@ -1,19 +1,19 @@
-"""The null adapter: does nothing, or what a job's variables ask for. For benchmarks and tests.
+"""The null adapter: does nothing, or what a job's variables request. For benchmarks and tests.
 
-Its lanes run in the worker's own process, without Pulser, and its batches need no sequence.
+Its lanes run in the worker's process, without Pulser. Its batches need no sequence.
 
-==============  ===========================================================================
+================  ============================================================================
 a job's variable  what its run does
-==============  ===========================================================================
-(none)          ends at once, without giving way to other tasks; counter ``{"0": runs}``
-``sleep_s``     sleeps that long, reporting progress; can be cancelled and timed out
-``fail``        ends in an error of the user, with this text
-``retry``       asks for another attempt after a transient failure, with this text
-``crash``       kills the worker's process
-==============  ===========================================================================
+================  ============================================================================
+(none)            ends at once, without yielding to the event loop; counter ``{"0": runs}``
+``sleep_s``       sleeps that many seconds and reports progress; can be cancelled and timed out
+``fail``          ends with a ``user`` error that has this message
+``retry``         ends with a ``transient`` failure that has this message, to be retried
+``crash``         kills the worker's process
+================  ============================================================================
 
-A batch whose ``configuration`` is ``{"prepare": "fail"}`` cannot be prepared; with ``"transient"`` it
-cannot be prepared this time.
+A batch whose ``configuration`` is ``{"prepare": "fail"}`` fails to prepare for good; with ``"transient"`` it fails in a
+way that is retried.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import functools
 import os
 import time
 
-from tweezer.adapters.protocol import Capabilities, Report
+from tweezer.adapters.protocol import Capabilities, Report, describe_timeout
 from tweezer.model.errors import ExecutionError, FaultKind
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome, OutcomeKind, Progress, Provenance, Result
@@ -33,7 +33,7 @@ _PROVENANCE = Provenance(backend="null")
 
 
 class NullLane:
-    """A lane that does what its jobs' variables ask for."""
+    """A lane that does what the variables of its jobs request."""
 
     jail = ""
 
@@ -46,9 +46,9 @@ class NullLane:
         self._batch = batch
         match (batch.doc.configuration or {}).get("prepare"):
             case "fail":
-                raise ExecutionError(FaultKind.USER, "cannot be prepared, as it asked", field="configuration.prepare")
+                raise ExecutionError(FaultKind.USER, "preparation fails, as requested", field="configuration.prepare")
             case "transient":
-                raise ExecutionError(FaultKind.TRANSIENT, "cannot be prepared this time, as it asked")
+                raise ExecutionError(FaultKind.TRANSIENT, "preparation fails this time, as requested")
 
     async def run(self, job: JobWork, report: Report) -> Outcome:
         variables = job.spec.variables
@@ -72,19 +72,19 @@ class NullLane:
             self._stop.set()
 
     async def close(self) -> None:
-        """A job that sleeps is given back."""
+        """Stop the running job, which asks for another attempt."""
         if self._stop is not None:
             self._stop.set()
 
     async def _sleep(self, sleep_s: float, report: Report) -> Outcome | None:
-        """Sleep; None at the end of it, or the outcome of being cut short."""
+        """Sleep. Return None at the end, or the outcome if the sleep was cut short."""
         limit_s = self._batch.doc.limits.job_timeout_s if self._batch is not None else sleep_s
         self._stop, self._canceled = asyncio.Event(), False
         began = time.monotonic()
         try:
             while (slept_s := time.monotonic() - began) < sleep_s:
                 if slept_s >= limit_s:
-                    return _failed(OutcomeKind.ERROR, FaultKind.TIMEOUT, f"the job took longer than {limit_s:g} s")
+                    return _failed(OutcomeKind.ERROR, FaultKind.TIMEOUT, describe_timeout(limit_s))
                 report(Progress(Stage.ON_DEVICE, slept_s / sleep_s))
                 pause_s = min(_PROGRESS_INTERVAL_S, min(sleep_s, limit_s) - slept_s)
                 try:
@@ -100,7 +100,10 @@ class NullLane:
 
 
 class NullAdapter:
-    """Lanes that do nothing. checks_sequence: whether batches must carry sequences all the same."""
+    """Opens lanes that do nothing.
+
+    checks_sequence: Batches must carry sequences, which are checked as for an emulator.
+    """
 
     def __init__(self, *, checks_sequence: bool = False) -> None:
         self.capabilities = Capabilities(checks_sequence=checks_sequence)

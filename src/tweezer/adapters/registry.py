@@ -1,4 +1,4 @@
-"""Which adapter serves which device. Data: a kind of adapter is a line here, and a device that is there unasked."""
+"""The table of adapters, and the adapters of the devices that exist without configuration."""
 
 from __future__ import annotations
 
@@ -30,9 +30,13 @@ QUTIP_BACKEND = _BACKEND.format("qutip")
 
 
 class EmulatorAdapter:
-    """Runs Pulser sequences on an emulator; any number of batches share its lanes.
+    """Runs Pulser sequences on an emulator. Any number of batches share its lanes.
 
-    arguments: of the backend's factory. gpus: as CUDA names them; each lane gets that which fewest lanes have.
+    Args:
+        backend: The backend's factory, ``module:factory``; see :mod:`tweezer.adapters.lane.backend`.
+        options: Options of the lanes.
+        arguments: Further arguments of the factory.
+        gpus: CUDA's names of the GPUs. Each new lane gets the GPU that the fewest lanes use.
     """
 
     def __init__(
@@ -46,7 +50,7 @@ class EmulatorAdapter:
         self._lanes: list[ChildLane] = []
 
     async def open_lane(self) -> ChildLane:
-        """Return a new process, warm. Raises ``ExecutionError`` when it cannot start."""
+        """Return a lane with a process that has imported its backend. Raises ``ExecutionError`` if it cannot start."""
         self._lanes = [lane for lane in self._lanes if not lane.closed]
         taken = [lane.gpu for lane in self._lanes]
         gpu = min(self._gpus, key=taken.count, default=None)
@@ -57,24 +61,28 @@ class EmulatorAdapter:
 
 
 def list_gpus(count: int) -> list[str]:
-    """Return CUDA's names of so many of this process' GPUs. Raises InvalidInput naming ``options.gpus``."""
+    """Return CUDA's names of the first ``count`` GPUs of this process. Raises InvalidInput naming ``options.gpus``."""
     allowed = os.environ.get(GPU_VARIABLE)
     if allowed is None:
         return [str(number) for number in range(count)]
     names = [name.strip() for name in allowed.split(",") if name.strip()]
     if len(names) < count:
-        raise InvalidInput("options.gpus", f"asks for {count}, but {GPU_VARIABLE} of this process names {len(names)}")
+        problem = f"must be at most {len(names)}, the number of GPUs in {GPU_VARIABLE} of this process (got {count})"
+        raise InvalidInput("options.gpus", problem)
     return names[:count]
 
 
 class NullOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """checks_sequence: batches must carry sequences, and are checked like those of an emulator."""
+    """Options of the null adapter.
+
+    checks_sequence: Batches must carry sequences, which are checked as for an emulator.
+    """
 
     checks_sequence: bool = False
 
 
 class EmulatorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What may differ from one emulated device to another; see :class:`LaneOptions`. None: as for all devices."""
+    """Options of one emulated device, which override the worker's :class:`LaneOptions`. None: not overridden."""
 
     memory_limit_mb: _Positive | None = None
     threads: _Positive | None = None
@@ -83,22 +91,25 @@ class EmulatorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     prepare_timeout_s: _Seconds | None = None
     soft_cancel_s: Annotated[float, Meta(ge=0)] | None = None
 
-    def over(self, lanes: LaneOptions) -> LaneOptions:
-        given = {name: value for name in _OF_LANES if (value := getattr(self, name)) is not None}
+    def override(self, lanes: LaneOptions) -> LaneOptions:
+        given = {name: value for name in _LANE_FIELDS if (value := getattr(self, name)) is not None}
         return msgspec.structs.replace(lanes, **given)
 
 
-_OF_LANES = EmulatorOptions.__struct_fields__
+_LANE_FIELDS = EmulatorOptions.__struct_fields__
 
 
 class TorchOptions(EmulatorOptions, frozen=True):
-    """gpus: how many of the host's the lanes share, one each; 0: they run on the CPU."""
+    """Options of an emulator on torch.
+
+    gpus: How many GPUs the lanes share; each lane uses one. 0: the lanes run on the CPU.
+    """
 
     gpus: Annotated[int, Meta(ge=0)] = 0
 
 
-def _emulator(name: str) -> Callable[..., Adapter]:
-    """Return what makes adapters of this emulator. The import of torch takes up to 20 s on a cold disk."""
+def _make_factory(name: str) -> Callable[..., Adapter]:
+    """Return the factory of an emulator's adapters. Importing torch takes up to 20 s from a cold disk."""
 
     def make(lanes: LaneOptions, options: EmulatorOptions, specs: Path | None = None) -> Adapter:
         gpus: list[str] = []
@@ -106,33 +117,38 @@ def _emulator(name: str) -> Callable[..., Adapter]:
             lanes = msgspec.structs.replace(lanes, start_timeout_s=max(lanes.start_timeout_s, _TORCH_START_S))
             gpus = list_gpus(options.gpus)
         arguments = () if specs is None else (read_specs_file(specs, field="specs"),)
-        return EmulatorAdapter(_BACKEND.format(name), options.over(lanes), arguments, gpus)
+        return EmulatorAdapter(_BACKEND.format(name), options.override(lanes), arguments, gpus)
 
     return make
 
 
-def _qpu(lanes: LaneOptions, options: QpuOptions) -> Adapter:
-    from tweezer.adapters.remote.qpu.adapter import QpuAdapter  # it needs an HTTP library, which the base install lacks
+def _make_qpu(lanes: LaneOptions, options: QpuOptions) -> Adapter:
+    from tweezer.adapters.remote.qpu.adapter import QpuAdapter  # needs an HTTP library, which the base install lacks
 
     return QpuAdapter(options, lanes)
 
 
-def _forward(lanes: LaneOptions, options: ForwardOptions) -> Adapter:
-    from tweezer.adapters.remote.forward.adapter import ForwardAdapter  # it needs an HTTP library, too
+def _make_forward(lanes: LaneOptions, options: ForwardOptions) -> Adapter:
+    from tweezer.adapters.remote.forward.adapter import ForwardAdapter  # needs an HTTP library, too
 
     return ForwardAdapter(options, lanes)
 
 
-def _null(lanes: LaneOptions, options: NullOptions) -> Adapter:
+def _make_null(lanes: LaneOptions, options: NullOptions) -> Adapter:
     return NullAdapter(checks_sequence=options.checks_sequence)
 
 
 class AdapterKind(msgspec.Struct, frozen=True):
     """A kind of adapter.
 
-    make: makes one of the options of lanes and those of its own, and of the file of specs, or None, if it needs_specs.
-    options: the type of its own. specs: what clients are told, by the device's name, without a file; None: the machine
-    is asked. reattaches: its jobs run on, whatever becomes of a worker (see ``Capabilities``).
+    Attributes:
+        make: Factory. Its arguments are the :class:`LaneOptions` and this kind's options; if ``needs_specs``, also the
+            path of the file of specs, or None.
+        options: The type of this kind's options.
+        needs_specs: The adapter itself reads the device's specs.
+        reattaches: Jobs continue when their worker stops; see :class:`~tweezer.adapters.protocol.Capabilities`.
+        specs: Returns the specs of a device, by its name, if the operator gave no file. None: the machine returns its
+            own specs.
     """
 
     make: Callable[..., Adapter]
@@ -143,15 +159,15 @@ class AdapterKind(msgspec.Struct, frozen=True):
 
 
 ADAPTERS: Mapping[str, AdapterKind] = {
-    "qutip": AdapterKind(_emulator("qutip"), EmulatorOptions),
-    "emu-sv": AdapterKind(_emulator("emu_sv"), TorchOptions),
-    "emu-mps": AdapterKind(_emulator("emu_mps"), TorchOptions),
-    "machine": AdapterKind(_emulator("machine"), EmulatorOptions, needs_specs=True, specs=analog_specs),
-    "qpu": AdapterKind(_qpu, QpuOptions, specs=None, reattaches=True),
-    "forward": AdapterKind(_forward, ForwardOptions, specs=None, reattaches=True),
-    "null": AdapterKind(_null, NullOptions),
+    "qutip": AdapterKind(_make_factory("qutip"), EmulatorOptions),
+    "emu-sv": AdapterKind(_make_factory("emu_sv"), TorchOptions),
+    "emu-mps": AdapterKind(_make_factory("emu_mps"), TorchOptions),
+    "machine": AdapterKind(_make_factory("machine"), EmulatorOptions, needs_specs=True, specs=analog_specs),
+    "qpu": AdapterKind(_make_qpu, QpuOptions, specs=None, reattaches=True),
+    "forward": AdapterKind(_make_forward, ForwardOptions, specs=None, reattaches=True),
+    "null": AdapterKind(_make_null, NullOptions),
 }
-"""Kind of adapter → how it is made."""
+"""The kinds of adapters, by name."""
 
 DEVICE_KINDS: Mapping[str, str] = {
     "EMU_FREE": "qutip",
@@ -161,11 +177,11 @@ DEVICE_KINDS: Mapping[str, str] = {
     "EMU_FRESNEL": "machine",
     "NULL": "null",
 }
-"""Device → the kind of adapter that serves it unless the operator says otherwise."""
+"""The devices that exist without configuration → their kind of adapter."""
 
 
 class Binding(msgspec.Struct, frozen=True):
-    """What serves a device: a kind of adapter, with its options, and a file of specs (None: the adapter's own)."""
+    """The configuration of a device: a kind of adapter, its options, and a file of specs (None: the adapter's own)."""
 
     adapter: str
     options: Mapping[str, Any] = {}
@@ -173,48 +189,48 @@ class Binding(msgspec.Struct, frozen=True):
 
 
 def default_binding(device: str) -> Binding | None:
-    """Return the adapter of a device that nobody configured, if it has one."""
+    """Return the binding of a device that exists without configuration; None if there is no such device."""
     kind = DEVICE_KINDS.get(device)
     return None if kind is None else Binding(kind)
 
 
 def unknown_device(device: str, known: Iterable[str]) -> InvalidInput:
-    """Return the error for a device that nobody configured."""
+    """Return the error for a device that no adapter serves."""
     return InvalidInput(
         "device",
-        f"no adapter serves {device}; known devices are {', '.join(known)}, and others are to be named in "
-        f"tweezer.toml, under [devices.{device}]",
+        f"no adapter serves {device}; use one of {', '.join(known)}, or configure {device} in tweezer.toml under "
+        f"[devices.{device}]",
     )
 
 
 def make_adapter(binding: Binding, lanes: LaneOptions | None = None) -> Adapter:
-    """Return the adapter of a device. Raises InvalidInput naming ``adapter`` or ``options.…``."""
+    """Make the adapter of a device. Raises InvalidInput naming ``adapter`` or ``options.…``."""
     options = check_binding(binding.adapter, binding.options)
     kind = ADAPTERS[binding.adapter]
-    of_specs = (binding.specs,) if kind.needs_specs else ()
-    return kind.make(lanes or LaneOptions(), options, *of_specs)
+    specs = (binding.specs,) if kind.needs_specs else ()
+    return kind.make(lanes or LaneOptions(), options, *specs)
 
 
 def get_kind(adapter: str) -> AdapterKind:
     """Return the kind of adapter of this name. Raises InvalidInput naming ``adapter``."""
     kind = ADAPTERS.get(adapter)
     if kind is None:
-        raise InvalidInput("adapter", f"there is no adapter {adapter}; known ones are {', '.join(ADAPTERS)}")
+        raise InvalidInput("adapter", f"{adapter!r} is not an adapter; use one of {', '.join(ADAPTERS)}")
     return kind
 
 
 def check_binding(adapter: str, options: Mapping[str, Any]) -> msgspec.Struct:
-    """Return the options of this kind of adapter, typed. Raises InvalidInput naming ``adapter`` or ``options.…``."""
+    """Convert the options of a kind of adapter to its type. Raises InvalidInput naming ``adapter`` or ``options.…``."""
     kind = get_kind(adapter)
     known = kind.options.__struct_fields__
     for name in options:
         if name not in known:
-            has = f"has {', '.join(known)}" if known else "has none"
-            raise InvalidInput(f"options.{name}", f"is no option of the adapter {adapter}, which {has}")
+            hint = f"use {', '.join(known)}" if known else "it has no options"
+            raise InvalidInput(f"options.{name}", f"is not an option of the adapter {adapter}; {hint}")
     for field in msgspec.structs.fields(kind.options):
         if field.name not in options:
             if field.required:
-                raise InvalidInput(f"options.{field.name}", f"is missing, and the adapter {adapter} needs it")
+                raise InvalidInput(f"options.{field.name}", f"is required by the adapter {adapter}")
             continue
         try:
             msgspec.convert(options[field.name], field.type)
@@ -231,10 +247,10 @@ def check_binding(adapter: str, options: Mapping[str, Any]) -> msgspec.Struct:
 
 
 def get_specs(device: str, binding: Binding) -> DeviceSpecs | None:
-    """Return the specs that clients get of the device; None: its machine has to be asked.
+    """Return the specs of a device as clients receive them; None if its machine must be asked.
 
-    Blocks for seconds where a file has to be checked with Pulser. Raises InvalidInput naming
-    ``devices.<device>.specs``, and TweezerError where Pulser is not installed.
+    Blocks for seconds while a file is checked with Pulser. Raises InvalidInput naming ``devices.<device>.specs``, or
+    TweezerError if Pulser is not installed.
     """
     if binding.specs is None:
         specs = ADAPTERS[binding.adapter].specs

@@ -139,7 +139,7 @@ async def _examine_queue(queue: AsyncQueue, settings: Settings) -> AsyncIterator
         yield check_silent(silent)
     if workers or not silent:
         yield check_workers(workers)
-    yield check_jails(workers, jail.offer())
+    yield check_jails(workers, jail.describe_support())
     yield check_results_folder(settings, {worker.host for worker in workers})
     for finding in check_devices(devices):
         yield finding

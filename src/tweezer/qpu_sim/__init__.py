@@ -1,1 +1,1 @@
-"""A QPU that speaks Pasqal's on-premises API, for rehearsals and tests: an emulator, with a machine's misbehaviours."""
+"""A simulated QPU with Pasqal's on-premises API, for rehearsals and tests: an emulator that can misbehave."""

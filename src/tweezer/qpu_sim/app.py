@@ -1,4 +1,7 @@
-"""The HTTP of the simulated QPU: the API of the real one below ``/api/v1``, its Keycloak, and ``/sim`` for tests."""
+"""The HTTP interface of the simulated QPU: the real API below ``/api/v1``, a Keycloak, and ``/sim`` for tests.
+
+Formats: the public middleware for HPC centres, https://github.com/pasqal-io/warden.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ from tweezer.qpu_sim.machine import (
     SimulatedJob,
     SimulatedQpu,
     SubmitRequest,
-    program_status,
-    wire,
+    get_program_status,
+    to_wire,
 )
 from tweezer.qpu_sim.misbehaviours import Misbehaviours
 
@@ -36,7 +39,10 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class TokenClient(msgspec.Struct, frozen=True):
-    """Who may ask for tokens. token_s: how long one is good."""
+    """The client that may get tokens.
+
+    token_s: The lifetime of a token in seconds.
+    """
 
     client_id: str
     client_secret: str
@@ -47,42 +53,45 @@ class TokenClient(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, text: str, token_s: float) -> TokenClient:
-        """``ID:SECRET``. Raises InvalidInput."""
+        """Parse ``ID:SECRET``. Raises InvalidInput."""
         client_id, _, client_secret = text.partition(":")
         if not client_id or not client_secret:
-            raise InvalidInput("token_auth", "must be ID:SECRET, of the client that may ask for tokens")
+            raise InvalidInput("token_auth", "must be ID:SECRET, the credentials of the client that may get tokens")
         return cls(client_id, client_secret, token_s)
 
 
 class TokenIssuer:
-    """Gives tokens out, and knows those that are good. client: None lets everybody in."""
+    """Issues and checks access tokens.
+
+    client: The client that may get tokens; None: no token is needed.
+    """
 
     def __init__(self, client: TokenClient | None) -> None:
         self._client = client
-        self._good_until: dict[str, float] = {}
+        self._valid_until: dict[str, float] = {}
 
     def issue(self, grant_type: str, client_id: str, client_secret: str) -> str | None:
-        """Return a new token; None when these are not the client's credentials."""
+        """Return a new token; None if the credentials are wrong."""
         client = self._client
         if client is None or grant_type != "client_credentials" or client_id != client.client_id:
             return None
         if not hmac.compare_digest(client_secret.encode(), client.client_secret.encode()):
             return None
         token, moment_s = secrets.token_urlsafe(24), time.monotonic()
-        self._good_until = {known: until for known, until in self._good_until.items() if until > moment_s}
-        self._good_until[token] = moment_s + client.token_s
+        self._valid_until = {known: until for known, until in self._valid_until.items() if until > moment_s}
+        self._valid_until[token] = moment_s + client.token_s
         return token
 
     def admits(self, authorization: str) -> bool:
-        """Return whether a request with this header is let in."""
+        """Return whether a request with this ``Authorization`` header is allowed."""
         if self._client is None:
             return True
         kind, _, token = authorization.partition(" ")
-        return kind == "Bearer" and self._good_until.get(token, 0.0) > time.monotonic()
+        return kind == "Bearer" and self._valid_until.get(token, 0.0) > time.monotonic()
 
     def revoke_all(self) -> None:
-        """From now on only new tokens are good."""
-        self._good_until.clear()
+        """Revoke all tokens issued so far."""
+        self._valid_until.clear()
 
     @property
     def token_s(self) -> float:
@@ -94,17 +103,17 @@ class _Status(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Api:
-    """The routes on one machine."""
+    """The routes of one machine."""
 
     def __init__(self, machine: SimulatedQpu, tokens: TokenIssuer) -> None:
         self._machine = machine
         self._tokens = tokens
         self._requests = 0
         specs = json.loads(machine.specs.text)
-        self._system = json.dumps(_envelope({"specs": specs})).encode()  # by Python's JSON: it has words for Infinity
+        self._system = json.dumps(_wrap({"specs": specs})).encode()  # Python's json can write Infinity
 
     def application(self) -> web.Application:
-        """Return the application, which closes the machine at its end."""
+        """Return the application. When it ends it closes the machine."""
         app = web.Application(middlewares=[self._misbehave, _answer_refusals], client_max_size=MAX_BODY_BYTES)
         app.add_routes(
             [
@@ -134,19 +143,19 @@ class Api:
 
     async def submit(self, request: web.Request) -> web.StreamResponse:
         asked = msgspec.json.decode(await request.read(), type=SubmitRequest)
-        return self._unless_lost(request, self._machine.submit(asked, _by(request)))
+        return self._unless_lost(request, self._machine.submit(asked, _identify(request)))
 
     async def job(self, request: web.Request) -> web.Response:
-        return _json(_success(wire(self._find_job(request))))
+        return _json(_success(to_wire(self._find_job(request))))
 
     async def cancel(self, request: web.Request) -> web.StreamResponse:
         job = self._find_job(request)
-        self._machine.cancel(job, _by(request))
+        self._machine.cancel(job, _identify(request))
         return self._unless_lost(request, job)
 
     async def program(self, request: web.Request) -> web.Response:
         job = self._find_job(request)
-        return _json(_success({"uid": job.uid, "status": program_status(job)}))
+        return _json(_success({"uid": job.uid, "status": get_program_status(job)}))
 
     async def token(self, request: web.Request) -> web.Response:
         form = {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
@@ -154,15 +163,15 @@ class Api:
         token = self._tokens.issue(*given)
         if token is None:
             return _json(msgspec.json.encode({"error": "unauthorized_client"}), 401)
-        told = {"access_token": token, "expires_in": self._tokens.token_s, "token_type": "Bearer"}
-        return _json(msgspec.json.encode(told))
+        issued = {"access_token": token, "expires_in": self._tokens.token_s, "token_type": "Bearer"}
+        return _json(msgspec.json.encode(issued))
 
     async def counts(self, request: web.Request) -> web.Response:
-        """``{"jobs": {pasqman_job_id: tally}}``, see :class:`tweezer.qpu_sim.journal.Tally`."""
+        """Return ``{"jobs": {pasqman_job_id: tally}}``, see :class:`tweezer.qpu_sim.journal.Tally`."""
         return _json(msgspec.json.encode({"jobs": self._machine.journal.tallies}))
 
     async def force(self, request: web.Request) -> web.Response:
-        """``{"operational_status": "UP" | "DOWN" | null}``; null leaves it to the windows again."""
+        """Set the status, ``{"operational_status": "UP" | "DOWN"}``; with null the ``down`` windows decide again."""
         self._machine.forced = msgspec.json.decode(await request.read(), type=_Status).operational_status
         return await self.operational(request)
 
@@ -170,10 +179,10 @@ class Api:
         return _json(msgspec.json.encode(self._machine.misbehaviours))
 
     async def change_misbehaviours(self, request: web.Request) -> web.Response:
-        """Some of the fields of :class:`tweezer.qpu_sim.misbehaviours.Misbehaviours`."""
+        """Change some of the fields of :class:`tweezer.qpu_sim.misbehaviours.Misbehaviours`."""
         changes = msgspec.json.decode(await request.read(), type=dict[str, Any])
-        former = msgspec.to_builtins(self._machine.misbehaviours)
-        self._machine.misbehaviours = msgspec.convert({**former, **changes}, Misbehaviours)
+        current = msgspec.to_builtins(self._machine.misbehaviours)
+        self._machine.misbehaviours = msgspec.convert({**current, **changes}, Misbehaviours)
         return await self.misbehaviours(request)
 
     async def revoke(self, request: web.Request) -> web.Response:
@@ -182,22 +191,22 @@ class Api:
         return _json(_success(None))
 
     async def reset(self, request: web.Request) -> web.Response:
-        """Forget all jobs and counts."""
+        """Delete all jobs and counts."""
         await self._machine.reset()
         return _json(_success(None))
 
     @web.middleware
     async def _misbehave(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        """Misbehave before a request is handled, and delay its answer."""
+        """Apply the misbehaviours of requests: refuse a request, or delay its answer."""
         if not request.path.startswith(API):
             return await handler(request)
         self._requests += 1
         number, misbehaviours = self._requests, self._machine.misbehaviours
         if not self._tokens.admits(request.headers.get("Authorization", "")):
-            return _failure(401, "a token is needed that has not expired")
+            return _failure(401, "a valid access token is required")
         reads = request.method == "GET"
         if misbehaviours.happens(misbehaviours.read_errors if reads else misbehaviours.submit_errors, "error", number):
-            return _failure(500, "the control system has a moment")
+            return _failure(500, "temporary failure of the control system (simulated)")
         if not reads and misbehaviours.happens(misbehaviours.turn_away, "turn_away", number):
             return web.Response(status=404, text="<html><h1>404 Not Found</h1></html>", content_type="text/html")
         answer = await handler(request)
@@ -206,17 +215,17 @@ class Api:
         return answer
 
     def _unless_lost(self, request: web.Request, job: SimulatedJob) -> web.StreamResponse:
-        """Return the job, unless the connection is cut before."""
+        """Return the job, or cut the connection before the answer."""
         misbehaviours = self._machine.misbehaviours
         if not misbehaviours.happens(misbehaviours.lose_replies, "lose", self._requests):
-            return _json(_success(wire(job)))
+            return _json(_success(to_wire(job)))
         self._machine.journal.write(JournalEvent.CUT, uid=job.uid, job=job.asked.job)
         if request.transport is not None:
             request.transport.abort()
-        return web.Response(status=500)  # to nobody
+        return web.Response(status=500)  # the connection is closed, so no client receives it
 
     def _find_job(self, request: web.Request) -> SimulatedJob:
-        """Return the job of a path. Raises NotAccepted when there is none."""
+        """Return the job in the path. Raises NotAccepted if it does not exist."""
         uid = request.match_info["uid"]
         job = self._machine.find(int(uid)) if uid.isascii() and uid.isdigit() and len(uid) < 16 else None
         if job is None:
@@ -235,13 +244,13 @@ async def _answer_refusals(request: web.Request, handler: _Handler) -> web.Strea
         return _failure(400, problem, code=_CANNOT_BE_ABORTED, data={"status": str(error)})
 
 
-def _envelope(data: object) -> dict[str, object]:
-    """As JSend has it."""
+def _wrap(data: object) -> dict[str, object]:
+    """Return data in a JSend envelope."""
     return {"status": "success", "code": 200, "message": "OK.", "data": data}
 
 
 def _success(data: object) -> bytes:
-    return msgspec.json.encode(_envelope(data))
+    return msgspec.json.encode(_wrap(data))
 
 
 def _failure(status: int, message: str, *, code: str | None = None, data: object = None) -> web.Response:
@@ -253,6 +262,6 @@ def _json(body: bytes, status: int = 200) -> web.Response:
     return web.Response(body=body, status=status, content_type="application/json")
 
 
-def _by(request: web.Request) -> str:
-    """Who asks, as they present themselves."""
+def _identify(request: web.Request) -> str:
+    """Return the client's ``User-Agent``, or its address."""
     return request.headers.get("User-Agent") or request.remote or ""

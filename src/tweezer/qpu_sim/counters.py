@@ -1,4 +1,4 @@
-"""Where the bitstrings come from: a generator that makes them up at once, or an emulator in a process of its own."""
+"""The sources of bitstrings: a random generator, or an emulator in a child process."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _STRINGS = 8
 
 
 class CannotRun(Exception):
-    """The job cannot be executed, for this reason: it ends in ``ERROR``."""
+    """The job cannot be executed, for this reason; it ends in ``ERROR``."""
 
 
 class Counters(Protocol):
-    """Measures one job at a time; whoever waits may be cancelled."""
+    """Measures one job at a time. The calling task may be cancelled."""
 
     async def measure(self, uid: int, sequence: str, qubits: int, runs: int) -> dict[str, int]:
-        """Bitstring → how often. Raises CannotRun."""
+        """Return bitstring → number of shots. Raises CannotRun."""
 
     async def close(self) -> None: ...
 
 
 class MadeUp:
-    """A few bitstrings of the right length, drawn with a seed; nothing is computed."""
+    """Draws a few bitstrings of the right length with a seed. Nothing is computed."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -53,17 +53,17 @@ class MadeUp:
 
 
 class Emulated:
-    """What QuTiP computes for the sequence, in a lane. It is started at once, and waited for by the first job."""
+    """Emulates the sequence with QuTiP in a lane. The lane starts at once; the first job waits for it."""
 
     def __init__(self, seed: int, options: LaneOptions) -> None:
-        """Needs a running loop."""
+        """Start the lane; needs a running event loop."""
         self._seed = seed
         self._options = options
         self._opening = asyncio.create_task(ChildLane.open(QUTIP_BACKEND, options))
         self._turn = asyncio.Lock()
 
     async def measure(self, uid: int, sequence: str, qubits: int, runs: int) -> dict[str, int]:
-        """Measure in turn; a job whose waiter is cancelled is stopped, softly, before the next one."""
+        """Measure one job after the other. If the calling task is cancelled, the job stops before the next one."""
         stop = asyncio.Event()
         running = asyncio.create_task(self._run(uid, sequence, runs, stop))
         try:
@@ -81,13 +81,13 @@ class Emulated:
     async def _run(self, uid: int, sequence: str, runs: int, stop: asyncio.Event) -> dict[str, int]:
         async with self._turn:
             try:
-                lane = await self._lane()
+                lane = await self._get_lane()
                 batch_id = new_batch_id()
                 await lane.prepare(BatchWork(batch_id, BatchDoc(device="QPU", sequence=sequence)))
             except ExecutionError as error:
                 raise CannotRun(error.message) from error
             if stop.is_set():
-                raise CannotRun("it was cancelled")
+                raise CannotRun("the job was cancelled")
             seed = zlib.crc32(f"{self._seed}:{uid}".encode())
             work = JobWork(job_id(batch_id, 0), 0, JobSpec(runs=runs), seed)
             stopping = asyncio.create_task(_cancel_when(stop, lane))
@@ -97,17 +97,19 @@ class Emulated:
                 await end_tasks(stopping)
             if outcome.kind is OutcomeKind.DONE and outcome.result is not None and outcome.result.counter is not None:
                 return outcome.result.counter
-            raise CannotRun(str(outcome.fault) if outcome.fault is not None else f"it was {outcome.kind}")
+            raise CannotRun(
+                str(outcome.fault) if outcome.fault is not None else f"the emulation ended as {outcome.kind}"
+            )
 
-    async def _lane(self) -> ChildLane:
-        """Return the lane; another attempt where it could not be started before."""
+    async def _get_lane(self) -> ChildLane:
+        """Return the lane. Start it again if the last start failed."""
         if self._opening.done() and self._opening.exception() is not None:
             self._opening = asyncio.create_task(ChildLane.open(QUTIP_BACKEND, self._options))
         return await asyncio.shield(self._opening)
 
 
-def part(counter: dict[str, int], runs: int, seed: int) -> dict[str, int]:
-    """Return the counter of the first so many runs of all that are in this one, in an order that the seed gives."""
+def take_part(counter: dict[str, int], runs: int, seed: int) -> dict[str, int]:
+    """Return the counter of the first ``runs`` runs of a counter, in an order that the seed defines."""
     chance = random.Random(seed)
     return dict(Counter(chance.sample(list(counter), counts=list(counter.values()), k=runs)))
 
@@ -118,6 +120,6 @@ async def _cancel_when(stop: asyncio.Event, lane: ChildLane) -> None:
 
 
 def _retrieve_exception(task: asyncio.Task[dict[str, int]]) -> None:
-    """Nobody waits for it any more; its exception is no news."""
+    """Retrieve the exception of a task that is not awaited, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()

@@ -1,7 +1,7 @@
-"""The simulated QPU's own record: one line of JSON for whatever happened to a job, and the counts of it.
+"""The journal of the simulated QPU: one line of JSON for each event of a job, and counts of the events.
 
-It is the outside witness of tests that kill things: no part of the queue writes it. Times ``t`` are of the host's
-monotonic clock, in seconds, so that they compare with those of other processes.
+Tests that kill processes use it as independent evidence, because no part of the queue writes it. The times ``t`` are
+seconds of the host's monotonic clock, so they can be compared with those of other processes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tweezer.model.errors import TweezerError
 
 
 class JournalEvent(StrEnum):
-    """What a line tells of.
+    """The kinds of lines.
 
-    open: the simulator started. reset: it forgot everything. sequence: the text behind a digest, once. submit: a job
-    was accepted. begin, end: of its execution. cancel: somebody asked, or a new submit displaced it (``displaced_by``).
-    cut: the answer to an accepted submit or cancel was lost on purpose.
+    open: The simulator started. reset: It deleted all jobs. sequence: The text of a digest, once. submit: A job was
+    accepted. begin, end: A job began or ended to run. cancel: A client cancelled a job, or a new submit displaced it
+    (``displaced_by``). cut: The connection was cut on purpose before the answer to an accepted submit or cancel.
     """
 
     OPEN = "open"
@@ -38,8 +38,12 @@ class JournalEvent(StrEnum):
 
 
 class JournalEntry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """One line. job: its ``pasqman_job_id``. by: who asked, as they presented themselves. late: a cancel that changed
-    nothing. reason: why a job ended in ``ERROR``."""
+    """One line.
+
+    job: The job's ``pasqman_job_id``. by: The client's ``User-Agent``, or its address. late: The cancel changed
+    nothing.
+    reason: Why the job ended in ``ERROR``.
+    """
 
     event: JournalEvent
     t: float
@@ -60,11 +64,12 @@ class JournalEntry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
 
 
 class Tally(msgspec.Struct):
-    """What happened to the job of one ``pasqman_job_id``.
+    """The events of the job with one ``pasqman_job_id``.
 
-    uids: of its submits. cancels: asked for; late_cancels: those of them that changed nothing. displaced: ended by
-    another submit. lost_replies: answers cut on purpose. ended: how often each status was its end. asked_by: who sent
-    a submit or a cancel, in turn.
+    uids: The uids of its submits. cancels: Requested cancels. late_cancels: Those that changed nothing. displaced: How
+    often another submit ended it. lost_replies: Answers cut on purpose. ended: Status → how often the job ended with
+    it.
+    asked_by: The clients of its submits and cancels, in order.
     """
 
     submits: int = 0
@@ -100,21 +105,21 @@ class Tally(msgspec.Struct):
 
 
 class Journal:
-    """Writes lines, each with one write to a file that is open for appending, and counts them.
+    """Appends lines to a file, each with one write, and counts them.
 
-    path: None keeps the counts only. ``past`` is what the file held, since its last reset.
+    path: The file; None: only the counts are kept. past: The lines that the file already had, since its last reset.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """Raises TweezerError when the file holds something else, OSError when it cannot be written."""
+        """Raises TweezerError if the file is not a journal, OSError if it cannot be written."""
         self.past = [] if path is None or not path.exists() else since_reset(read_journal(path))
         self.tallies = tally(self.past)
         self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._encoder = msgspec.json.Encoder()
 
-    def write(self, event: JournalEvent, **told: Any) -> str:
+    def write(self, event: JournalEvent, **fields: Any) -> str:
         """Write an entry and return its time."""
-        line = JournalEntry(event=event, t=time.monotonic(), at=datetime.now(UTC).isoformat(), **told)
+        line = JournalEntry(event=event, t=time.monotonic(), at=datetime.now(UTC).isoformat(), **fields)
         if event is JournalEvent.RESET:
             self.tallies.clear()
         tally([line], self.tallies)
@@ -129,19 +134,21 @@ class Journal:
 
 
 def read_journal(path: Path) -> list[JournalEntry]:
-    """Return all lines of a file; one that is not whole, because its writer was killed, is left out if it is the last.
+    """Return all lines of a file. An incomplete last line, whose writer was killed, is ignored.
 
-    Raises TweezerError for what is no journal.
+    Raises TweezerError if the file is not a journal.
     """
     *whole, _ = path.read_bytes().split(b"\n")
     try:
         return [msgspec.json.decode(line, type=JournalEntry) for line in whole]
     except msgspec.DecodeError as error:
-        raise TweezerError(f"journal: {path} is no journal of tweezer qpu-sim: {error}; name another file") from error
+        raise TweezerError(
+            f"journal: {path} is not a journal of tweezer qpu-sim ({error}); choose another file"
+        ) from error
 
 
 def tally(lines: Iterable[JournalEntry], counted: dict[str, Tally] | None = None) -> dict[str, Tally]:
-    """Count the entries of each ``pasqman_job_id``, on top of what was counted before."""
+    """Count the entries of each ``pasqman_job_id``, and add them to earlier counts."""
     tallies = {} if counted is None else counted
     for line in lines:
         if line.job is not None:

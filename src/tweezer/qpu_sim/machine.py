@@ -1,4 +1,4 @@
-"""The simulated QPU behind its API: one job at a time, and a new submit cancels the one that runs."""
+"""The simulated QPU behind the API. It runs one job at a time, and a new submit cancels the running job."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tweezer.model.errors import InvalidInput
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.sequence import read_sequence
 from tweezer.model.specs import DeviceSpecs
-from tweezer.qpu_sim.counters import CannotRun, Counters, part
+from tweezer.qpu_sim.counters import CannotRun, Counters, take_part
 from tweezer.qpu_sim.journal import Journal, JournalEntry, JournalEvent
 from tweezer.qpu_sim.misbehaviours import Misbehaviours
 
 _FAILS_AT = 0.5
-"""How far a job comes that fails."""
+"""The progress at which a job that fails ends."""
 
 
 class SubmitRequest(msgspec.Struct, frozen=True):
@@ -41,8 +41,11 @@ class SubmitRequest(msgspec.Struct, frozen=True):
 
 
 class SimulatedJob(msgspec.Struct):
-    """A job of the machine. digest: of its sequence. measured: all its bitstrings, once they are known; counter: those
-    of the runs that were made when it ended."""
+    """A job of the machine.
+
+    digest: SHA-256 of its sequence. measured: All its bitstrings, as soon as they are computed. counter: The bitstrings
+    of the runs that were made before it ended.
+    """
 
     uid: int
     asked: SubmitRequest
@@ -59,34 +62,37 @@ class SimulatedJob(msgspec.Struct):
 
     @property
     def runs_made(self) -> int:
-        """How many runs were made by now."""
+        """The number of runs made so far."""
         if self.status is not JobStatus.RUNNING or self.measured is None or self.lasts_s <= 0:
             return 0
         return min(int(self.asked.nb_run * (time.monotonic() - self.began_s) / self.lasts_s), self.asked.nb_run)
 
-    def so_far(self) -> dict[str, int] | None:
-        """Return what was measured by now; None for nothing."""
+    def get_counter(self) -> dict[str, int] | None:
+        """Return the bitstrings measured so far; None if there are none."""
         if self.counter is None and (made := self.runs_made) and self.measured is not None:
-            return part(self.measured, made, self.uid)
+            return take_part(self.measured, made, self.uid)
         return self.counter
 
 
 class NotAccepted(Exception):
-    """A request that is refused, for this reason."""
+    """A request is refused, for this reason."""
 
 
 class NotCancellable(Exception):
-    """A cancel that comes too late. Its text is the status of the job's program."""
+    """A cancel is too late. The text is the status of the job's program."""
 
 
 class SimulatedQpu:
-    """Jobs, in memory and in the journal, from which a new simulator takes them over; what ran then ends in ERROR."""
+    """A simulated QPU. Its jobs are in memory and in the journal.
+
+    A new simulator reads its predecessor's jobs from the journal; a job that was running then ends in ERROR.
+    """
 
     def __init__(self, specs: DeviceSpecs, counters: Counters, journal: Journal, misbehaviours: Misbehaviours) -> None:
         self.specs = specs
         self.misbehaviours = misbehaviours
         self.forced: Operational | None = None
-        """What somebody says it is; None leaves it to the windows."""
+        """A status set by ``/sim/status``; None: the ``down`` windows decide."""
         self.journal = journal
         self._counters = counters
         self._started_s = time.monotonic()
@@ -99,7 +105,7 @@ class SimulatedQpu:
         self._restore(journal.past)
         for job in self._jobs.values():
             if not job.status.terminal:
-                self._end(job, JobStatus.ERROR, "the machine was started anew while it ran")
+                self._end(job, JobStatus.ERROR, "the machine was restarted while the job ran")
 
     @property
     def operational(self) -> Operational:
@@ -139,11 +145,11 @@ class SimulatedQpu:
         late = job.status.terminal or self.misbehaviours.happens(self.misbehaviours.late_cancels, "late", job.uid)
         self._write(JournalEvent.CANCEL, job, by=by, late=late)
         if late:
-            raise NotCancellable(program_status(job))
+            raise NotCancellable(get_program_status(job))
         self._stop(job)
 
     async def reset(self) -> None:
-        """Forget all jobs and counts."""
+        """Delete all jobs and counts."""
         await self._halt()
         self._jobs.clear()
         self._sequences.clear()
@@ -158,7 +164,7 @@ class SimulatedQpu:
         self.journal.close()
 
     async def _execute(self, job: SimulatedJob) -> None:
-        await asyncio.sleep(0)  # it is PENDING for whoever submitted it
+        await asyncio.sleep(0)  # the answer to the submit shows it as PENDING
         job.status, job.began_s = JobStatus.RUNNING, time.monotonic()
         job.started = self._write(JournalEvent.BEGIN, job)
         misbehaviours, uid = self.misbehaviours, job.uid
@@ -177,12 +183,12 @@ class SimulatedQpu:
             left_s = lasts_s * (_FAILS_AT if fails else 1.0) - (time.monotonic() - job.began_s)
             await asyncio.sleep(max(left_s, 0.0))
         if fails:
-            self._end(job, JobStatus.ERROR, "it failed, as such machines do")
+            self._end(job, JobStatus.ERROR, "the job failed (simulated)")
         else:
             self._end(job, JobStatus.DONE)
 
     def _stop(self, job: SimulatedJob) -> None:
-        """Stop the execution of a job that has not ended; what it measured so far is kept."""
+        """Stop a job that has not ended. The bitstrings measured so far are kept."""
         running, self._running = self._running, None
         if running is not None:
             running.cancel()
@@ -191,7 +197,7 @@ class SimulatedQpu:
         self._end(job, JobStatus.CANCELED)
 
     def _end(self, job: SimulatedJob, status: JobStatus, reason: str | None = None) -> None:
-        job.counter = job.measured if status is JobStatus.DONE else job.so_far()
+        job.counter = job.measured if status is JobStatus.DONE else job.get_counter()
         job.status, job.measured = status, None
         if self._current is job:
             self._current = None
@@ -203,10 +209,10 @@ class SimulatedQpu:
         await end_tasks(*tasks)
 
     def _check(self, asked: SubmitRequest) -> tuple[str, int]:
-        """Return the digest and the number of qubits of a sequence that the machine can run. Raises NotAccepted."""
+        """Return the digest and number of qubits of a sequence. Raises NotAccepted if the machine cannot run it."""
         limits = self.specs
         if not 1 <= asked.nb_run <= (limits.max_runs or asked.nb_run):
-            raise NotAccepted(f"nb_run: must be between 1 and {limits.max_runs}, not {asked.nb_run}")
+            raise NotAccepted(f"nb_run: must be between 1 and {limits.max_runs} (got {asked.nb_run})")
         digest = hashlib.sha256(asked.pulser_sequence.encode(errors="replace")).hexdigest()
         known = self._sequences.get(digest)
         if known is not None:
@@ -216,15 +222,15 @@ class SimulatedQpu:
         except InvalidInput as error:
             raise NotAccepted(f"pulser_sequence: {error.problem}") from error
         if header.needs_build:
-            raise NotAccepted("pulser_sequence: must be built, without variables and with a register")
+            raise NotAccepted("pulser_sequence: must be built: it must have no variables and a concrete register")
         if limits.max_atom_num is not None and header.qubits > limits.max_atom_num:
-            raise NotAccepted(f"pulser_sequence: has {header.qubits} atoms; the device takes {limits.max_atom_num}")
+            raise NotAccepted(f"pulser_sequence: must have at most {limits.max_atom_num} atoms (got {header.qubits})")
         self._sequences[digest] = asked.pulser_sequence, header.qubits
         self.journal.write(JournalEvent.SEQUENCE, sequence=digest, text=asked.pulser_sequence)
         return digest, header.qubits
 
     def _restore(self, entries: list[JournalEntry]) -> None:
-        """Take over the jobs and sequences of a former simulator's journal."""
+        """Restore the jobs and sequences from the journal of an earlier simulator."""
         for entry in entries:
             match entry.event:
                 case JournalEvent.SEQUENCE if entry.sequence is not None and entry.text is not None:
@@ -242,19 +248,19 @@ class SimulatedQpu:
                 case _:
                     pass
 
-    def _write(self, event: JournalEvent, job: SimulatedJob, **told: Any) -> str:
-        return self.journal.write(event, uid=job.uid, job=job.asked.job, **told)
+    def _write(self, event: JournalEvent, job: SimulatedJob, **fields: Any) -> str:
+        return self.journal.write(event, uid=job.uid, job=job.asked.job, **fields)
 
 
-def program_status(job: SimulatedJob) -> str:
-    """Return the word for the program behind a job."""
+def get_program_status(job: SimulatedJob) -> str:
+    """Return the status of the program behind a job."""
     words: dict[JobStatus, str] = {JobStatus.PENDING: "CREATED", JobStatus.ERROR: "DONE"}
     return words.get(job.status, job.status.value)
 
 
-def wire(job: SimulatedJob) -> dict[str, Any]:
-    """Return the job as the API shows it."""
-    asked, counter = job.asked, job.so_far()
+def to_wire(job: SimulatedJob) -> dict[str, Any]:
+    """Return the job as the API represents it."""
+    asked, counter = job.asked, job.get_counter()
     running = job.status is JobStatus.RUNNING
     return {
         "uid": job.uid,

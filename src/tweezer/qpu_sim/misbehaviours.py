@@ -1,4 +1,4 @@
-"""What a simulated QPU does to its users, on request. A seed makes it do the same again."""
+"""Misbehaviours of a simulated QPU. With the same seed it misbehaves in the same way."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _AtLeast0 = Annotated[float, Meta(ge=0)]
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """How long something takes: uniform from ``low_s`` to ``high_s``, or exponential with a mean."""
+    """A random duration: uniform from ``low_s`` to ``high_s``, or exponential with the mean ``mean_s``."""
 
     low_s: float = 0.0
     high_s: float = 0.0
@@ -28,16 +28,17 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class Misbehaviours(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The misbehaviours, all off.
+    """The misbehaviours. All are off by default.
 
-    job_seconds: how long jobs run, as :func:`read_spread` has it; shot_seconds is added for each run; time_scale
-    multiplies both. answer_seconds: how long answers take, after what was asked is done. down: from when to when the
-    machine is ``DOWN``, in seconds after its start. The rest are probabilities:
+    job_seconds: How long jobs run, see :func:`read_spread`. shot_seconds: Added for each run. time_scale: Multiplies
+    both.
+    answer_seconds: How long answers are delayed after the request was executed. down: When the machine is ``DOWN``:
+    pairs of begin and end, in seconds after its start. All others are probabilities:
 
     * of a job: fail (it ends in ``ERROR``), hang (it runs until it is cancelled), late_cancels (a cancel is refused
-      with 3003, and it goes on);
-    * of a submit or cancel: lose_replies (done, but the connection is cut before the answer), submit_errors (500, and
-      nothing was done), turn_away (a proxy's page with 404, and nothing was done);
+      with 3003, and the job continues);
+    * of a submit or cancel: lose_replies (it is executed, but the connection is cut before the answer), submit_errors
+      (500, not executed), turn_away (404 with a page as from a proxy, not executed);
     * of a read: read_errors (500).
     """
 
@@ -60,22 +61,22 @@ class Misbehaviours(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         read_spread(self.answer_seconds, "answer_seconds")
 
     def happens(self, probability: float, kind: str, number: int) -> bool:
-        """Return whether it happens to the request or job of this number; for equal seeds the answer is the same."""
+        """Return whether a misbehaviour affects the request or job with this number. It depends only on the seed."""
         return probability > 0 and self._chance(kind, number).random() < probability
 
     def lasts_s(self, runs: int, uid: int) -> float:
-        """Return how long a job runs."""
+        """Return for how many seconds a job runs."""
         own_s = read_spread(self.job_seconds, "job_seconds").draw_s(self._chance("job", uid))
         return self.time_scale * (own_s + runs * self.shot_seconds)
 
     def answers_in_s(self, number: int) -> float:
-        """Return how long the answer to a request takes."""
+        """Return by how many seconds the answer to a request is delayed."""
         if self.answer_seconds == "0":
             return 0.0
         return read_spread(self.answer_seconds, "answer_seconds").draw_s(self._chance("answer", number))
 
     def is_down(self, after_s: float) -> bool:
-        """Return whether a window says so, so long after the start."""
+        """Return whether the machine is in a ``down`` window this many seconds after its start."""
         return any(begin <= after_s < end for begin, end in self.down)
 
     def _chance(self, kind: str, number: int) -> random.Random:
@@ -84,7 +85,7 @@ class Misbehaviours(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 @functools.lru_cache(maxsize=64)
 def read_spread(text: str, field: str) -> Spread:
-    """``2`` (seconds), ``0.5:3`` (uniform), ``exp:1.5`` (exponential, by its mean). Raises InvalidInput."""
+    """Parse ``2`` (seconds), ``0.5:3`` (uniform) or ``exp:1.5`` (exponential, by its mean). Raises InvalidInput."""
     first, _, second = text.partition(":")
     try:
         if first == "exp" and 0 < float(second) < math.inf:
@@ -93,16 +94,16 @@ def read_spread(text: str, field: str) -> Spread:
             return Spread(float(first), float(second or first))
     except ValueError:
         pass
-    raise InvalidInput(field, f"{text!r} is no time; give seconds (2), a range (0.5:3) or a mean (exp:1.5)")
+    raise InvalidInput(field, f"{text!r} is not a duration; give seconds (2), a range (0.5:3) or a mean (exp:1.5)")
 
 
 def read_window(text: str, field: str = "down") -> tuple[float, float]:
-    """``10:20``, from when to when. Raises InvalidInput."""
+    """Parse a window such as ``10:20``, in seconds after the start. Raises InvalidInput."""
     begin, _, end = text.partition(":")
     try:
         window = float(begin), float(end or "inf")
     except ValueError:
         window = 1.0, 0.0
     if not 0 <= window[0] < window[1]:
-        raise InvalidInput(field, f"{text!r} is no window; give seconds after the start, from and to, as in 10:20")
+        raise InvalidInput(field, f"{text!r} is not a window; give begin and end in seconds after the start (10:20)")
     return window

@@ -1,4 +1,4 @@
-"""The process of a simulated QPU: from options to a server that runs until it is told to stop."""
+"""The process of a simulated QPU: a server that runs until SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -30,9 +30,13 @@ _GRACE_S = 1.0
 
 
 class QpuSimOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a simulated QPU is like. specs: None is a device like Pulser's ``AnalogDevice``. fake: counters are made up
-    instead of emulated. journal: None keeps no record, and jobs end with the process. client: who must show tokens;
-    None asks for none. tls: certificate and key, PEM files."""
+    """Options of a simulated QPU.
+
+    specs: The device's specs; None: a device like Pulser's ``AnalogDevice``. fake: Counters are random instead of
+    emulated.
+    journal: The file; None: jobs end with the process. client: The client that needs tokens; None: no token is needed.
+    tls: Certificate and key, PEM files.
+    """
 
     host: str = "127.0.0.1"
     port: int = 4300
@@ -45,13 +49,13 @@ class QpuSimOptions(msgspec.Struct, frozen=True, kw_only=True):
     misbehaviours: Misbehaviours = Misbehaviours()
 
 
-def run_qpu_sim(options: QpuSimOptions, say: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM. Call it in the main thread. ``say`` is told the URL once it is listened on.
+def run_qpu_sim(options: QpuSimOptions, show: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM. Must be called in the main thread. ``show`` is called with the URL at the start.
 
-    Raises InvalidInput for an option that cannot be used, TweezerError for a journal that is none.
+    Raises InvalidInput for an invalid option, TweezerError for a file that is not a journal.
     """
-    specs = device_specs(options.specs)
-    tls = _tls(options.tls)
+    specs = load_device_specs(options.specs)
+    tls = _load_certificate(options.tls)
     with _listen(options.host, options.port) as listener:
         journal = Journal(options.journal)
         host, port = listener.getsockname()[:2]
@@ -62,7 +66,7 @@ def run_qpu_sim(options: QpuSimOptions, say: Callable[[str], None]) -> None:
             counters: Counters = MadeUp(seed) if options.fake else Emulated(seed, lanes)
             machine = SimulatedQpu(specs, counters, journal, options.misbehaviours)
             log.info("qpu_sim.listening", url=url, device=specs.name)
-            say(url)
+            show(url)
             return Api(machine, TokenIssuer(options.client)).application()
 
         web.run_app(
@@ -76,8 +80,8 @@ def run_qpu_sim(options: QpuSimOptions, say: Callable[[str], None]) -> None:
         )
 
 
-def device_specs(path: Path | None) -> DeviceSpecs:
-    """Return the specs in a file, or those of the device that is there without one. Raises InvalidInput."""
+def load_device_specs(path: Path | None) -> DeviceSpecs:
+    """Return the specs in a file, or the built-in ones. Raises InvalidInput."""
     try:
         file = resources.files("tweezer.qpu_sim") / "device.json" if path is None else path
         return read_specs(file.read_text(encoding="utf-8-sig"), field="device_specs")
@@ -90,17 +94,19 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise InvalidInput("port", f"{host} port {port} cannot be listened on: {error.strerror}") from error
+        raise InvalidInput("port", f"cannot listen on {host} port {port}: {error.strerror}") from error
 
 
-def _tls(files: tuple[Path, Path] | None) -> ssl.SSLContext | None:
+def _load_certificate(files: tuple[Path, Path] | None) -> ssl.SSLContext | None:
     if files is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(*files)
     except (OSError, ssl.SSLError) as error:
-        raise InvalidInput("tls_cert", f"{files[0]} and {files[1]} cannot be used: {error}") from error
+        raise InvalidInput(
+            "tls_cert", f"{files[0]} and {files[1]} are not a usable certificate and key: {error}"
+        ) from error
     return context
 
 

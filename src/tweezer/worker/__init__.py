@@ -1,1 +1,1 @@
-"""A worker: takes tickets, executes their jobs on lanes, and settles them"""
+"""The worker: takes tickets, runs their jobs on lanes, and settles them."""

@@ -1,4 +1,4 @@
-"""The numbers that a worker goes by."""
+"""The configuration of a worker."""
 
 from __future__ import annotations
 
@@ -12,17 +12,24 @@ _DEFAULTS = WorkerSettings()
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
-    """Times in seconds.
+    """The configuration of a worker. Times are in seconds.
 
-    lease_s: how long a ticket stays a silent worker's. beat_s: between heartbeats; a worker is gone after
-    three. drain_s: how long running jobs may go on after SIGTERM. bell_s: longest wait for the doorbell.
-    turn_s: a turn shorter than this doubles the jobs claimed at once, up to ``claim_max``; a longer one
-    settles what is ready. failures_max: failures of a ticket's body in a row that end its batch.
-    max_backlog: pending jobs of the device above which submits are refused (0: no limit). full_at:
-    fraction of Redis' maxmemory above which submits are refused. results_s: before a result is tried again that the
-    results folder did not take: somebody has to make room there. job_backoff: before a job is retried after a
-    transient failure, where its adapter does not say; ticket_backoff: after a failure of a ticket's body;
-    redis_backoff: while Redis does not answer. store: what the worker publishes for the scripts.
+    Attributes:
+        lease_s: How long the ticket of a silent worker stays reserved.
+        beat_s: Time between heartbeats. A worker counts as gone after three missed ones.
+        drain_s: How long running jobs may continue after SIGTERM.
+        bell_s: Longest wait for the doorbell.
+        turn_s: A turn shorter than this doubles the number of jobs claimed at once; a longer one settles the finished
+            jobs.
+        claim_max: Largest number of jobs claimed at once.
+        failures_max: How many consecutive failures of its tickets end a batch.
+        max_backlog: Number of the device's pending jobs above which submits are refused; 0: no limit.
+        full_at: Fraction of Redis' maxmemory above which submits are refused.
+        results_s: Time before another attempt to store a result for which the results folder has no room.
+        job_backoff: Pause before a job is retried after a transient failure, unless its adapter specifies one.
+        ticket_backoff: Pause after a failure of a ticket.
+        redis_backoff: Pause between attempts while Redis does not answer.
+        store: The configuration that the worker publishes for the scripts.
     """
 
     lease_s: float = _DEFAULTS.lease_s

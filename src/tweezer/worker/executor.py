@@ -1,4 +1,4 @@
-"""Drives a batch: one lane, one ticket, from its grant to its end."""
+"""Runs the jobs of one ticket on one lane, from its grant to its end."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ _END_OF_TURN = {
 }
 
 
-_WORTH_ANOTHER_TRY = frozenset({FaultKind.TRANSIENT, FaultKind.CRASH, FaultKind.INTERNAL})
-"""Why a batch could not be prepared this time; for the other kinds it never can."""
+_RETRIED_KINDS = frozenset({FaultKind.TRANSIENT, FaultKind.CRASH, FaultKind.INTERNAL})
+"""The kinds of failures after which preparing a batch is tried again."""
 
 
 class Executor:
@@ -72,15 +72,15 @@ class Executor:
         self._draining = draining
 
     async def execute(self, grant: Grant, lane: Lane) -> TicketEnd:
-        """Prepare the batch, run its jobs turn by turn, and leave the ticket to Redis again.
+        """Prepare the batch and run its jobs turn by turn.
 
-        Whatever happens, the ticket ends by a script: retired, yielded, released, or lost to its lease.
+        In every case a script ends the work on the ticket: it is retired, yielded or released, or its lease expires.
         """
         held = HeldTicket(grant, lane)
         self._keeper.add(held)
         try:
             if grant.problem is not None:
-                raise ExecutionError(FaultKind.USER, f"its record in Redis cannot be read: {grant.problem}")
+                raise ExecutionError(FaultKind.USER, f"the batch's record in Redis cannot be read: {grant.problem}")
             await self._prepare(held)
             jobs = grant.jobs
             while True:
@@ -91,7 +91,7 @@ class Executor:
                     return _END_OF_TURN[turn.next]
                 jobs = turn.jobs
         except DeviceUnavailable as unavailable:
-            log.warning("machine.away", reason=str(unavailable))
+            log.warning("machine.unavailable", reason=str(unavailable))
             await self._report_unavailable(grant, unavailable)
             await self._give_back(grant)
             return TicketEnd.DRAINED
@@ -102,13 +102,16 @@ class Executor:
             return TicketEnd.DRAINED
         except Exception as error:
             log.exception("ticket.failed", error=str(error))
-            fault = Fault("internal", f"Tweezer failed to run the batch: {type(error).__name__}: {error}")
+            fault = Fault(
+                "internal",
+                f"internal error: {type(error).__name__}: {error}; this is a bug in Tweezer, report it",
+            )
             return await self._release(held, fault)
         finally:
             self._keeper.remove(held)
 
     async def _prepare(self, held: HeldTicket) -> None:
-        """Prepare the batch. Its project is charged for the time with the next call, also if it fails."""
+        """Prepare the batch. The next call charges the time to its project, even if the preparation fails."""
         began = time.monotonic()
         try:
             await held.lane.prepare(BatchWork(held.grant.batch_id, held.grant.doc))
@@ -124,18 +127,18 @@ class Executor:
             settlements.append(settlement := await self._pack(held, job, await self._run(held, job)))
             size += settlement.size
             full = size + self._results.inline_max >= MAX_SETTLE_BYTES
-            if full or self._leaving() or time.monotonic() - began >= self._config.turn_s:
+            if full or self._is_leaving() or time.monotonic() - began >= self._config.turn_s:
                 break
         used_s = time.monotonic() - began
         return await self._settle(held, settlements, want=self._want(len(jobs), used_s), used_s=used_s)
 
     async def _wait_for_jobs(self, held: HeldTicket) -> SettleResult:
-        """Wait for jobs of an open batch that holds the device: ask again when it is called, and each second."""
+        """Wait for jobs of an open batch that holds the device: until the batch's bell rings, or ``bell_s``."""
         await self._ask(
             lambda: self._tickets.wait_for_call(held.grant.batch_id, wait_s=self._config.bell_s),
             "waiting for jobs",
         )
-        return await self._settle(held, (), want=0 if self._leaving() else 1, used_s=0.0)
+        return await self._settle(held, (), want=0 if self._is_leaving() else 1, used_s=0.0)
 
     async def _settle(
         self, held: HeldTicket, settlements: Sequence[Settlement], *, want: int, used_s: float
@@ -158,7 +161,7 @@ class Executor:
         return turn
 
     async def _discard(self, settlements: Sequence[Settlement]) -> None:
-        """Remove the files of results for which the quota of their project has no room."""
+        """Remove the files of results that exceed the quota of their project."""
         log.warning("results.over_quota", jobs=[s.index for s in settlements])
         for settlement in settlements:
             try:
@@ -166,12 +169,12 @@ class Executor:
             except ResultUnavailable as error:
                 log.warning("result.not_removed", error=error.message)
 
-    def _leaving(self) -> bool:
+    def _is_leaving(self) -> bool:
         return self._draining() or is_cancelled()
 
     def _want(self, held: int, used_s: float) -> int:
-        """Return how many jobs to claim next: twice as many while turns are short, one when they are long."""
-        if self._leaving():
+        """Return how many jobs to claim next: twice as many after a short turn, one after a long turn."""
+        if self._is_leaving():
             return 0
         if used_s >= self._config.turn_s:
             return 1
@@ -179,7 +182,7 @@ class Executor:
 
     async def _run(self, held: HeldTicket, job: HeldJob) -> Outcome:
         stop = held.must_stop(job.index) or job.cancel_requested
-        if held.lost or (stop and held.remote is None):  # if lost, what is said is of no interest
+        if held.lost or (stop and held.remote is None):  # the outcome of a lost ticket is ignored
             return Outcome(OutcomeKind.CANCELED, began=False)
         if job.problem is not None:
             fault = Fault("unreadable", f"the job's record in Redis cannot be read: {job.problem}")
@@ -193,7 +196,7 @@ class Executor:
                 outcome = await held.remote.run_remotely(work, held.report, self._guard(held, job.index), cancel=stop)
             else:
                 outcome = await held.lane.run(work, held.report)
-                if outcome.cause is FaultKind.TIMEOUT and not held.lost:  # it was asked to stop, as by a cancel
+                if outcome.cause is FaultKind.TIMEOUT and not held.lost:  # it was stopped, as by a cancel
                     await self._guard(held, job.index).note_timeout()
         finally:
             held.end(job.index)
@@ -214,8 +217,11 @@ class Executor:
         return TicketSubmitGuard(self._remote, self._tickets, held, index, self._config)
 
     async def _pack(self, held: HeldTicket, job: HeldJob, outcome: Outcome) -> Settlement:
-        """Return the outcome for settle. A result that the results folder does not take asks for another attempt; one
-        of a machine, which runs no job twice, waits until it does."""
+        """Convert an outcome for ``settle``.
+
+        If the results folder cannot store the result, the job is retried; a machine's job must not run twice, so its
+        result is kept until it can be stored.
+        """
         grant = held.grant
         if outcome.result is None:
             return Settlement.of(job.index, outcome)
@@ -224,7 +230,7 @@ class Executor:
                 job.index, outcome, await self._results.pack(grant.batch_id, job.index, outcome.result)
             )
         except ResultUnavailable as error:
-            log.warning("result.not_kept", job=str(job_id(grant.batch_id, job.index)), error=error.message)
+            log.warning("result.not_stored", job=str(job_id(grant.batch_id, job.index)), error=error.message)
             if held.remote is not None and not held.lost:
                 await asyncio.sleep(self._config.results_s)
                 return await self._pack(held, job, outcome)
@@ -242,7 +248,7 @@ class Executor:
     async def _prepare_failed(self, held: HeldTicket, error: ExecutionError) -> TicketEnd:
         grant = held.grant
         fault = Fault(error.code, error.problem, error.field)
-        if error.kind in _WORTH_ANOTHER_TRY:
+        if error.kind in _RETRIED_KINDS:
             return await self._release(held, fault, is_crash=error.kind is FaultKind.CRASH)
         log.warning("batch.cannot_run", fault=str(fault))
         await self._ask(
@@ -269,17 +275,17 @@ class Executor:
         return TicketEnd.BATCH_FAILED if doomed else TicketEnd.RELEASED
 
     async def _report_unavailable(self, grant: Grant, unavailable: DeviceUnavailable) -> None:
-        """The machine is down until it is asked again and says otherwise: else the ticket would come right back."""
+        """Record that the machine is down until the next probe; otherwise the ticket would be granted again at once."""
         try:
             await self._devices.set_condition(grant.doc.device, "down", str(unavailable))
         except TweezerError as error:
-            log.warning("machine.not_told_away", error=error.message)
+            log.warning("machine.down_not_reported", error=error.message)
 
     async def _ask(self, call: Callable[[], Awaitable[T]], what: str) -> T:
         return await until_answered(call, self._config.redis_backoff, what)
 
     async def _give_back(self, grant: Grant) -> None:
-        """Drains: one try, for the worker is going; a lease that stays behind expires."""
+        """Give the ticket back, in one attempt because the worker is stopping. Otherwise its lease expires."""
         try:
             await self._tickets.drain(grant.ticket, grant.token)
         except Unavailable as error:

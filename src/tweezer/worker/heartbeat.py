@@ -1,4 +1,4 @@
-"""What a worker does besides running jobs: its heartbeat, sweeps, Redis' memory, and the condition of its machine."""
+"""A worker's background duties: its heartbeat, sweeps, the check of Redis' memory, and probes of its machine."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tweezer.model.specs import DeviceSpecs
 from tweezer.store.connection import Store
 from tweezer.worker.config import WorkerConfig
 
-_PATIENT = Backoff(base_s=1.0, cap_s=30.0)
+_BACKOFF = Backoff(base_s=1.0, cap_s=30.0)
 
 log = structlog.get_logger(__name__)
 
 SWEEP_S = 1.0
-"""How often each process that sweeps does so."""
+"""Seconds between two sweeps of a process."""
 
 
 class Presence:
-    """The heartbeat of a worker, by which its device's lanes are counted."""
+    """The heartbeat of a worker, which also reports its lanes."""
 
     def __init__(
         self,
@@ -64,12 +64,12 @@ class Presence:
         }
 
     async def announce(self) -> None:
-        """Store the device's specs, before anything else of it. Raises InvalidInput when they name another device."""
+        """Store the device's specs, before anything else about it. Raises InvalidInput if another has their name."""
         if self.specs is not None:
             await self._devices.announce(self._device, self._about_device, self.specs)
 
     async def beat(self, *, lanes: int, busy: int, draining: bool, jail: str) -> str:
-        """Send a heartbeat, and announce the device again if Redis lost its specs; return why it is paused, or ''."""
+        """Send a heartbeat. Announce the device again if Redis lost its specs. Return why it is paused, or ''."""
         about = {**self._about_worker, "lanes": lanes, "busy": busy, "draining": int(draining), "jail": jail}
         beat = await self._tickets.heartbeat(
             self._worker,
@@ -87,7 +87,7 @@ class Presence:
 
 
 class Sweeper:
-    """Sees to what time brings about, and whether Redis is full. Any number of processes may do this."""
+    """Sweeps, and checks whether Redis is full. Any number of processes may sweep."""
 
     def __init__(self, store: Store, config: WorkerConfig) -> None:
         self._store = store
@@ -110,7 +110,7 @@ class Sweeper:
 
 
 class MachineProbe:
-    """Reports the condition of a machine to the store, and its specs to clients."""
+    """Reads a machine's condition and specs, and writes them to the store."""
 
     def __init__(self, store: Store, device: str, machine: MachineAdapter, presence: Presence) -> None:
         self._store = store
@@ -120,7 +120,7 @@ class MachineProbe:
         self._reported: MachineState | None = None
 
     async def handshake(self) -> None:
-        """Wait for the machine's specs, unless they are given. Raises InvalidInput if Pulser cannot read them."""
+        """Wait for the machine's specs, unless a file has them. Raises InvalidInput if Pulser cannot read them."""
         tries = 0
         while self._presence.specs is None:
             try:
@@ -132,14 +132,14 @@ class MachineProbe:
                 self._presence.specs = await asyncio.to_thread(check_specs, text, field="specs of the machine")
 
     async def wait(self, why: str, tries: int) -> None:
-        """Wait before the machine is asked again; meanwhile its condition is shown as unknown."""
-        log.warning("machine.not_met", error=why, tries=tries)
-        with contextlib.suppress(NotFound, Unavailable):  # one that was never announced is shown nowhere yet
+        """Wait before the next attempt. Meanwhile the machine's condition is unknown."""
+        log.warning("machine.handshake_failed", error=why, tries=tries)
+        with contextlib.suppress(NotFound, Unavailable):  # a device that was never announced has no condition yet
             await self._store.devices.set_condition(self._device, MachineState.UNKNOWN.value, why)
-        await asyncio.sleep(_PATIENT.delay_s(tries))
+        await asyncio.sleep(_BACKOFF.delay_s(tries))
 
     async def probe(self) -> None:
-        """Ask for the machine's condition, and pass it on: nothing is handed out while it is down."""
+        """Read the machine's condition and record it. No job is granted while it is down."""
         condition = await self._machine.probe()
         try:
             await self._store.devices.set_condition(self._device, condition.state.value, condition.reason)

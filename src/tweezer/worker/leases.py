@@ -21,7 +21,7 @@ _TICK_S = 1.0
 
 
 class HeldTicket:
-    """A ticket that this worker holds: which job runs, its unreported progress, and which jobs have to stop."""
+    """A ticket that this worker holds: the running job, its unreported progress, and the jobs that must stop."""
 
     def __init__(self, grant: Grant, lane: Lane) -> None:
         self.grant = grant
@@ -29,7 +29,7 @@ class HeldTicket:
         self.remote = lane if isinstance(lane, RemoteLane) else None
         self.lost = False
         self.unpaid_s = 0.0
-        """Lane time that preparing took and that the project has not been charged yet."""
+        """Seconds of preparation that the project has not been charged for yet."""
         self.renewed = grant.taken_at
         self._running: int | None = None
         self._stop: set[int] = set()
@@ -37,12 +37,12 @@ class HeldTicket:
         self._stopping: asyncio.Task[None] | None = None
 
     def begin(self, index: int) -> None:
-        """The lane turns to this job."""
+        """Note that the lane begins with this job."""
         self._running = index
         self.unreported[index] = JobProgress(index, Stage.PREPARING)
 
     def report(self, progress: Progress) -> None:
-        """How far the running job is; told with the next renewal."""
+        """Keep the running job's progress for the next renewal."""
         if self._running is not None:
             self.unreported[self._running] = JobProgress(self._running, progress.stage, progress.fraction)
 
@@ -54,13 +54,13 @@ class HeldTicket:
         return self.lost or index in self._stop
 
     def stop(self, indices: frozenset[int]) -> None:
-        """A user asked for the end of these jobs."""
+        """Stop these jobs, as a user requested."""
         self._stop |= indices
         if self._running in indices:
             self._stop_lane()
 
     def lose(self) -> None:
-        """The ticket is somebody else's: what runs is worth nothing any more."""
+        """Note that the ticket is lost and stop the running job, whose outcome would be ignored."""
         self.lost = True
         if self._running is not None:
             self._stop_lane()
@@ -70,7 +70,7 @@ class HeldTicket:
         return unreported
 
     def put_back(self, unreported: list[JobProgress]) -> None:
-        """What could not be told, unless there is something newer, or the job has ended."""
+        """Keep progress that could not be reported, unless it is outdated or the job has ended."""
         for job in unreported:
             if job.index == self._running:
                 self.unreported.setdefault(job.index, job)
@@ -89,12 +89,12 @@ def _note_failure(stopping: asyncio.Task[None]) -> None:
 
 
 class LeaseKeeper:
-    """Renews the leases of all tickets of this worker, and passes on what the answers ask for."""
+    """Renews the leases of this worker's tickets, and stops the jobs that the answers name."""
 
     def __init__(self, tickets: Tickets, config: WorkerConfig) -> None:
         self._tickets = tickets
         self._config = config
-        self._held: set[HeldTicket] = set()  # a ticket that was lost may be ours again while the first still ends
+        self._held: set[HeldTicket] = set()  # a lost ticket may be granted again while its first work still ends
 
     def add(self, held: HeldTicket) -> None:
         self._held.add(held)
@@ -103,18 +103,18 @@ class LeaseKeeper:
         self._held.discard(held)
 
     def cancel(self, request: CancelRequest) -> None:
-        """Stop running jobs of a batch, whichever of our tickets holds them."""
+        """Stop running jobs of a batch, whichever ticket of this worker holds them."""
         for held in self._held:
             if held.grant.batch_id == request.batch_id:
                 held.stop(request.indices)
 
     @property
     def tick_s(self) -> float:
-        """How often :meth:`keep` is to be called."""
+        """Seconds between two calls of :meth:`keep`."""
         return min(_TICK_S, self._config.lease_s / 5)
 
     async def keep(self) -> None:
-        """Renew the leases that are due, or have progress to report."""
+        """Renew the leases that are due, and those of jobs with unreported progress."""
         now = time.monotonic()
         due = [
             held
@@ -124,7 +124,7 @@ class LeaseKeeper:
         await asyncio.gather(*map(self._renew, due))
 
     async def catch_up(self) -> None:
-        """Renew what could not be renewed in time, before a take or a sweep of ours reclaims it from us.
+        """Renew expired leases before this worker's own take or sweep reclaims them.
 
         Raises Unavailable while Redis does not answer.
         """
@@ -137,7 +137,7 @@ class LeaseKeeper:
             await self._renew_now(held)
         except TweezerError as error:
             log.warning("lease.not_renewed", ticket=str(held.grant.ticket), error=error.message)
-        except Exception as error:  # the other leases are renewed all the same
+        except Exception as error:  # must not prevent the renewal of the other leases
             log.exception("lease.not_renewed", ticket=str(held.grant.ticket), error=str(error))
 
     async def _renew_now(self, held: HeldTicket) -> None:

@@ -1,4 +1,4 @@
-"""What the holder of a job on a machine says of its submit, as the store keeps it."""
+"""The record, in the store, of a job's submit to a machine."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _tries = itertools.count(1)
 
 
 class TicketSubmitGuard:
-    """A :class:`~tweezer.adapters.protocol.SubmitGuard` by a ticket; calls are repeated while Redis does not answer.
+    """The :class:`~tweezer.adapters.protocol.SubmitGuard` of a job of a held ticket. Calls repeat until Redis answers.
 
-    Each intent has a name of its own. A call that got no answer may be heard late: what it writes or takes back then is
-    no other intent, and one of ours that was taken back before it was there is known by its name.
+    Each intent has a unique name, because a call that got no answer may arrive late. A late call then cannot change
+    another intent, and an intent that appears after it was withdrawn is recognised by its name.
     """
 
     def __init__(self, remote: Remote, tickets: Tickets, held: HeldTicket, index: int, config: WorkerConfig) -> None:
@@ -40,12 +40,12 @@ class TicketSubmitGuard:
         self._config = config
         self._intent: Intent | None = None
         self._own: set[str] = set()
-        self._taken_back: set[str] = set()
+        self._withdrawn: set[str] = set()
 
     async def known(self) -> Intent | None:
         batch_id = self._held.grant.batch_id
         found = await self._ask(lambda: self._remote.known(batch_id, self._index), "looking for an intent")
-        if found is not None and found.name in self._taken_back:
+        if found is not None and found.name in self._withdrawn:
             await self._take_back(found.name)
             found = None
         self._intent = found
@@ -58,12 +58,12 @@ class TicketSubmitGuard:
             self._own.add(name := f"{grant.token}.{next(_tries)}")
             try:
                 intent = await self._remote.intend(grant.ticket, grant.token, self._index, name, unsent=unsent)
-                if intent is not None and not intent.is_new and intent.name in self._own | self._taken_back:
+                if intent is not None and not intent.is_new and intent.name in self._own | self._withdrawn:
                     self._own.add(intent.name)
-                    raise NotDurable("an intent was heard late")
-            except (Unavailable, NotDurable) as error:  # whether it is there, and on the disk, is not known
+                    raise NotDurable("an earlier intent arrived late")
+            except (Unavailable, NotDurable) as error:  # it is unknown whether the intent was written, and to disk
                 tries += 1
-                log.warning("intent.unsure", index=self._index, error=error.message, tries=tries)
+                log.warning("intent.unconfirmed", index=self._index, error=error.message, tries=tries)
                 await asyncio.sleep(self._config.redis_backoff.delay_s(tries))
                 await self.withdraw()
             else:
@@ -75,14 +75,15 @@ class TicketSubmitGuard:
         assert self._intent is not None
         grant, name = self._held.grant, self._intent.name
         return await self._ask(
-            lambda: self._remote.set_out(grant.ticket, grant.token, self._index, name), "setting out to submit"
+            lambda: self._remote.set_out(grant.ticket, grant.token, self._index, name), "recording a submit"
         )
 
     async def note(self, uid: str, *, named: bool | None = None) -> None:
         assert self._intent is not None
         batch_id, name = self._held.grant.batch_id, self._intent.name
         await self._ask(
-            lambda: self._remote.note(batch_id, self._index, name, uid, named=named), "noting a job of the machine"
+            lambda: self._remote.note(batch_id, self._index, name, uid, named=named),
+            "recording a machine's job id",
         )
 
     async def mark(self) -> Mark:
@@ -91,7 +92,7 @@ class TicketSubmitGuard:
 
     async def note_set_back(self, uid: int | None, since: int) -> None:
         device = self._held.grant.doc.device
-        await self._ask(lambda: self._remote.note_set_back(device, uid, since), "noting a set-back of the machine")
+        await self._ask(lambda: self._remote.note_set_back(device, uid, since), "recording a set-back of the machine")
 
     async def withdraw(self) -> None:
         for name in tuple(self._own):
@@ -99,11 +100,11 @@ class TicketSubmitGuard:
 
     async def note_timeout(self) -> None:
         grant, tickets = self._held.grant, self._tickets
-        await self._ask(lambda: tickets.note_timeout(grant.ticket, grant.token, self._index), "noting a timeout")
+        await self._ask(lambda: tickets.note_timeout(grant.ticket, grant.token, self._index), "recording a timeout")
 
     async def _take_back(self, name: str) -> None:
         batch_id = self._held.grant.batch_id
-        self._taken_back.add(name)
+        self._withdrawn.add(name)
         await self._ask(lambda: self._remote.withdraw(batch_id, self._index, name), "withdrawing an intent")
         self._own.discard(name)
 

@@ -1,4 +1,4 @@
-"""The worker of a pool: arq's runtime, with tickets instead of arq's messages."""
+"""The worker: arq's runtime with tickets instead of arq's messages."""
 
 from __future__ import annotations
 
@@ -37,16 +37,17 @@ _TAKE_MAX = 8  # tickets taken in one call
 
 
 async def ticket(context: dict[Any, Any]) -> None:
-    """Registered because arq wants a function; tickets do not come through arq's queue."""
+    """Registered because arq requires a function. Tickets do not come through arq's queue."""
 
 
 class TicketWorker(Worker):
     """Serves one device with a number of lanes.
 
-    arq gives it what a daemon needs: signals, draining, burst mode, health. In place of
-    arq's polling it waits for the device's doorbell and takes tickets; only scripts end them.
-    ``specs`` are what clients are told of the device; without any they are told nothing of it. ``version`` is that of
-    the package, for the list of workers.
+    arq provides signals, draining, burst mode and health checks. Instead of polling a queue, the worker waits for the
+    device's doorbell and takes tickets. Only scripts end tickets.
+
+    specs: The device's specs for clients; None: clients get none, or the machine's. version: The package's version, for
+    the list of workers.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class TicketWorker(Worker):
         self._config = config
         self._lanes: list[Lane] = []
         self._free: deque[int] = deque()
-        self._dropped: list[Grant] = []  # taken, but cancelled before anybody worked on them
+        self._dropped: list[Grant] = []  # taken, but cancelled before the work on them began
         self._freed = asyncio.Event()
         self._keeper = LeaseKeeper(store.tickets, config)
         self._sweeper = Sweeper(store, config)
@@ -97,7 +98,7 @@ class TicketWorker(Worker):
         structlog.contextvars.bind_contextvars(device=self.device)
         if self._adapter.capabilities.reattaches:
             durability = await until_answered(
-                self.store.remote.require_durability, self._config.redis_backoff, "looking how Redis keeps what it has"
+                self.store.remote.require_durability, self._config.redis_backoff, "checking the durability of Redis"
             )
             log.info("worker.durability", by=durability.value)
         if isinstance(self._adapter, MachineAdapter):
@@ -116,7 +117,7 @@ class TicketWorker(Worker):
         log.info("worker.started", worker=self.id, lanes=self._lane_count)
 
     async def _open_lane(self) -> Lane:
-        """Return a lane of the adapter. Waits for a machine that cannot be reached: it may run jobs of this worker."""
+        """Open a lane. Wait for a machine that cannot be reached, because it may run jobs of this worker."""
         tries = 0
         while True:
             try:
@@ -128,7 +129,7 @@ class TicketWorker(Worker):
                 await self._probe.wait(error.message, tries)
 
     async def close(self) -> None:
-        """Give back what runs, and end lanes and connections; Redis need not answer for that."""
+        """Give back the running jobs, and close lanes and connections, even if Redis does not answer."""
         if not self._handle_signals:
             self.handle_sig(signal.SIGUSR1)
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
@@ -144,7 +145,7 @@ class TicketWorker(Worker):
         log.info("worker.stopped", worker=self.id)
 
     async def _give_back_dropped(self) -> None:
-        """Tickets that nobody works on go back at once; one that cannot comes back when its lease expires."""
+        """Give back the dropped tickets at once. If that fails, they come back when their leases expire."""
         dropped, self._dropped = self._dropped, []
         for grant in dropped:
             await self.store.tickets.drain(grant.ticket, grant.token)
@@ -159,11 +160,11 @@ class TicketWorker(Worker):
             lanes=self._lane_count,
             busy=self._lane_count - len(self._free),
             draining=not self.allow_pick_jobs,
-            jail=self._jail(),
+            jail=self._describe_jail(),
         )
 
-    def _jail(self) -> str:
-        """Return what the lanes have, the least jailed one first; empty when none is a process."""
+    def _describe_jail(self) -> str:
+        """Return the jail of the lanes, an incomplete one first; empty if the lanes have no processes."""
         return min((lane.jail for lane in self._lanes if lane.jail), key=lambda it: it == COMPLETE, default="")
 
     async def _sweep(self) -> None:
@@ -171,18 +172,18 @@ class TicketWorker(Worker):
         await self._sweeper.sweep()
 
     async def _receive_cancels(self) -> None:
-        async with self.store.news.pool(self.device) as heard:
+        async with self.store.news.pool(self.device) as messages:
             while not is_cancelled():
-                for message in await heard.next(timeout_s=None):
+                for message in await messages.next(timeout_s=None):
                     try:
                         self._keeper.cancel(read_cancel(message))
                     except InvalidInput as error:
-                        log.warning("cancel.not_readable", error=error.message)
+                        log.warning("cancel.unreadable", error=error.message)
 
     # -- taking tickets -------------------------------------------------------------------------------
 
     async def main(self) -> None:
-        """arq's main, with the doorbell in place of its polling."""
+        """Run until stopped. Replaces arq's polling with the doorbell."""
         async with self.duties:
             try:
                 with heeding_cancel():
@@ -190,7 +191,7 @@ class TicketWorker(Worker):
                 await repeat(
                     "take", self._poll_iteration, backoff=self._config.redis_backoff, while_=lambda: not self._is_done
                 )
-            finally:  # leases are renewed and cancels heard until the last lane is free
+            finally:  # leases are renewed and cancels received until the last lane is free
                 await self._end_tasks()
 
     async def _end_tasks(self) -> None:
@@ -200,7 +201,7 @@ class TicketWorker(Worker):
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
     async def _poll_iteration(self) -> None:
-        """Take tickets for free lanes, or wait until there is something to take."""
+        """Take tickets for free lanes, or wait until a lane is free."""
         with translating():
             if self.burst and not self.tasks and await self.pool.zcard(self.queue_name) == 0:
                 self._is_done = True
@@ -218,20 +219,20 @@ class TicketWorker(Worker):
         await self._keeper.catch_up()
         taken = await self._take()
         for name in taken.left_alone:
-            log.warning("ticket.left_alone", ticket=name, reason="its batch was written by a newer version")
+            log.warning("ticket.skipped", ticket=name, reason="its batch was written by a newer version")
         if self.allow_pick_jobs:
             for grant in taken.grants:
                 self._work_on(grant)
-        else:  # told to drain while it waited
+        else:  # it began to drain while it waited
             self._dropped += taken.grants
             await self._give_back_dropped()
         due_s = self._config.bell_s if taken.due_s is None else max(taken.due_s, 0.01)
         self._wait_s = 0.0 if taken.grants or self.burst else min(due_s, self._config.bell_s)
 
     async def _take(self) -> TakeResult:
-        """Take tickets for the free lanes, when the bell rings if there was none last time.
+        """Take tickets for the free lanes. If the last take found none, wait for the doorbell first.
 
-        Whoever is stopped meanwhile gives back what it got.
+        A worker that is stopped meanwhile gives back the granted tickets.
         """
         lanes = [f"{self.id}:{number}" for number in islice(self._free, _TAKE_MAX)]
         taking = asyncio.ensure_future(
@@ -247,7 +248,7 @@ class TicketWorker(Worker):
 
     def _work_on(self, grant: Grant) -> None:
         number = self._free.popleft()
-        name = f"{grant.ticket}:{grant.token}"  # the same ticket may come back while the lane that lost it ends
+        name = f"{grant.ticket}:{grant.token}"  # the ticket may be granted again while the lane that lost it ends
         task = self.loop.create_task(self._work(grant, self._lanes[number]))
         self.tasks[name] = task
 

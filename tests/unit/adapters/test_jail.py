@@ -66,7 +66,7 @@ def of(numbers: SystemCall, architecture: str) -> int:
 
 @each_architecture
 def test_every_listed_call_is_denied_with_eperm(architecture: str) -> None:
-    for number in seccomp.denied(architecture):
+    for number in seccomp.list_denied(architecture):
         assert verdict(architecture, number) == EPERM
 
 
@@ -133,15 +133,15 @@ def test_a_jail_that_is_off_changes_nothing() -> None:
 def test_without_linux_there_is_no_jail_and_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert jail.enter(Jail()) == "none: darwin has neither Landlock nor seccomp"
-    assert jail.offer() == "darwin has neither Landlock nor seccomp"
+    assert jail.describe_support() == "darwin has neither Landlock nor seccomp"
 
 
 @LINUX
 def test_a_missing_kernel_feature_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(landlock, "version", lambda: 0)
-    monkeypatch.setattr(seccomp, "unsupported", lambda: "no seccomp in the kernel (Invalid argument)")
-    assert jail.offer().startswith("no Landlock in the kernel, so files are open to lanes")
-    assert jail.offer().endswith("; no seccomp in the kernel (Invalid argument)")
+    monkeypatch.setattr(landlock, "get_version", lambda: 0)
+    monkeypatch.setattr(seccomp, "find_problem", lambda: "the kernel has no seccomp (Invalid argument)")
+    assert jail.describe_support().startswith("the kernel has no Landlock, so lanes can read files")
+    assert jail.describe_support().endswith("; the kernel has no seccomp (Invalid argument)")
 
 
 @LINUX
@@ -149,16 +149,16 @@ def test_a_lane_without_landlock_starts_with_a_message() -> None:
     program = """
 from tweezer.adapters.lane import jail
 from tweezer.adapters.lane.jail import landlock
-landlock.version = lambda: 0
+landlock.get_version = lambda: 0
 print(jail.enter(jail.Jail()))
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert ran.stdout.startswith("incomplete: no Landlock in the kernel")
+    assert ran.stdout.startswith("incomplete: the kernel has no Landlock")
 
 
 def test_a_private_folder_among_the_libraries_is_refused() -> None:
     within = Path(os.__file__).parent / "tweezer-data"
-    with pytest.raises(Exposed, match="tweezer-data cannot be kept from lanes, because it lies in"):
+    with pytest.raises(Exposed, match="tweezer-data cannot be hidden from lanes, because it is inside"):
         jail._check_private(jail._readable(gpu=False), [str(within)])
     jail._check_private(jail._readable(gpu=False), ["/var/lib/tweezer"])
 
@@ -175,7 +175,7 @@ def test_the_environment_is_passed_by_a_list_and_without_urls(tmp_path: Path) ->
         "AWS_SECRET_ACCESS_KEY": "secret",
         "HOME": "/root",
     }
-    passed = home.environment(given, tmp_path)
+    passed = home.build_environment(given, tmp_path)
     assert "secret" not in "".join(passed.values())
     assert {name: passed[name] for name in ("PATH", "LC_ALL", "OMP_PROC_BIND")} == {
         "PATH": "/bin",

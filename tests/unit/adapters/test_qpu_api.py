@@ -25,7 +25,7 @@ from tweezer.adapters.remote.errors import (
     TooLate,
     UnknownRemoteJob,
 )
-from tweezer.adapters.remote.http import HttpAnswer, excerpt
+from tweezer.adapters.remote.http import HttpAnswer, make_excerpt
 from tweezer.adapters.remote.options import KeycloakOptions, QpuOptions
 from tweezer.adapters.remote.qpu.api import (
     QpuApi,
@@ -102,8 +102,8 @@ def test_a_result_is_a_counter_or_junk(result: str) -> None:
     ("result", "problem"),
     [
         ('{"counter": {"01": 2, "1": 3}}', "differ in length"),
-        ('{"counter": {"0x": 2}}', "no counter of bitstrings"),
-        ('{"counter": {"01": -2}}', "no counter of bitstrings"),
+        ('{"counter": {"0x": 2}}', "not a counter of bitstrings"),
+        ('{"counter": {"01": -2}}', "not a counter of bitstrings"),
         ('{"counts": {}}', "counter"),
         ("", "result of job 1"),
     ],
@@ -124,18 +124,18 @@ def test_specs_keep_numbers_that_only_pulser_writes() -> None:
 
 
 def test_an_unknown_status_is_reported_with_its_text() -> None:
-    with pytest.raises(RemoteUnreachable, match=r"GET /x: .*something else \(.*'MELTED'.*\): .*MELTED"):
+    with pytest.raises(RemoteUnreachable, match=r"GET /x: .*is not valid \(.*'MELTED'.*\): .*MELTED"):
         read_data(answer(200, status="success", data={"uid": 1, "status": "MELTED"}), QpuJob)
 
 
 def test_a_page_of_a_proxy_is_reported_shortened_in_one_line() -> None:
     page = b"<html>\n" + b"<p>Welcome to the gateway</p>\n" * 100
-    with pytest.raises(RemoteUnreachable, match="is base_url right") as raised:
+    with pytest.raises(RemoteUnreachable, match="check base_url") as raised:
         read_data(HttpAnswer("GET /jobs/1", 200, page), QpuJob)
     assert len(raised.value.message) < 400
     assert "\n" not in raised.value.message
-    assert excerpt(b"\x1b[31m\x00") == "�[31m�"
-    assert excerpt(b"") == "(nothing)"
+    assert make_excerpt(b"\x1b[31m\x00") == "�[31m�"
+    assert make_excerpt(b"") == "(empty)"
 
 
 @pytest.mark.parametrize("status", [200, 400])
@@ -354,7 +354,7 @@ def test_an_invalid_url_is_refused(url: str) -> None:
 
 
 def test_credentials_in_the_url_are_refused_without_showing_them() -> None:
-    with pytest.raises(InvalidInput, match="base_url: must not carry a user or a password") as raised:
+    with pytest.raises(InvalidInput, match="base_url: must not contain a user or a password") as raised:
         QpuApi(QpuOptions(base_url=f"http://me:{SECRET}@qpu"))
     assert SECRET not in str(raised.value)
 
@@ -370,5 +370,5 @@ def test_a_secret_is_required_from_a_file_or_the_option(tmp_path: Path) -> None:
 
 
 def test_a_ca_file_without_verification_is_a_contradiction() -> None:
-    with pytest.raises(InvalidInput, match="tls_ca_file: is given, but tls_verify is false"):
+    with pytest.raises(InvalidInput, match="tls_ca_file: cannot be combined with tls_verify = false"):
         QpuApi(QpuOptions(base_url="https://qpu", tls_verify=False, tls_ca_file="/x.pem"))

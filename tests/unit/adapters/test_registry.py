@@ -35,10 +35,10 @@ def test_a_device_has_a_default_adapter() -> None:
 
 
 def test_an_unknown_device_or_kind_is_named() -> None:
-    with pytest.raises(InvalidInput, match="no adapter serves NOWHERE; known devices are EMU_FREE") as device:
+    with pytest.raises(InvalidInput, match="no adapter serves NOWHERE; use one of EMU_FREE") as device:
         Settings().binding("NOWHERE")
     assert device.value.field == "device"
-    with pytest.raises(InvalidInput, match="there is no adapter abacus") as kind:
+    with pytest.raises(InvalidInput, match="'abacus' is not an adapter; use one of qutip") as kind:
         make_adapter(Binding("abacus"))
     assert kind.value.field == "adapter"
 
@@ -47,17 +47,17 @@ def test_options_of_a_device_override_the_common_ones() -> None:
     lanes = LaneOptions(memory_limit_mb=512, threads=1)
     options = check_binding("qutip", {"threads": 4, "prepare_timeout_s": 5})
     assert isinstance(options, EmulatorOptions)
-    assert options.over(lanes) == LaneOptions(memory_limit_mb=512, threads=4, prepare_timeout_s=5.0)
+    assert options.override(lanes) == LaneOptions(memory_limit_mb=512, threads=4, prepare_timeout_s=5.0)
     assert make_adapter(Binding("null", {"checks_sequence": True})).capabilities.checks_sequence
 
 
 @pytest.mark.parametrize(
     ("adapter", "options", "field", "problem"),
     [
-        ("qutip", {"thread": 4}, "options.thread", "is no option of the adapter qutip, which has memory_limit_mb, "),
+        ("qutip", {"thread": 4}, "options.thread", "is not an option of the adapter qutip; use memory_limit_mb, "),
         ("qutip", {"threads": "4"}, "options.threads", "expected `int | null`"),
         ("qutip", {"memo_mb": 1, "threads": 0}, "options.threads", "expected `int` >= 1"),
-        ("null", {"threads": 4}, "options.threads", "is no option of the adapter null"),
+        ("null", {"threads": 4}, "options.threads", "is not an option of the adapter null"),
     ],
 )
 def test_options_that_an_adapter_does_not_have_are_named(

@@ -233,8 +233,8 @@ async def test_an_operator_replaces_the_specs_of_a_device_and_removes_them_again
     ("specs", "problem"),
     [
         ("{}", "specs: is not the abstract representation of a Pulser device"),
-        (json.dumps({"name": "FRESNEL"}), "specs: are not specs of a device that Pulser can read: ValidationError"),
-        (specs_text("FRESNEL", rydberg_level=1), "specs: are not specs of a device that Pulser can read"),
+        (json.dumps({"name": "FRESNEL"}), "specs: Pulser cannot read these device specs: ValidationError"),
+        (specs_text("FRESNEL", rydberg_level=1), "specs: Pulser cannot read these device specs"),
         (specs_text(DEVICE), "specs: have the name 'EMU_FREE', which those of the device EMU_FREE have"),
     ],
 )

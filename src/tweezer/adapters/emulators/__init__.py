@@ -1,1 +1,1 @@
-"""What runs in a lane's process: Pulser's sequences and the emulators that execute them"""
+"""Backends of lane processes: Pulser's sequences and the emulators that run them."""

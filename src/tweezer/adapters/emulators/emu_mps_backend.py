@@ -1,4 +1,4 @@
-"""EMU_MPS, and EMU_TN as it was called before: tensor networks, by emu-mps. Imported in the processes of lanes only."""
+"""EMU_MPS, formerly EMU_TN: tensor networks with emu-mps. Imported in lane processes only."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pulser.backend import BitStrings, CorrelationMatrix, EmulationConfig, Occup
 from tweezer.adapters.emulators.pulser_backend import PulserBackend
 from tweezer.adapters.emulators.pulser_configuration import Dialect, TensorKeys
 from tweezer.adapters.emulators.pulser_sampling import is_deterministic
-from tweezer.adapters.emulators.torch_emulator import TorchEmulator, chosen_hardware
+from tweezer.adapters.emulators.torch_emulator import TorchEmulator, configure_hardware
 from tweezer.adapters.lane.backend import Watch
 
-_PUT_BACK_BY_TAG = (BitStrings, Occupation, CorrelationMatrix)
-
+_REORDERED = (BitStrings, Occupation, CorrelationMatrix)
 
 _OLDER = {"dt": {}, "max_bond_dim": {}, "precision": {"low": 1e-4, "normal": 1e-5, "high": 1e-6}}
-"""Of EMU_TN's configuration in pasqal-cloud; what the words mean is our choice, normal being emu-mps' own."""
+"""Keys of EMU_TN's configuration in pasqal-cloud. The values of ``precision`` are our choice; ``normal`` is emu-mps'
+default."""
 
 
 class EmuMPS(TorchEmulator):
@@ -32,14 +32,14 @@ class EmuMPS(TorchEmulator):
     fewest_atoms = 2
 
     def settle(self, config: EmulationConfig[Any], sequence: Sequence[Any], runs: int | None) -> EmulationConfig[Any]:
-        """As above, and in the register's order where emu-mps would not find the way back from its own.
+        """As the base class, but keep the register's order of qubits where emu-mps would not restore it.
 
-        It puts ``bitstrings``, ``occupation`` and ``correlation_matrix`` back into order, but not those with a suffix
-        (2.10.1).
+        emu-mps 2.10.1 restores the order of ``bitstrings``, ``occupation`` and ``correlation_matrix``, but not of those
+        with a tag suffix.
         """
         settled = super().settle(config, sequence, runs)
         suffixed = any(
-            isinstance(observable, _PUT_BACK_BY_TAG) and "_" in observable.tag.removeprefix(observable._base_tag)  # noqa: SLF001  # the tag without its suffix
+            isinstance(observable, _REORDERED) and "_" in observable.tag.removeprefix(observable._base_tag)  # noqa: SLF001  # the tag without its suffix
             for observable in settled.observables
         )
         if not (suffixed and settled.optimize_qubit_ordering):
@@ -52,15 +52,15 @@ class EmuMPS(TorchEmulator):
 
 
 def open_backend(watch: Watch, memo_bytes: int) -> PulserBackend:
-    """Make this backend; sets threads and warnings of the process it is called in.
+    """Make this backend. Sets the threads and warning filters of the process.
 
-    Where emu-mps would save its state to a file, after each update of a pair of tensors, it looks up instead: a
-    step of a large state takes minutes.
+    emu-mps would save its state to a file after each update of a pair of tensors. Instead it checks there whether the
+    job must stop, because one step of a large state takes minutes.
     """
 
-    def look_up(_: MPSBackendImpl) -> None:
+    def check(_: MPSBackendImpl) -> None:
         watch.check()
 
-    MPSBackendImpl.save_simulation = look_up
-    dialect = Dialect(MPSConfig, TensorKeys, chosen_hardware(), full_times=False, older=_OLDER)
+    MPSBackendImpl.save_simulation = check
+    dialect = Dialect(MPSConfig, TensorKeys, configure_hardware(), full_times=False, older=_OLDER)
     return PulserBackend(EmuMPS(dialect), watch, memo_bytes)

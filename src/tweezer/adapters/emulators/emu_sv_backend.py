@@ -1,4 +1,4 @@
-"""EMU_SV: state vectors, by emu-sv. Imported in the processes of lanes only."""
+"""EMU_SV: state vectors with emu-sv. Imported in lane processes only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pulser.backend import EmulationConfig
 from tweezer.adapters.emulators.pulser_backend import PulserBackend
 from tweezer.adapters.emulators.pulser_configuration import Dialect, StateVectorKeys
 from tweezer.adapters.emulators.pulser_sampling import is_deterministic
-from tweezer.adapters.emulators.torch_emulator import TorchEmulator, chosen_hardware
+from tweezer.adapters.emulators.torch_emulator import TorchEmulator, configure_hardware
 from tweezer.adapters.lane.backend import Watch
 
 
@@ -28,6 +28,6 @@ class EmuSV(TorchEmulator):
 
 
 def open_backend(watch: Watch, memo_bytes: int) -> PulserBackend:
-    """Make this backend; sets threads and warnings of the process it is called in."""
-    dialect = Dialect(SVConfig, StateVectorKeys, chosen_hardware(), full_times=False)
+    """Make this backend. Sets the threads and warning filters of the process."""
+    dialect = Dialect(SVConfig, StateVectorKeys, configure_hardware(), full_times=False)
     return PulserBackend(EmuSV(dialect), watch, memo_bytes)

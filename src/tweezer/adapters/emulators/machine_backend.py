@@ -1,4 +1,4 @@
-"""EMU_FRESNEL: QuTiP in place of a machine, within its limits, with its noise. Imported in processes of lanes only."""
+"""EMU_FRESNEL: a machine emulated by QuTiP, with its limits and its noise. Imported in lane processes only."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from pulser.json.abstract_repr.deserializer import deserialize_device
 from pulser_simulation import QutipBackendV2
 
 from tweezer.adapters.emulators.pulser_backend import Emulation, PulserBackend
-from tweezer.adapters.emulators.pulser_configuration import with_shots
+from tweezer.adapters.emulators.pulser_configuration import set_shots
 from tweezer.adapters.emulators.pulser_sampling import is_steady
-from tweezer.adapters.emulators.pulser_sequences import FIELD, brief
+from tweezer.adapters.emulators.pulser_sequences import FIELD, describe_error
 from tweezer.adapters.emulators.qutip_backend import Qutip, install
 from tweezer.adapters.lane.backend import Refusal, Watch
 from tweezer.model.messages import Fault
 
 TRAJECTORIES = 40
-"""How many draws of a machine's random noise a job gets whose client says nothing, as in Pulser."""
+"""The number of trajectories of random noise if the client does not specify one, as in Pulser."""
 
 
 class MachineTwin(Qutip):
-    """A :class:`~tweezer.adapters.emulators.pulser_backend.Emulator` of one machine, or of a sequence's own device.
+    """An :class:`~tweezer.adapters.emulators.pulser_backend.Emulator` of one machine.
 
-    specs: of the machine, in Pulser's abstract representation; None: a sequence's own device.
+    specs: The machine's specs, in Pulser's abstract representation. None: the device of each sequence is the machine.
     """
 
     def __init__(self, specs: str | None) -> None:
         self._machine = None if specs is None else deserialize_device(specs)
 
     def settle(self, config: EmulationConfig[Any], sequence: Sequence[Any], runs: int | None) -> EmulationConfig[Any]:
-        """With the machine's noise where the client asks for none of its own, or for the machine's.
+        """Add the machine's noise, unless the client requests another noise model.
 
-        The model is copied into the configuration: Pulser's preference for the device's leaves out errors of detection.
+        The model is copied into the configuration, because ``prefer_device_noise_model`` leaves out detection errors.
         """
         machine = self._machine or sequence.device
         most = machine.max_runs
         if runs is not None and most is not None and runs > most:
-            raise Refusal(Fault("invalid", f"must be at most {most}, the limit of {machine.name}, not {runs}", "runs"))
-        asked: Any = config.noise_model
-        if machine.noise_model is None or (asked.noise_types and not config.prefer_device_noise_model):
+            raise Refusal(Fault("invalid", f"must be at most {most}, the limit of {machine.name} (got {runs})", "runs"))
+        requested: Any = config.noise_model
+        if machine.noise_model is None or (requested.noise_types and not config.prefer_device_noise_model):
             return config
         trajectories = config.n_trajectories if config.n_trajectories > 1 else min(TRAJECTORIES, runs or TRAJECTORIES)
         changed: EmulationConfig[Any] = config.with_changes(
@@ -51,27 +51,27 @@ class MachineTwin(Qutip):
         return changed
 
     def fit(self, sequence: Sequence[Any]) -> Sequence[Any]:
-        """Return the sequence on the machine, pulse for pulse as it was."""
+        """Return the sequence on the machine's device, with unchanged pulses."""
         try:
             if self._machine is not None and sequence.device != self._machine:
                 sequence = sequence.with_new_device(self._machine, strict=True)
             QutipBackendV2.validate_sequence(sequence, mimic_qpu=True)
         except (ValueError, TypeError, NotImplementedError) as error:
             name = self._machine.name if self._machine else sequence.device.name
-            raise Refusal(Fault("user", f"does not fit the device {name}: {brief(error)}", FIELD)) from error
+            raise Refusal(Fault("user", f"does not fit the device {name}: {describe_error(error)}", FIELD)) from error
         return sequence
 
     def emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> Emulation:
         if is_steady(config.noise_model):
             return super().emulation(sequence, config, watch)
-        return _Machine(super().emulation(sequence, _shared_out(config), watch), config)
+        return _Machine(super().emulation(sequence, _share_shots(config), watch), config)
 
 
 class _Machine:
-    """A run with random noise, whose every shot is one: as many in all as were asked for.
+    """A run with random noise whose number of shots is the requested one.
 
-    Pulser takes all shots in each trajectory. Here a trajectory takes its share, rounded up, and of all
-    shots as many are drawn as were wanted.
+    Pulser measures all shots in each trajectory. Here each trajectory measures its share, rounded up, and the requested
+    number is then drawn from all shots.
     """
 
     def __init__(self, emulation: Emulation, config: EmulationConfig[Any]) -> None:
@@ -84,14 +84,14 @@ class _Machine:
             if isinstance(observable, BitStrings) and observable.tag in results.get_result_tags():
                 shots = observable.num_shots or self._config.default_num_shots
                 counters = results._results[results._find_uuid(observable.tag)]  # noqa: SLF001  # Pulser's only way in
-                counters[:] = [_drawn(counter, shots) for counter in counters]
+                counters[:] = [_draw_shots(counter, shots) for counter in counters]
         return results
 
 
-def _shared_out(config: EmulationConfig[Any]) -> EmulationConfig[Any]:
+def _share_shots(config: EmulationConfig[Any]) -> EmulationConfig[Any]:
     """Return the configuration of one trajectory, with its share of the shots, rounded up."""
     observables = tuple(
-        with_shots(observable, -(-(observable.num_shots or config.default_num_shots) // config.n_trajectories))
+        set_shots(observable, -(-(observable.num_shots or config.default_num_shots) // config.n_trajectories))
         if isinstance(observable, BitStrings)
         else observable
         for observable in config.observables
@@ -100,8 +100,8 @@ def _shared_out(config: EmulationConfig[Any]) -> EmulationConfig[Any]:
     return changed
 
 
-def _drawn(counter: Counter[str], shots: int) -> Counter[str]:
-    """Return so many of these shots, each as likely as the next."""
+def _draw_shots(counter: Counter[str], shots: int) -> Counter[str]:
+    """Draw this many shots, without replacement and with equal probability."""
     bitstrings = sorted(counter)
     counts = [counter[bits] for bits in bitstrings]
     if shots >= sum(counts):
@@ -112,6 +112,6 @@ def _drawn(counter: Counter[str], shots: int) -> Counter[str]:
 
 
 def open_backend(watch: Watch, memo_bytes: int, specs: str | None = None) -> PulserBackend:
-    """Make this backend, for a machine of these specs; changes the process it is called in."""
+    """Make this backend for a machine with these specs. Patches QuTiP in the process."""
     install()
     return PulserBackend(MachineTwin(specs), watch, memo_bytes)

@@ -1,9 +1,9 @@
-"""Evolving once and measuring many times.
+"""Evolves a sequence once and measures it many times.
 
-An evolution without randomness is the same for all jobs that differ only in ``runs`` and ``seed``. So
-the emulator is asked for the *states* at the times when bitstrings are wanted, and each job then samples its
-own bitstrings from them, with the emulator's own code and in Pulser's own order: a bare run gives the same
-counter when the generators are seeded right before its first measurement.
+An evolution without randomness is the same for all jobs that differ only in ``runs`` and ``seed``. The emulator
+therefore returns the *states* at the times at which bitstrings are requested, and each job samples its bitstrings from
+them, with the emulator's code and in Pulser's order. A plain run of the emulator gives the same counter if the
+generators are seeded right before its first measurement.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ _STEP_BYTES = 1024
 
 
 class Measurable(ABC):
-    """What is kept of a state to sample bitstrings from it. nbytes: about how much memory it takes."""
+    """A kept state from which bitstrings are sampled.
+
+    nbytes: Approximate size in memory, in bytes.
+    """
 
     nbytes: int
 
     @abstractmethod
     def measure(self, observable: BitStrings, config: EmulationConfig[Any]) -> Counter[str]:
-        """Bitstrings in the register's order."""
+        """Sample bitstrings, in the register's order of qubits."""
 
 
 def estimate_bytes(value: Any, seen: set[int] | None = None) -> int:
-    """Return about how much memory a value takes, with all that it holds; what is shared, or seen, counts no more."""
+    """Return the approximate size in bytes of a value and what it refers to. Shared or seen objects count once."""
     seen = set() if seen is None else seen
     if id(value) in seen:
         return 0
@@ -54,25 +57,24 @@ def estimate_bytes(value: Any, seen: set[int] | None = None) -> int:
 
 
 Step = tuple[float, int, Any]
-"""A time of an evolution (0 to 1), the place of an observable in its configuration, and its value then."""
+"""A time of an evolution (0 to 1), the index of an observable in its configuration, and its value at that time."""
 
 
 class Evolution:
-    """What a job's evolution left: the values of its observables, and ``Measurable`` where bitstrings are wanted."""
+    """A solved evolution: the values of its observables, with a ``Measurable`` in place of each value of bitstrings."""
 
-    def __init__(self, evolved: Results, steps: Iterable[Step]) -> None:
-        """``evolved`` tells the order of the atoms and the duration."""
-        self._atom_order = evolved.atom_order
-        self._total_duration = evolved.total_duration
+    def __init__(self, results: Results, steps: Iterable[Step]) -> None:
+        self._atom_order = results.atom_order
+        self._total_duration = results.total_duration
         self._steps = sorted(steps, key=lambda step: step[:2])
 
     @property
     def nbytes(self) -> int:
-        """About how much memory it keeps."""
+        """Approximate size in memory, in bytes."""
         return _STEP_BYTES * (1 + len(self._steps)) + estimate_bytes([value for _, _, value in self._steps])
 
     def measure(self, config: EmulationConfig[Any]) -> Results:
-        """Return the results of one job; ``config`` differs in its shots only. Draws from the global generators."""
+        """Return the results of one job. ``config`` may differ only in its shots. Draws from the global generators."""
         results = Results(atom_order=self._atom_order, total_duration=self._total_duration)
         for t, place, value in self._steps:
             observable: Any = config.observables[place]
@@ -82,7 +84,7 @@ class Evolution:
 
 
 def list_steps(config: EmulationConfig[Any], results: Results) -> Iterable[Step]:
-    """Return the values of those observables of a configuration that the results have."""
+    """Yield the values of the configuration's observables that the results contain."""
     recorded = results.get_tagged_results()
     for place, observable in enumerate(config.observables):
         if values := recorded.get(observable.tag):
@@ -91,9 +93,9 @@ def list_steps(config: EmulationConfig[Any], results: Results) -> Iterable[Step]
 
 
 def is_deterministic(config: EmulationConfig[Any], sequence: Any, *, draws_jumps: bool) -> bool:
-    """Return whether nothing in an evolution is random.
+    """Return whether an evolution has no randomness.
 
-    draws_jumps: whether noise of a master equation is unravelled into random quantum jumps.
+    draws_jumps: The solver unravels the noise of a master equation into random quantum jumps.
     """
     preferred = sequence.device.noise_model if config.prefer_device_noise_model else None
     noise = preferred or config.noise_model
@@ -101,6 +103,6 @@ def is_deterministic(config: EmulationConfig[Any], sequence: Any, *, draws_jumps
 
 
 def is_steady(noise: Any) -> bool:
-    """Return whether the noise is the same in every run; errors of detection only act on the sampling."""
+    """Return whether the noise is the same in every run. Detection errors act only on the sampling."""
     kinds = set(noise.noise_types)
     return kinds <= _DETERMINISTIC_NOISE and not ("SPAM" in kinds and noise.state_prep_error != 0)

@@ -1,4 +1,4 @@
-"""From a client's text and values to a sequence that can run."""
+"""Parses a client's sequence and builds it with a job's values."""
 
 from __future__ import annotations
 
@@ -19,41 +19,43 @@ from tweezer.adapters.lane.backend import Refusal
 from tweezer.model.lru import Recent
 from tweezer.model.messages import BatchWork, Fault, JobWork
 
-_CHOICES_SHOWN = 12
-
 FIELD = "sequence"
+_CHOICES_SHOWN = 12
 _LONGEST_TEXT = 240
 _SEQUENCES_KEPT = 16
 
 
 class ParsedSequence:
-    """A sequence as its client wrote it, parsed and valid but perhaps not built.
+    """A client's sequence, parsed and valid, but not built with a job's values.
 
-    digest: SHA-256 of the text. specs_digest: SHA-256 of its device's canonical JSON.
+    Attributes:
+        sequence: Pulser's sequence.
+        digest: SHA-256 of the text, hexadecimal.
+        specs_digest: SHA-256 of the canonical JSON of the sequence's device, hexadecimal.
     """
 
     def __init__(self, text: str) -> None:
-        """Raises ``Refusal`` naming ``sequence`` when the text is not a sequence that could run."""
+        """Parse Pulser's abstract representation. Raises ``Refusal`` naming ``sequence`` if it cannot run."""
         try:
             self.sequence = Sequence.from_abstract_repr(text)
             document = json.loads(text)
             device = document["device"]
         except MemoryError:
             raise
-        except Exception as error:  # whatever it is, its cause is the text that we were sent
-            raise Refusal(Fault("user", f"is not a Pulser sequence: {brief(error)}", FIELD)) from error
-        if found := infinite_number({name: part for name, part in document.items() if name != "device"}):
-            raise Refusal(Fault("invalid", f"has a number that is not finite: {found}", FIELD))
+        except Exception as error:  # any error is caused by the client's text
+            raise Refusal(Fault("user", f"is not a Pulser sequence: {describe_error(error)}", FIELD)) from error
+        if found := find_infinite_number({name: part for name, part in document.items() if name != "device"}):
+            raise Refusal(Fault("invalid", f"must contain only finite numbers: {found}", FIELD))
         if not self.sequence.declared_channels:
-            raise Refusal(Fault("user", "declares no channel, so there is nothing to run", FIELD))
+            raise Refusal(Fault("user", "must declare a channel and add a pulse to it", FIELD))
         if not self.sequence.is_parametrized() and self.sequence.is_empty():
-            raise Refusal(Fault("user", "has no pulse, so there is nothing to run", FIELD))
+            raise Refusal(Fault("user", "must contain a pulse", FIELD))
         canonical = json.dumps(device, sort_keys=True, separators=(",", ":"))
         self.digest = hashlib.sha256(text.encode()).hexdigest()
         self.specs_digest = hashlib.sha256(canonical.encode()).hexdigest()
 
     def build(self, variables: dict[str, Any]) -> Sequence[Any]:
-        """Return the sequence with these values; names it does not declare are ignored, as Pulser does.
+        """Build the sequence with a job's values. Names that it does not declare are ignored, as in Pulser.
 
         Raises ``Refusal`` naming ``variables.<name>``.
         """
@@ -61,39 +63,39 @@ class ParsedSequence:
         if not sequence.is_parametrized() and not sequence.is_register_mappable():
             return sequence
         values = {
-            name: _value(name, variable.size, variable.dtype is int, variables)
+            name: _read_value(name, variable.size, variable.dtype is int, variables)
             for name, variable in sequence.declared_variables.items()
         }
         if sequence.is_register_mappable():
-            values["qubits"] = _qubits(sequence, variables)
+            values["qubits"] = _read_qubits(sequence, variables)
         try:
             return sequence.build(**values)
         except MemoryError:
             raise
         except Exception as error:  # the sequence was valid, so the values are at fault
-            message = f"the sequence cannot be built with these values: {brief(error)}"
+            message = f"the sequence cannot be built with these values: {describe_error(error)}"
             raise Refusal(Fault("user", message, "variables")) from error
 
 
 class Sequences:
-    """The sequence of the prepared batch, and those of jobs that have one of their own; equal texts are parsed once.
+    """The sequences of a prepared batch: its own, and those of jobs that bring theirs. Equal texts are parsed once.
 
-    check: called with each that is parsed; it may change it, and raises ``Refusal`` for one that is not taken.
+    check: Called with each sequence that is parsed. It may change the sequence, or raise ``Refusal``.
     """
 
     def __init__(self, check: Callable[[ParsedSequence], None] | None = None) -> None:
         self._check = check
         self._known: Recent[str, ParsedSequence] = Recent(_SEQUENCES_KEPT)
-        self._of_batch: ParsedSequence | None = None
+        self._default: ParsedSequence | None = None
 
     def prepare(self, batch: BatchWork) -> None:
-        self._of_batch = self._parse(batch.doc.sequence) if batch.doc.sequence is not None else None
+        self._default = self._parse(batch.doc.sequence) if batch.doc.sequence is not None else None
 
     def find(self, job: JobWork) -> ParsedSequence:
         """Return the sequence of a job. Raises ``Refusal``."""
-        parsed = self._parse(job.spec.sequence) if job.spec.sequence is not None else self._of_batch
+        parsed = self._parse(job.spec.sequence) if job.spec.sequence is not None else self._default
         if parsed is None:
-            raise Refusal(Fault("invalid", "neither the job nor its batch has one", FIELD))
+            raise Refusal(Fault("invalid", "is required, in the job or in its batch", FIELD))
         return parsed
 
     def _parse(self, text: str) -> ParsedSequence:
@@ -106,35 +108,35 @@ class Sequences:
         return parsed
 
 
-def brief(error: BaseException) -> str:
-    """Return what a library says, with its causes, short enough for a sentence; the place first for a JSON Schema."""
+def describe_error(error: BaseException) -> str:
+    """Return a library's message and those of its causes, shortened. A JSON Schema error begins with its place."""
     if isinstance(error, ValidationError):
         text = explain_schema_error(error)
     else:
-        said: list[str] = []
+        messages: list[str] = []
         cause: BaseException | None = error
         while cause is not None:
-            words = explain_schema_error(cause) if isinstance(cause, ValidationError) else str(cause)
-            if words not in said:
-                said.append(words or type(cause).__name__)
+            message = explain_schema_error(cause) if isinstance(cause, ValidationError) else str(cause)
+            if message not in messages:
+                messages.append(message or type(cause).__name__)
             cause = cause.__cause__
-        text = ": ".join(one.strip().removesuffix(".") if one is not said[-1] else one for one in said)
+        text = ": ".join(one.strip().removesuffix(".") if one is not messages[-1] else one for one in messages)
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
 
 
-def infinite_channel(sequence: Sequence[Any]) -> str | None:
-    """Return the name of the first channel of a built sequence with a sample that is not finite."""
+def find_infinite_channel(sequence: Sequence[Any]) -> str | None:
+    """Return the first channel of a built sequence that has a sample that is not finite, if any."""
     for name, samples in sample(sequence).channel_samples.items():
         if not all(np.isfinite(part.as_array(detach=True)).all() for part in (samples.amp, samples.det, samples.phase)):
             return name
     return None
 
 
-def infinite_number(document: Any, *, infinity: bool = False) -> str | None:
+def find_infinite_number(document: Any, *, infinity: bool = False) -> str | None:
     """Return the place and value of the first number that is not finite, such as ``register[0].x is nan``.
 
-    infinity: whether an infinite number may stand there, so that only NaN is found.
+    infinity: Infinite numbers are allowed, so only NaN is found.
     """
     left = [("", document)]
     while left:
@@ -148,59 +150,60 @@ def infinite_number(document: Any, *, infinity: bool = False) -> str | None:
     return None
 
 
-def _value(name: str, size: int, whole: bool, variables: dict[str, Any]) -> Any:
-    """Return the value of a declared variable: a number, or a list of as many as it declares."""
+def _read_value(name: str, size: int, whole: bool, variables: dict[str, Any]) -> Any:
+    """Return the value of a declared variable: a number, or a list of ``size`` numbers."""
     field = f"variables.{name}"
-    wanted = "a number" if size == 1 else f"a list of {size} numbers"
+    expected = "a number" if size == 1 else f"a list of {size} numbers"
     if name not in variables:
-        raise Refusal(Fault("invalid", f"is missing: the sequence needs {wanted} for {name}", field))
+        raise Refusal(Fault("invalid", f"is missing: the sequence needs {expected} for {name}", field))
     given = variables[name]
     numbers = given if isinstance(given, list | tuple) else [given]
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            raise Refusal(Fault("invalid", f"must be {wanted}, not {brief(ValueError(repr(given)))}", field))
+            message = f"must be {expected} (got {describe_error(ValueError(repr(given)))})"
+            raise Refusal(Fault("invalid", message, field))
         if whole and number != int(number):
-            raise Refusal(Fault("invalid", f"must be whole, not {number}", field))
+            raise Refusal(Fault("invalid", f"must be a whole number (got {number})", field))
     if len(numbers) != size:
-        raise Refusal(Fault("invalid", f"has {len(numbers)} values, the sequence declares {size}", field))
+        raise Refusal(Fault("invalid", f"must be {expected} (got {len(numbers)} values)", field))
     return given
 
 
-def _qubits(sequence: Sequence[Any], variables: dict[str, Any]) -> dict[str, int]:
-    """Return where the qubits of a mappable register go: qubit id → trap id."""
+def _read_qubits(sequence: Sequence[Any], variables: dict[str, Any]) -> dict[str, int]:
+    """Return the traps of a mappable register's qubits: qubit id → trap id."""
     field = "variables.qubits"
     qubits = variables.get("qubits")
     if qubits is None:
         raise Refusal(Fault("invalid", "is missing: the register is mappable and needs qubit id → trap id", field))
     if not isinstance(qubits, dict) or not qubits or not all(type(trap) is int for trap in qubits.values()):
-        raise Refusal(Fault("invalid", "must map qubit ids to trap ids (whole numbers)", field))
+        raise Refusal(Fault("invalid", "must map qubit ids to trap ids, which are whole numbers", field))
     register = sequence.get_register(include_mappable=True)
     if not isinstance(register, MappableRegister):
         raise TypeError(f"a mappable register is a {type(register).__name__}")
     try:
         register.build_register(qubits)
     except (ValueError, TypeError, IndexError) as error:
-        raise Refusal(Fault("user", f"cannot be used: {brief(error)}", field)) from error
+        raise Refusal(Fault("user", f"cannot be used: {describe_error(error)}", field)) from error
     return qubits
 
 
 def explain_schema_error(error: ValidationError) -> str:
     """Return the place and the problem: ``operations[0].op: 'teleport' is not one of 'target', 'delay', …``.
 
-    Pulser's schemas are alternatives within alternatives (``anyOf``): the library's own message then quotes the whole
-    document. Here the alternative that the document was most likely meant to be is followed down to its error.
+    Pulser's schemas nest alternatives (``anyOf``), for which the library's message quotes the whole document. This
+    function follows the alternative that the document most likely intends down to its error.
     """
     while error.context:
-        branches = _branches(error)
-        chosen = min(branches, key=_distance)
-        if words := _choices(branches):
-            return f"{_place(chosen[0])}{_mismatch(chosen[0].instance, words)}"
+        branches = _group_by_branch(error)
+        chosen = min(branches, key=_rank)
+        if words := _list_choices(branches):
+            return f"{_format_place(chosen[0])}{_describe_mismatch(chosen[0].instance, words)}"
         error = min(chosen, key=lambda one: -len(one.absolute_path))
-    return f"{_place(error)}{_problem(error)}"
+    return f"{_format_place(error)}{_describe_problem(error)}"
 
 
-def _branches(error: ValidationError) -> list[list[ValidationError]]:
-    """Return the errors of each alternative that failed; those that tell alternatives apart first."""
+def _group_by_branch(error: ValidationError) -> list[list[ValidationError]]:
+    """Return the errors of each alternative, beginning with those that distinguish the alternatives."""
     found: dict[object, list[ValidationError]] = defaultdict(list)
     for one in error.context or ():
         found[one.schema_path[0]].append(one)
@@ -211,8 +214,8 @@ def _is_tag(error: ValidationError) -> bool:
     return error.validator in {"const", "enum"}
 
 
-def _distance(errors: list[ValidationError]) -> tuple[bool, bool, int]:
-    """Return how far the document is from this alternative."""
+def _rank(errors: list[ValidationError]) -> tuple[bool, bool, int]:
+    """Return a measure of how far the document is from this alternative."""
     at = len(errors[0].parent.absolute_path) if errors[0].parent is not None else 0
     return (
         any(_is_tag(one) and len(one.absolute_path) <= at + 1 for one in errors),
@@ -221,43 +224,43 @@ def _distance(errors: list[ValidationError]) -> tuple[bool, bool, int]:
     )
 
 
-def _choices(branches: list[list[ValidationError]]) -> list[object]:
-    """Return the values that would be right, where all alternatives want another one at the same place."""
+def _list_choices(branches: list[list[ValidationError]]) -> list[object]:
+    """Return the valid values if all alternatives expect different ones at the same place; else an empty list."""
     tags = [next((one for one in errors if _is_tag(one)), None) for errors in branches]
     if len({tuple(tag.absolute_path) if tag is not None else None for tag in tags}) != 1 or tags[0] is None:
         return []
-    return [word for tag in tags if tag is not None for word in _wanted(tag)]
+    return [word for tag in tags if tag is not None for word in _list_expected(tag)]
 
 
-def _wanted(tag: ValidationError) -> list[object]:
+def _list_expected(tag: ValidationError) -> list[object]:
     value: Any = tag.validator_value
     return list(value) if tag.validator == "enum" else [value]
 
 
-def _problem(error: ValidationError) -> str:
+def _describe_problem(error: ValidationError) -> str:
     match error.validator:
         case "const" | "enum":
-            return _mismatch(error.instance, _wanted(error))
+            return _describe_mismatch(error.instance, _list_expected(error))
         case "type":
-            wanted: Any = error.validator_value
-            kinds = wanted if isinstance(wanted, str) else " or ".join(wanted)
-            return f"{_short(repr(error.instance))} is not of type {kinds}"
+            expected: Any = error.validator_value
+            kinds = expected if isinstance(expected, str) else " or ".join(expected)
+            return f"{_shorten(repr(error.instance))} is not of type {kinds}"
         case _:
             return str(error.message)
 
 
-def _place(error: ValidationError) -> str:
+def _format_place(error: ValidationError) -> str:
     text = ""
     for step in error.absolute_path:
         text += f"[{step}]" if isinstance(step, int) else f".{step}"
     return f"{text.removeprefix('.')}: " if text else ""
 
 
-def _mismatch(value: object, wanted: Iterable[object]) -> str:
-    words = list(dict.fromkeys(map(repr, wanted)))
+def _describe_mismatch(value: object, expected: Iterable[object]) -> str:
+    words = list(dict.fromkeys(map(repr, expected)))
     shown = ", ".join([*words[:_CHOICES_SHOWN], *(["…"] if len(words) > _CHOICES_SHOWN else [])])
-    return f"{_short(repr(value))} is not {'one of ' if len(words) > 1 else ''}{shown}"
+    return f"{_shorten(repr(value))} is not {'one of ' if len(words) > 1 else ''}{shown}"
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:60]}…"

@@ -1,4 +1,4 @@
-"""EMU_FREE: Pulser sequences solved exactly by QuTiP. Imported in the processes of lanes only."""
+"""EMU_FREE: Pulser sequences solved exactly by QuTiP. Imported in lane processes only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ONE_STATES = {"ground-rydberg": "r", "digital": "h"}
 
 
 class Distribution(QutipState, Measurable):
-    """The probabilities of a state's basis states: all that sampling needs, in half the memory or less."""
+    """The probabilities of a state's basis states, which suffice for sampling and take at most half the memory."""
 
     def __init__(self, state: QutipState) -> None:
         amplitudes = state.to_qobj()
@@ -47,34 +47,34 @@ class Distribution(QutipState, Measurable):
 
     def probabilities(self, *, cutoff: float = 1e-12) -> dict[str, float]:
         """As :meth:`QutipState.probabilities`."""
-        indices, chances = self._likely(cutoff)
+        indices, chances = self._select_likely(cutoff)
         return dict(zip(map(self.get_basis_state_from_index, indices.tolist()), chances, strict=True))
 
     def bitstring_probabilities(
         self, *, one_state: Eigenstate | None = None, cutoff: float = 1e-12
     ) -> Mapping[str, float]:
-        """As :meth:`QutipState.bitstring_probabilities`; quicker for qubits, where an index spells its bitstring."""
+        """As :meth:`QutipState.bitstring_probabilities`; faster for qubits, whose binary indices are bitstrings."""
         one = one_state or self.infer_one_state()
         if self.qudit_dim != 2 or one not in self.eigenstates:
             return super().bitstring_probabilities(one_state=one_state, cutoff=cutoff)
-        indices, chances = self._likely(cutoff)
+        indices, chances = self._select_likely(cutoff)
         flip = (1 << self._n_qudits) - 1 if self.eigenstates[0] == one else 0
         spelling = f"0{self._n_qudits}b"
         return dict(zip((format(index ^ flip, spelling) for index in indices.tolist()), chances, strict=True))
 
-    def _likely(self, cutoff: float) -> tuple[Any, Any]:
+    def _select_likely(self, cutoff: float) -> tuple[Any, Any]:
         indices = np.flatnonzero(self._weights > cutoff)
         chances = self._weights[indices]
         return indices, chances / np.sum(chances)
 
 
 class StatesInstead:
-    """A configuration that has the states where bitstrings were to be sampled."""
+    """A configuration that records states in place of bitstrings."""
 
     def __init__(self, config: EmulationConfig[Any]) -> None:
-        self._asked = config
+        self._requested = config
         observables = tuple(
-            StateResult(evaluation_times=_listed(observable.evaluation_times), tag_suffix=f"instead_of_{place}")
+            StateResult(evaluation_times=_list_times(observable.evaluation_times), tag_suffix=f"instead_of_{place}")
             if isinstance(observable, BitStrings)
             else observable
             for place, observable in enumerate(config.observables)
@@ -82,15 +82,14 @@ class StatesInstead:
         self.config: EmulationConfig[Any] = config.with_changes(observables=observables)
 
     def evolution(self, results: Results) -> Evolution:
-        """Return what this configuration's results leave."""
         steps: list[Step] = [
-            (t, place, Distribution(value) if isinstance(self._asked.observables[place], BitStrings) else value)
+            (t, place, Distribution(value) if isinstance(self._requested.observables[place], BitStrings) else value)
             for t, place, value in list_steps(self.config, results)
         ]
         return Evolution(results, steps)
 
 
-def _listed(times: Any) -> list[float] | None:
+def _list_times(times: Any) -> list[float] | None:
     return None if times is None else [float(t) for t in times]
 
 
@@ -103,20 +102,21 @@ class Qutip:
     dialect = Dialect(
         QutipConfig,
         QutipKeys,
-        lacks={"interaction_matrix": "QuTiP cannot replace the interactions: use EMU_SV or EMU_MPS"},
+        lacks={"interaction_matrix": "QuTiP cannot replace the interactions; use EMU_SV or EMU_MPS, or remove it"},
     )
 
     def settle(self, config: EmulationConfig[Any], sequence: Sequence[Any], runs: int | None) -> EmulationConfig[Any]:
-        """Say which state counts as 1 where an atom has three: the one of the sequence's own measurement basis.
+        """Define which state counts as 1 if atoms have three states: the one of the sequence's measurement basis.
 
-        As ``pulser_simulation.CoherentResults.sample_final_state``: without a measurement, that of the digital basis.
+        Without a measurement it is that of the digital basis, as in
+        ``pulser_simulation.CoherentResults.sample_final_state``.
         """
         if not {"ground-rydberg", "digital"} <= set(sequence.get_addressed_bases()):
             return config
         measured = sequence.get_measurement_basis() if sequence.is_measured() else "digital"
         one_state = _ONE_STATES[measured]
         settled: EmulationConfig[Any] = config.with_changes(
-            observables=tuple(_with_one_state(observable, one_state) for observable in config.observables)
+            observables=tuple(_set_one_state(observable, one_state) for observable in config.observables)
         )
         return settled
 
@@ -132,7 +132,10 @@ class Qutip:
     def emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> Emulation:
         duration_ns = sequence.get_duration(include_fall_time=config.with_modulation)
         if duration_ns * config.sampling_rate < _FEWEST_SAMPLES:
-            message = f"lasts {duration_ns} ns: QuTiP needs {_FEWEST_SAMPLES} samples (sampling_rate times duration)"
+            message = (
+                f"lasts {duration_ns} ns, which at a sampling_rate of {config.sampling_rate:g} is less than the "
+                f"{_FEWEST_SAMPLES} samples that QuTiP needs; make it longer or raise the sampling_rate"
+            )
             raise Refusal(Fault("user", message, "sequence"))
         total_us = duration_ns / 1000
         evolutions = 1 if self.is_deterministic(config, sequence) else config.n_trajectories
@@ -140,11 +143,11 @@ class Qutip:
         return QutipBackendV2(sequence, config=config)
 
     def seed(self, seed: int) -> None:
-        """Nothing: QuTiP draws from numpy's generator, by our patch."""
+        """Do nothing: with our patch QuTiP draws from numpy's generator."""
 
 
-def _with_one_state(observable: Any, one_state: str) -> Any:
-    """Return the observable, with this state as the one that measures to 1 if it needs one and has none."""
+def _set_one_state(observable: Any, one_state: str) -> Any:
+    """Return the observable with this state as the one that counts as 1, unless it has one or needs none."""
     if getattr(observable, "one_state", one_state) is not None:
         return observable
     changed = copy.copy(observable)
@@ -153,13 +156,13 @@ def _with_one_state(observable: Any, one_state: str) -> Any:
 
 
 def open_backend(watch: Watch, memo_bytes: int) -> PulserBackend:
-    """Make this backend; changes the process it is called in (QuTiP's integrator, warnings)."""
+    """Make this backend. Replaces QuTiP's integrator and silences warnings in the process."""
     install()
     return PulserBackend(Qutip(), watch, memo_bytes)
 
 
 def install() -> None:
-    """Have this process serve QuTiP."""
-    warnings.simplefilter("ignore")  # they are for who writes a sequence, not for a worker's log
+    """Patch QuTiP and silence warnings in this process."""
+    warnings.simplefilter("ignore")  # they are for the author of a sequence, not for the worker's log
     qutip_patches.install_solver()
     qutip_patches.install_reuse()

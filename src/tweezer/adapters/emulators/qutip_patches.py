@@ -1,15 +1,15 @@
-"""What a lane's process changes in QuTiP and ``pulser_simulation``: progress, seeds, and less work done twice.
+"""Patches of QuTiP and ``pulser_simulation`` in a lane's process: progress, seeds, and less repeated work.
 
-QuTiP's integrator is replaced (by its own registry) by one that goes to each evaluation time in small
-steps and looks up between them. The solver behind it chooses its first step by how far it is asked to go, and its
-later ones by the error alone; so it makes the first one towards the evaluation time. Between its own steps it
-interpolates, so the states are exactly the same. The Monte Carlo solver, which takes fresh entropy from the system, is
-handed seeds from numpy's generator instead.
+QuTiP's integrator is replaced, through QuTiP's registry, by one that goes to each evaluation time in small steps and
+reports progress between them. The underlying solver chooses its first step by the distance to the requested time, and
+later steps by the error alone, so the first step goes towards the evaluation time. Between its steps the solver
+interpolates, so the states are exactly the same. The Monte Carlo solver takes fresh entropy from the system by default;
+here it gets seeds from numpy's generator.
 
 ``Hamiltonian._get_basis_op_matrices`` builds the operators of one atom under another default data type, for which
-QuTiP rebuilds its dispatch tables: about 50 ms a job, whatever its size. And a run without noise builds the same
-Hamiltonian twice, once as the noiseless one. Both are private names of ``pulser_simulation``: where one is missing or
-is something else, the library works as it is.
+QuTiP rebuilds its dispatch tables: about 50 ms for a job of any size. And a run without noise builds the same
+Hamiltonian twice, once as the noiseless one. Both are private names of ``pulser_simulation``. If a name is missing or
+has another signature, it is not patched.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _NO_NOISE = NoiseModel()
 
 
 class WatchedAdams(IntegratorScipyAdams):  # type: ignore[misc]  # QuTiP has no types
-    """QuTiP's default integrator, looking up as it goes."""
+    """QuTiP's default integrator, which reports progress and can be stopped."""
 
     progress: EvolutionProgress | None = None
-    """Of the running job, in microseconds as in Pulser; there is one job at a time in a process."""
+    """The progress of the running job, in microseconds. A process runs one job at a time."""
 
     def set_state(self, t: float, state0: Any) -> None:
         if t == 0 and self.progress is not None:
@@ -48,12 +48,12 @@ class WatchedAdams(IntegratorScipyAdams):  # type: ignore[misc]  # QuTiP has no 
     def integrate(self, t: float, copy: bool = True) -> Any:
         if self.progress is not None:
             start = self.get_state(copy=False)[0]
-            looks = math.ceil((t - start) / self.progress.step)
-            if self._is_at_start and looks > 1:
-                super().mcstep(t, copy=False)  # one step of its own, as long as it would be without us
-            for look in range(1, looks):
-                super().integrate(start + (t - start) * look / looks, copy=False)
-                self.progress.reach(start + (t - start) * look / looks)
+            parts = math.ceil((t - start) / self.progress.step)
+            if self._is_at_start and parts > 1:
+                super().mcstep(t, copy=False)  # one step, as long as it would be without the division
+            for part in range(1, parts):
+                super().integrate(start + (t - start) * part / parts, copy=False)
+                self.progress.reach(start + (t - start) * part / parts)
         self._is_at_start = False
         return super().integrate(t, copy)
 
@@ -72,7 +72,7 @@ def _seeded_mcsolve(*arguments: Any, **options: Any) -> Any:
 
 
 def install_solver() -> None:
-    """Have QuTiP use all of this, in this process."""
+    """Patch QuTiP in this process: progress and seeds."""
     Solver.add_integrator(WatchedAdams, "adams")
     qutip.mcsolve = _seeded_mcsolve
 
@@ -81,17 +81,17 @@ _OPERATORS, _NOISELESS = "_get_basis_op_matrices", "_get_noiseless_hamiltonian"
 
 
 def install_reuse() -> None:
-    """Change ``pulser_simulation`` in this process, where it is as expected."""
+    """Patch ``pulser_simulation`` in this process, as far as its private names are as expected."""
     operators = inspect.getattr_static(Hamiltonian, _OPERATORS, None)
     if isinstance(operators, staticmethod) and list(inspect.signature(operators).parameters) == ["eigenbasis"]:
-        setattr(Hamiltonian, _OPERATORS, staticmethod(_remembered(operators.__func__)))
+        setattr(Hamiltonian, _OPERATORS, staticmethod(_cache_operators(operators.__func__)))
     noiseless = inspect.getattr_static(QutipEmulator, _NOISELESS, None)
     if callable(noiseless) and list(inspect.signature(noiseless).parameters) == ["self", "leakage"]:
-        setattr(QutipEmulator, _NOISELESS, _current_if_noiseless(noiseless))
+        setattr(QutipEmulator, _NOISELESS, _reuse_noiseless(noiseless))
 
 
-def _remembered(build: Any) -> Any:
-    """Build the operators of each eigenbasis once. Each caller gets its own dictionaries of shared operators."""
+def _cache_operators(build: Any) -> Any:
+    """Build the operators of each eigenbasis once. Each caller gets its own dictionaries of the shared operators."""
 
     @lru_cache(maxsize=_BASES_KEPT)
     def built(eigenbasis: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -105,12 +105,12 @@ def _remembered(build: Any) -> Any:
     return copied
 
 
-def _current_if_noiseless(build: Any) -> Any:
+def _reuse_noiseless(build: Any) -> Any:
     """Use the Hamiltonian of the run as the noiseless one when the run has no noise."""
 
     def noiseless(self: QutipEmulator, leakage: bool) -> Hamiltonian:
         if not leakage and self.noise_model == _NO_NOISE:
-            return self._current_hamiltonian  # that of the run
+            return self._current_hamiltonian  # the run's
         built: Hamiltonian = build(self, leakage)
         return built
 

@@ -1,10 +1,10 @@
-"""What emu-sv and emu-mps have in common. Imported in the processes of lanes only.
+"""The common part of emu-sv and emu-mps. Imported in lane processes only.
 
-Which threads and GPU they use is in the environment of the process (``OMP_NUM_THREADS``, ``CUDA_VISIBLE_DEVICES``),
-which is the operator's; see :mod:`tweezer.adapters.lane.process`.
+The operator decides how many threads and which GPU they use, by variables of the process's environment
+(``OMP_NUM_THREADS``, ``CUDA_VISIBLE_DEVICES``); see :mod:`tweezer.adapters.lane.process`.
 
-Where bitstrings were to be sampled, states are kept by an observable. They are not taken from the results, as with
-QuTiP: emu-mps would give up its ordering of the qubits for a state among them.
+States that replace bitstrings are kept by an observable. They are not taken from the results as with QuTiP, because
+emu-mps gives up its ordering of the qubits if a state is among the results.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tweezer.adapters.emulators.pulser_backend import EvolutionProgress
 from tweezer.adapters.emulators.pulser_configuration import FIELD, Dialect
 from tweezer.adapters.emulators.pulser_sampling import Evolution, Measurable, Step, list_steps
 from tweezer.adapters.emulators.pulser_sequences import FIELD as SEQUENCE
-from tweezer.adapters.emulators.pulser_sequences import brief
+from tweezer.adapters.emulators.pulser_sequences import describe_error
 from tweezer.adapters.lane.backend import Refusal, Watch
 from tweezer.model.messages import Fault
 
@@ -35,14 +35,14 @@ _NO_MEMORY = ("can't allocate memory", "out of memory")
 _SHORT_SEEDS = 1 << 32
 _LONGEST_GRID = 100_000
 _SHORTEST_NS = 2
-_ONE_ATOM = "1 qubit states"  # of emu-mps, when errors of the preparation left a single atom
+_ONE_ATOM = "1 qubit states"  # in emu-mps' error if preparation errors left a single atom
 
 QUIET_TAG = "statistics"
-"""The tag with which emu-mps keeps its ordering of the qubits, whatever the observable does."""
+"""The tag of observables for which emu-mps never gives up its ordering of the qubits."""
 
 
 class SilentObserver(Observable):
-    """An observable that is called at its times, and leaves nothing in the results."""
+    """An observable that is called at its times and stores nothing in the results."""
 
     def __init__(self, evaluation_times: Any, tag_suffix: str) -> None:
         super().__init__(
@@ -56,14 +56,17 @@ class SilentObserver(Observable):
         return QUIET_TAG
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SilentObserver:
-        return self  # configurations are copied over and over, and this one is to be heard
+        return self  # configurations are copied often, and the calls must reach this object
 
     def apply(self, **_: Any) -> None:
-        """What it leaves: nothing."""
+        """Return nothing to store."""
 
 
 class StateObserver(SilentObserver):
-    """Keeps the states at the times of one observable. kept: time, state, and the order of its atoms."""
+    """Keeps the states at the times of one observable.
+
+    kept: Time (0 to 1), state, and the order of its atoms.
+    """
 
     def __init__(self, evaluation_times: Any, place: int) -> None:
         super().__init__(evaluation_times, f"instead_of_{place}")
@@ -82,7 +85,10 @@ class StateObserver(SilentObserver):
 
 
 class KeptState(Measurable):
-    """A state of emu-sv or emu-mps. order: for each atom of the register, its place in the state."""
+    """A state of emu-sv or emu-mps.
+
+    order: The position in the state of each atom of the register.
+    """
 
     def __init__(self, state: Any, order: list[int]) -> None:
         self._state = state
@@ -90,7 +96,7 @@ class KeptState(Measurable):
         tensors = state.factors if hasattr(state, "factors") else [state.data]
         self.nbytes = sum(tensor.nbytes for tensor in tensors)
         if hasattr(state, "orthogonalize"):
-            state.orthogonalize(0)  # sampling does it, too: so the first sample is like all that follow
+            state.orthogonalize(0)  # as sampling does, so that the first sample equals later ones
 
     def measure(self, observable: BitStrings, config: EmulationConfig[Any]) -> Counter[str]:
         counter = observable.apply(config=config, state=self._state)
@@ -101,10 +107,10 @@ class KeptState(Measurable):
 
 
 class KeptInstead:
-    """A configuration that keeps the states where bitstrings were to be sampled."""
+    """A configuration that keeps states in place of bitstrings."""
 
     def __init__(self, config: EmulationConfig[Any]) -> None:
-        self._asked = config
+        self._requested = config
         self._observers = {
             place: StateObserver(observable.evaluation_times, place)
             for place, observable in enumerate(config.observables)
@@ -116,50 +122,49 @@ class KeptInstead:
         self.config: EmulationConfig[Any] = config.with_changes(observables=observables)
 
     def evolution(self, results: Results) -> Evolution:
-        """Return what this configuration's results and the kept states leave."""
         steps: list[Step] = [
             (t, place, KeptState(state, [order.index(atom) for atom in results.atom_order]))
             for place, observer in self._observers.items()
             for t, state, order in observer.kept
         ]
-        others = (step for step in list_steps(self._asked, results) if step[1] not in self._observers)
+        others = (step for step in list_steps(self._requested, results) if step[1] not in self._observers)
         return Evolution(results, [*steps, *others])
 
 
-def without_statistics(config: EmulationConfig[Any], results: Results) -> Results:
-    """Return the results of the configuration's observables alone: not what the emulator tells of its own steps."""
-    told = Results(atom_order=results.atom_order, total_duration=results.total_duration)
+def drop_statistics(config: EmulationConfig[Any], results: Results) -> Results:
+    """Return the results of the configuration's observables, without the emulator's statistics of its steps."""
+    kept = Results(atom_order=results.atom_order, total_duration=results.total_duration)
     for t, place, value in sorted(list_steps(config, results), key=lambda step: step[:2]):
-        told._store(observable=config.observables[place], time=t, value=value)  # noqa: SLF001  # Pulser's only way in
-    return told
+        kept._store(observable=config.observables[place], time=t, value=value)  # noqa: SLF001  # Pulser's only way in
+    return kept
 
 
-def chosen_hardware() -> dict[str, Any]:
-    """Return what the operator decides of a configuration. Sets the threads and silences warnings in this process.
+def configure_hardware() -> dict[str, Any]:
+    """Set torch's threads, silence warnings, and return the options that the operator decides.
 
-    Raises ``OSError`` where a GPU is asked for and there is none.
+    Raises ``OSError`` if a GPU is requested and torch finds none.
     """
-    warnings.simplefilter("ignore")  # they are for who writes a sequence, not for a worker's log
+    warnings.simplefilter("ignore")  # they are for the author of a sequence, not for the worker's log
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     gpu = bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
     if gpu and not torch.cuda.is_available():
         raise OSError(
-            f"the device's option gpus asks for a GPU, but torch {torch.__version__} sees none: install a CUDA build "
-            "of torch and check nvidia-smi, or leave gpus out to run on the CPU"
+            f"the device's option gpus requests a GPU, but torch {torch.__version__} finds none; install a CUDA build "
+            "of torch and check nvidia-smi, or remove gpus to run on the CPU"
         )
     return {"gpu": gpu, "log_level": logging.WARNING}
 
 
 class ProgressObserver(SilentObserver):
-    """Tells the progress of an evolution, and hears there that it is to stop.
+    """Reports the progress of an evolution, and stops it on request.
 
-    It looks at times that the emulator goes through anyway, so that the steps are what they would be without.
+    It is called at times that the emulator reaches anyway, so it does not change the emulator's steps.
     """
 
     def __init__(self, progress: EvolutionProgress, duration_ns: float, dt: float) -> None:
         steps = min(math.floor(duration_ns / dt), _LONGEST_GRID)
         grid = sorted({min(step * dt / duration_ns, 1.0) for step in range(steps + 1)})
-        super().__init__(grid, "heard")
+        super().__init__(grid, "progress")
         self._progress = progress
 
     def __call__(self, config: Any, t: float, state: Any, hamiltonian: Any, result: Results) -> None:
@@ -169,7 +174,7 @@ class ProgressObserver(SilentObserver):
 
 
 class TorchEmulation:
-    """One run, with the libraries' errors sorted."""
+    """One run, which translates the libraries' errors."""
 
     def __init__(self, backend: EmulatorBackend, config: EmulationConfig[Any]) -> None:
         self._backend = backend
@@ -179,8 +184,8 @@ class TorchEmulation:
         """Return the results of the configuration's observables."""
         try:
             results: Any = self._backend.run()
-        except (AssertionError, RecursionError) as error:  # so they say what they do not take, or do not converge to
-            raise Refusal(Fault("user", f"cannot be emulated: {brief(error)}", FIELD)) from error
+        except (AssertionError, RecursionError) as error:  # raised for invalid input, or if a solver does not converge
+            raise Refusal(Fault("user", f"cannot be emulated: {describe_error(error)}", FIELD)) from error
         except ValueError as error:
             if _ONE_ATOM not in str(error):
                 raise
@@ -190,15 +195,15 @@ class TorchEmulation:
             raise Refusal(Fault("user", message, f"{FIELD}.noise_model")) from error
         except RuntimeError as error:
             if any(words in str(error).lower() for words in _NO_MEMORY):
-                raise MemoryError(brief(error)) from error
+                raise MemoryError(describe_error(error)) from error
             if "converge" in str(error):
-                raise Refusal(Fault("user", f"cannot be emulated: {brief(error)}", FIELD)) from error
+                raise Refusal(Fault("user", f"cannot be emulated: {describe_error(error)}", FIELD)) from error
             raise
-        return without_statistics(self._config, results)
+        return drop_statistics(self._config, results)
 
 
 class TorchEmulator:
-    """What emu-sv and emu-mps have in common of an :class:`~tweezer.adapters.emulators.pulser_backend.Emulator`."""
+    """The base class of the :class:`~tweezer.adapters.emulators.pulser_backend.Emulator` of emu-sv and of emu-mps."""
 
     name: str
     packages: tuple[str, ...]
@@ -211,7 +216,7 @@ class TorchEmulator:
         self.dialect = dialect
 
     def settle(self, config: EmulationConfig[Any], sequence: Sequence[Any], runs: int | None) -> EmulationConfig[Any]:
-        """Run one trajectory where nothing is random, as with QuTiP."""
+        """Run one trajectory if the evolution has no randomness, as QuTiP does."""
         changes: dict[str, Any] = {}
         if self.is_deterministic(config, sequence) and config.n_trajectories != 1:
             changes["n_trajectories"] = 1
@@ -223,12 +228,14 @@ class TorchEmulator:
     def fit(self, sequence: Sequence[Any]) -> Sequence[Any]:
         for name, channel in sequence.declared_channels.items():
             if channel.basis not in self.bases:
-                message = f"{name} addresses the {channel.basis} basis, which {self.name} cannot emulate; EMU_FREE can"
+                message = (
+                    f"channel {name!r} has the {channel.basis} basis, which {self.name} cannot emulate; use EMU_FREE"
+                )
                 raise Refusal(Fault("user", message, SEQUENCE))
         atoms = len(sequence.register.qubit_ids)
         if atoms < self.fewest_atoms:
             message = (
-                f"has {atoms} atom, and {self.name} needs at least {self.fewest_atoms}; EMU_SV and EMU_FREE take it"
+                f"must have at least {self.fewest_atoms} atoms for {self.name} (got {atoms}); use EMU_SV or EMU_FREE"
             )
             raise Refusal(Fault("user", message, SEQUENCE))
         return sequence
@@ -242,12 +249,12 @@ class TorchEmulator:
         )
         duration_ns = sequence.get_duration(include_fall_time=config.with_modulation)
         if duration_ns < _SHORTEST_NS:
-            message = f"lasts {duration_ns} ns; {self.name} needs at least {_SHORTEST_NS} ns"
+            message = f"must last at least {_SHORTEST_NS} ns for {self.name} (got {duration_ns} ns)"
             raise Refusal(Fault("user", message, SEQUENCE))
-        listener = ProgressObserver(progress, max(float(duration_ns), 1.0), config.dt)
-        heard: EmulationConfig[Any] = config.with_changes(observables=(*config.observables, listener))
-        return TorchEmulation(self.library(sequence, config=heard), config)
+        observer = ProgressObserver(progress, max(float(duration_ns), 1.0), config.dt)
+        observed: EmulationConfig[Any] = config.with_changes(observables=(*config.observables, observer))
+        return TorchEmulation(self.library(sequence, config=observed), config)
 
     def seed(self, seed: int) -> None:
-        """A seed of up to 32 bits is as torch takes it; of a longer one it would heed as many."""
+        """Seed torch. A longer seed is hashed to 32 bits, because torch would ignore its other bits."""
         torch.manual_seed(seed if seed < _SHORT_SEEDS else int(np.random.SeedSequence(seed).generate_state(1)[0]))

@@ -1,1 +1,1 @@
-"""A lane: a child process that executes jobs, and the worker's side of it"""
+"""Lanes whose jobs run in a child process: the worker's side, the process, and its jail."""

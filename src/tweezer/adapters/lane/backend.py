@@ -1,8 +1,8 @@
-"""What a backend is, in the process of a lane: the code that knows an emulator.
+"""The interface of a backend: the code that runs an emulator in a lane's process.
 
-A backend is named ``module:factory``; the factory takes a :class:`Watch`, the bytes that it may keep for jobs
-that are equal, and what arguments its adapter gives, and returns a :class:`Backend`. Its module is imported in the
-lane's process only.
+A backend is named ``module:factory``. The factory takes a :class:`Watch`, the number of bytes that it may use to keep
+evolutions for equal jobs, and the further arguments of its adapter. It returns a :class:`Backend`. The module is
+imported in lane processes only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from tweezer.model.messages import BatchWork, Fault, JobWork, Result
 
 
 class Refusal(Exception):
-    """The batch or job cannot be run; ``fault`` says why, for its user."""
+    """Raised for a batch or job that cannot run.
+
+    Args:
+        fault: The reason, for the user, with the field at fault.
+        kind: How the failure is handled.
+    """
 
     def __init__(self, fault: Fault, kind: FaultKind = FaultKind.USER) -> None:
         super().__init__(str(fault))
@@ -28,11 +33,17 @@ class Refusal(Exception):
 
 
 class Aborted(BaseException):
-    """Raised inside a solver to stop it; a ``BaseException`` so that no library takes it for its own."""
+    """Raised inside a solver to stop it. It is a ``BaseException`` so that no library catches it."""
 
 
 class Execution(msgspec.Struct, frozen=True):
-    """A job that ran to its end. Durations in seconds."""
+    """A job that ran to its end.
+
+    Attributes:
+        result: The job's result.
+        preparation_s: Seconds before the job ran on the emulator.
+        device_s: Seconds that the job took on the emulator.
+    """
 
     result: Result
     preparation_s: float
@@ -42,30 +53,59 @@ class Execution(msgspec.Struct, frozen=True):
 class Backend(Protocol):
     """Runs jobs, one at a time, in the main thread of a lane's process.
 
-    Both methods raise :class:`Refusal` for what is wrong with their input, let :class:`Aborted` through,
-    and raise anything else for faults of their own. ``evolutions`` counts the evolutions solved so far.
+    Its methods raise :class:`Refusal` for invalid input and must not catch :class:`Aborted`. Any other exception counts
+    as an internal error of the emulator.
+
+    Attributes:
+        evolutions: How many evolutions were solved so far.
     """
 
     evolutions: int
 
     def prepare(self, batch: BatchWork) -> None:
-        """Parse and validate the batch; the jobs that follow are of this batch."""
+        """Parse and validate a batch. The next jobs belong to it.
+
+        Args:
+            batch: The batch.
+
+        Raises:
+            Refusal: The batch cannot run.
+        """
 
     def run(self, job: JobWork) -> Execution:
-        """Run one job. Everything random in it is drawn from generators seeded with ``job.seed``."""
+        """Run one job. All its random numbers must come from generators seeded with ``job.seed``.
+
+        Args:
+            job: A job of the prepared batch.
+
+        Returns:
+            The result and durations.
+
+        Raises:
+            Refusal: The job cannot run.
+            Aborted: ``Watch`` was asked to stop the job.
+        """
 
 
 class Collector(Backend, Protocol):
-    """A backend that also makes results of what a machine measured."""
+    """A backend that also makes results from a machine's measurements."""
 
     def collect(self, job: JobWork, measured: dict[str, int]) -> Execution:
-        """Return the result of a job, of its bitstrings and how often each was measured."""
+        """Make the result of a job that a machine ran.
+
+        Args:
+            job: A job of the prepared batch.
+            measured: Bitstring → number of shots, bits in the register's qubit order.
+
+        Returns:
+            The result and durations.
+        """
 
 
 class Watch:
     """Reports the progress of a job, and stops it on request.
 
-    ``advance`` and ``check`` are called from the solver, ``abort`` from the thread that reads messages.
+    The solver calls ``advance`` and ``check``; the thread that reads the worker's messages calls ``abort``.
     """
 
     def __init__(self, send: Callable[[float], None], interval_s: float) -> None:
@@ -75,7 +115,7 @@ class Watch:
         self._aborted = threading.Event()
 
     def begin(self) -> None:
-        """Begin a request; nothing is reported for one interval, so that short jobs stay silent."""
+        """Begin a request. Nothing is reported for one interval, so short jobs report nothing."""
         self._aborted.clear()
         self._sent_at = time.monotonic()
 
@@ -84,12 +124,19 @@ class Watch:
         self._aborted.set()
 
     def check(self) -> None:
-        """Raises :class:`Aborted` when the request is to stop."""
+        """Raise :class:`Aborted` if the request must stop."""
         if self._aborted.is_set():
             raise Aborted
 
     def advance(self, fraction: float) -> None:
-        """Report how far the job is (0 to 1), unless the last report is recent. Raises ``Aborted``."""
+        """Report the progress of the job, unless the last report is recent.
+
+        Args:
+            fraction: The finished part of the job, from 0 to 1.
+
+        Raises:
+            Aborted: The job must stop.
+        """
         self.check()
         now = time.monotonic()
         if now - self._sent_at >= self._interval_s:

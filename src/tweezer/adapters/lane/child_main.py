@@ -1,8 +1,8 @@
 """The process of a lane: ``python -m tweezer.adapters.lane.child_main FD WORKER_PID``.
 
-It enters its jail, imports its backend once, says so, and then prepares batches and runs jobs, one at a time, as the
-messages on the socket FD ask. It ends when that socket does, or with its worker, and ignores SIGINT and
-SIGTERM: only its worker decides. What libraries print goes to standard error.
+It enters its jail, imports its backend once, and reports that it is ready. Then it prepares batches and runs jobs, one
+at a time, as the messages on the socket FD request. It ends when the socket closes or its worker dies. It ignores
+SIGINT and SIGTERM, because only the worker may stop it. The output of libraries goes to standard error.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ from tweezer.model.messages import Fault, Outcome, OutcomeKind
 
 _PR_SET_PDEATHSIG = 1
 _LONGEST_TEXT = 300
-_OF_TORCH = frozenset({"emu_sv", "emu_mps", "torch"})
+_TORCH_MODULES = frozenset({"emu_sv", "emu_mps", "torch"})
 
 
 def die_with_worker(worker_pid: int) -> None:
-    """Have the kernel kill this process when its worker dies (Linux); elsewhere the end of the socket does it.
+    """Let the kernel kill this process when its worker dies (Linux only; elsewhere the process ends with the socket).
 
-    To the kernel the worker is the *thread* that started this process: the one of its event loop.
+    For the kernel the parent is the *thread* that started this process, which runs the worker's event loop.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != worker_pid:  # it died before the kernel was asked
+    if os.getppid() != worker_pid:  # it died before the call
         os._exit(1)
 
 
 class LaneProcess:
-    """Answers the worker's requests on one socket."""
+    """Serves the worker's requests on one socket."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -73,18 +73,18 @@ class LaneProcess:
         """Serve until the worker closes the socket, which ends the process."""
         start = self._receive()
         if not isinstance(start, Start):
-            raise TypeError(f"the first message was {type(start).__name__}, not Start")
+            raise TypeError(f"expected Start as the first message, got {type(start).__name__}")
         try:
-            entered = jail.enter(start.jail)  # before there is a second thread: Landlock binds the one that calls it
+            entered = jail.enter(start.jail)  # before a second thread starts: Landlock restricts the calling thread
         except (jail.Exposed, OSError) as error:
-            problem = f"cannot jail the lane: {_short(error)}; TWEEZER_WORKER_JAIL=off runs lanes without a jail"
+            problem = f"cannot jail the lane: {_shorten(error)}; TWEEZER_WORKER_JAIL=off runs lanes without a jail"
             return self._refuse_start(problem)
         threading.Thread(target=self._listen, name="lane-listener", daemon=True).start()
         self._watch = watch = Watch(self._report, start.progress_interval_s)
         try:
             backend = _load(start.backend)(watch, start.memo_mb << 20, *start.arguments)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the worker is told
-            return self._refuse_start(f"cannot load the emulator: {_short(error)}{_remedy(error)}")
+        except Exception as error:  # noqa: BLE001  # any failure is reported to the worker
+            return self._refuse_start(f"cannot load the emulator: {_shorten(error)}{_suggest_remedy(error)}")
         self._send(Ready(jail=entered))
         while True:
             request = self._requests.get()
@@ -98,12 +98,12 @@ class LaneProcess:
                 case Run():
                     self._send(RunFinished(request.serial, _run(backend, watch, request), backend.evolutions))
                 case Start():
-                    raise TypeError("a lane starts once")
+                    raise TypeError("Start was sent twice")
                 case _:
                     assert_never(request)
 
     def _refuse_start(self, problem: str) -> None:
-        """Report why this process cannot start. Call it while the exception is handled."""
+        """Report why this process cannot start. To be called from an ``except`` block."""
         traceback.print_exc()
         self._send(ChildRefused(0, FaultKind.INTERNAL, Fault("internal", problem)))
 
@@ -113,7 +113,7 @@ class LaneProcess:
         except Aborted:
             return ChildRefused(request.serial, FaultKind.TRANSIENT, Fault("transient", "stopped"))
         except Exception as error:  # noqa: BLE001  # as above
-            kind, fault = _blame(error)
+            kind, fault = _explain(error)
             return ChildRefused(request.serial, kind, fault)
         return Prepared(request.serial)
 
@@ -121,14 +121,14 @@ class LaneProcess:
         self._send(Advanced(self._serial, fraction))
 
     def _send(self, message: ToWorker) -> None:
-        """Only the main thread sends, so frames are never mixed."""
+        """Send a message. Only the main thread sends, so frames are never mixed."""
         try:
             self._connection.sendall(pack(message))
         except OSError:  # the worker is gone
             os._exit(0)
 
     def _listen(self) -> None:
-        """Read messages in a thread of its own, so that an abort and the worker's end are heard during a solve."""
+        """Read messages in a separate thread, so that an abort or the worker's end is noticed during an evolution."""
         try:
             while True:
                 message = self._receive()
@@ -169,7 +169,7 @@ def _run(backend: Backend, watch: Watch, request: Run) -> Outcome:
     except Aborted:
         return Outcome(OutcomeKind.CANCELED)
     except Exception as error:  # noqa: BLE001  # as above
-        kind, fault = _blame(error)
+        kind, fault = _explain(error)
         return Outcome(OutcomeKind.ERROR, fault=fault, cause=kind)
     return Outcome(
         OutcomeKind.DONE,
@@ -179,27 +179,27 @@ def _run(backend: Backend, watch: Watch, request: Run) -> Outcome:
     )
 
 
-def _blame(error: Exception) -> tuple[FaultKind, Fault]:
-    """Return a backend's refusal, or what a user may know of an exception nobody expected; the log gets the rest."""
+def _explain(error: Exception) -> tuple[FaultKind, Fault]:
+    """Return the fault of a refusal, or of an unexpected exception, whose traceback only the log shows."""
     if isinstance(error, Refusal):
         return error.kind, error.fault
     traceback.print_exc()
     if isinstance(error, MemoryError):
-        message = "the emulation asked for more memory than there is; use fewer qubits or evaluation times"
+        message = "the emulation needs more memory than is available; use fewer qubits or evaluation times"
         return FaultKind.OUT_OF_MEMORY, Fault("out_of_memory", message)
-    return FaultKind.INTERNAL, Fault("internal", f"the emulator failed: {_short(error)}")
+    return FaultKind.INTERNAL, Fault("internal", f"internal error of the emulator: {_shorten(error)}")
 
 
-def _short(error: Exception) -> str:
+def _shorten(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
 
 
-def _remedy(error: Exception) -> str:
-    """Return how to install a missing module."""
+def _suggest_remedy(error: Exception) -> str:
+    """Return how to install the missing module, if that is the error."""
     if not isinstance(error, ModuleNotFoundError):
         return ""
-    extra = "torch" if error.name in _OF_TORCH else "emulators"
+    extra = "torch" if error.name in _TORCH_MODULES else "emulators"
     return f"; install it where the worker runs: pip install 'tweezer[{extra}]'"
 
 

@@ -1,7 +1,7 @@
-"""A lane whose jobs run in a process of its own.
+"""A lane whose jobs run in a child process.
 
-The process imports its emulator once and stays warm. It is replaced, silently, when it died, was killed
-to stop a job, or ran out of memory; the batch is then prepared again before the next job.
+The process imports its emulator once and is then ready for all jobs. It is replaced when it died, was killed to stop a
+job, or ran out of memory; the batch is then prepared again before the next job.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tweezer.adapters.lane.messages import (
     Start,
 )
 from tweezer.adapters.lane.process import ChildProcess, Died, Nothing
-from tweezer.adapters.protocol import Report
+from tweezer.adapters.protocol import Report, describe_timeout
 from tweezer.model.errors import ExecutionError, FaultKind
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome, OutcomeKind, Progress
@@ -36,20 +36,26 @@ log = structlog.get_logger(__name__)
 
 _MEMORY = (
     "the job needed more than the {} MB of memory that a lane may use; use fewer qubits or evaluation times, or ask "
-    "the operator to raise the lanes' memory limit"
+    "the operator to raise the lanes' memory limit, TWEEZER_WORKER_MEMORY_LIMIT_MB"
 )
 
 
 class LaneOptions(msgspec.Struct, frozen=True):
-    """How a lane and its process behave. Every wait in a lane is bounded by one of these.
+    """Options of a lane and its process. Every wait in a lane is bounded by one of them. Times are in seconds.
 
-    memory_limit_mb: resident memory of the process, None for no limit (watched on Linux only).
-    threads: of the numerical libraries. memo_mb: memory for evolved states that equal jobs share.
-    start_timeout_s: from starting the process to its backend being imported.
-    prepare_timeout_s: for preparing a batch. soft_cancel_s: from asking a job to stop to killing it.
-    exit_timeout_s: for the end of a killed process. watch_interval_s: between looks at its memory.
-    progress_interval_s: the least time between two reports of a job. jail: whether the process is jailed.
-    private: folders that it must never read, whatever else it may.
+    Attributes:
+        memory_limit_mb: Limit of the process's resident memory in MB (2**20 bytes), checked on Linux only; None: no
+            limit.
+        threads: Number of threads of the numerical libraries.
+        memo_mb: Memory in MB for evolved states that equal jobs share.
+        start_timeout_s: Time for the process to start and import its backend.
+        prepare_timeout_s: Time to prepare a batch.
+        soft_cancel_s: Time between asking a job to stop and killing its process.
+        exit_timeout_s: Time to wait for the end of a killed process.
+        watch_interval_s: Time between two checks of its memory.
+        progress_interval_s: Shortest time between two progress reports of a job.
+        jail: Whether the process is jailed.
+        private: Folders that the process must never read.
     """
 
     memory_limit_mb: int | None = 4096
@@ -66,7 +72,7 @@ class LaneOptions(msgspec.Struct, frozen=True):
 
 
 class _End(StrEnum):
-    """Why a request ended without an answer."""
+    """Why a request got no answer."""
 
     CANCELED = "canceled"
     CLOSED = "closed"
@@ -82,11 +88,11 @@ _OUTCOMES = {
     _End.OUT_OF_MEMORY: (OutcomeKind.ERROR, FaultKind.OUT_OF_MEMORY),
     _End.DIED: (OutcomeKind.RETRY, FaultKind.CRASH),
 }
-"""A user's cancel is no fault; time and memory are final; a lost process is worth another try."""
+"""A cancel is not a fault; exceeded time and memory are final; after the loss of its process a job is retried."""
 
 
 class _Broken(msgspec.Struct, frozen=True):
-    """A request that got no answer; ``message`` is for the user."""
+    """A request that got no answer. The message is for the user."""
 
     end: _End
     message: str
@@ -104,9 +110,13 @@ class _Broken(msgspec.Struct, frozen=True):
 
 
 class ChildLane:
-    """A :class:`~tweezer.adapters.protocol.Lane` on a child process.
+    """A :class:`~tweezer.adapters.protocol.Lane` that runs its jobs in a child process.
 
-    arguments: of the backend's factory. gpu: the one that the process sees, as CUDA names it; None: it sees none.
+    Args:
+        backend: The backend's factory, ``module:factory``; see :mod:`tweezer.adapters.lane.backend`.
+        options: Options of the lane.
+        arguments: Further arguments of the factory.
+        gpu: CUDA's name of the only GPU that the process can use; None: it can use none.
     """
 
     def __init__(
@@ -124,19 +134,19 @@ class ChildLane:
         self._cancel_requested = False
         self.closed = False
         self.jail = ""
-        """What :func:`tweezer.adapters.lane.jail.enter` returned in the process; empty before there is one."""
+        """The result of :func:`tweezer.adapters.lane.jail.enter` in the process; empty before the first start."""
         self.evolutions = 0
-        """Evolutions that the present process had solved when its last job ended: equal jobs share one."""
+        """How many evolutions the current process had solved when its last job ended. Equal jobs share one."""
 
     @classmethod
     async def open(cls, backend: str, options: LaneOptions) -> ChildLane:
-        """Return a warm lane for this backend (``module:factory``). Raises ``ExecutionError`` when it cannot start."""
+        """Return a started lane for a backend (``module:factory``). Raises ``ExecutionError`` if it cannot start."""
         lane = cls(backend, options)
         await lane.warm()
         return lane
 
     async def warm(self) -> None:
-        """Start its process. Raises ``ExecutionError`` when it cannot start, and is closed then."""
+        """Start the process. If it cannot start, close the lane and raise ``ExecutionError``."""
         try:
             await self._warm_child()
         except BaseException:
@@ -145,19 +155,19 @@ class ChildLane:
 
     @property
     def pid(self) -> int | None:
-        """The process that the lane has now."""
+        """The id of the current process, if any."""
         return self._child.pid if self._child is not None else None
 
     async def prepare(self, batch: BatchWork) -> None:
-        """As :meth:`tweezer.adapters.protocol.Lane.prepare`; a batch that is prepared already costs nothing."""
+        """See :meth:`tweezer.adapters.protocol.Lane.prepare`."""
         self._batch = batch
         self._cancel_requested = False
         await self._prepare_child()
 
     async def run(self, job: JobWork, report: Report, measured: dict[str, int] | None = None) -> Outcome:
-        """As :meth:`tweezer.adapters.protocol.Lane.run`. A process that is gone is replaced first.
+        """See :meth:`tweezer.adapters.protocol.Lane.run`. A process that has died is replaced first.
 
-        measured: what a machine measured; then the backend, a ``Collector``, only makes the result of it.
+        measured: The bitstrings that a machine measured. The backend, a ``Collector``, then only makes the result.
         """
         if self._batch is None:
             raise ValueError("run() before prepare()")
@@ -174,25 +184,25 @@ class ChildLane:
             serial = self._next_serial()
             child.send(Run(serial, job, measured))
             limit_s = self._batch.doc.limits.job_timeout_s
-            answer = await self._await_answer(child, serial, limit_s, f"the job took longer than {limit_s:g} s", report)
+            answer = await self._await_answer(child, serial, limit_s, describe_timeout(limit_s), report)
             return await self._outcome(answer, warming_s, time.monotonic() - began)
         finally:
             self._running = False
 
     async def cancel(self) -> None:
-        """Ask the running job to stop and return; it is killed ``soft_cancel_s`` later if it does not."""
+        """Ask the running job to stop and return. If it does not stop within ``soft_cancel_s``, it is killed."""
         if self._running:
             self._cancel_requested = True
             self._wake()
 
     async def close(self) -> None:
-        """Kill the process. A job that runs is given back: ``run`` returns ``retry``."""
+        """Kill the process. If a job is running, ``run`` returns ``retry``."""
         self.closed = True
         self._wake()
         await self._drop_child()
 
     async def _prepare_child(self) -> ChildProcess:
-        """Return the process, warm and with the present batch prepared."""
+        """Return a ready process that has prepared the current batch."""
         child = await self._warm_child()
         batch = self._batch
         if batch is None or (self._prepared is not None and self._prepared.batch_id == batch.batch_id):
@@ -215,10 +225,10 @@ class ChildLane:
             case _Broken():
                 raise ExecutionError(answer.kind, answer.message)
             case _:
-                raise await self._confused(answer)
+                raise await self._fail_protocol(answer)
 
     async def _warm_child(self) -> ChildProcess:
-        """Return the process, with its backend imported; a new one when there is none or it died."""
+        """Return the process, with its backend imported. Start a new one if necessary."""
         if self.closed:
             raise ExecutionError(FaultKind.TRANSIENT, "the lane is closed")
         if self._child is not None and self._child.alive:
@@ -250,18 +260,18 @@ class ChildLane:
                 raise ExecutionError(answer.kind, answer.fault.message)
             case _Broken():
                 await self._drop_child()
-                is_hosts = answer.kind in (FaultKind.TIMEOUT, FaultKind.CRASH)  # it has not seen the batch yet
-                kind = FaultKind.TRANSIENT if is_hosts else answer.kind
+                is_retried = answer.kind in (FaultKind.TIMEOUT, FaultKind.CRASH)  # not caused by the batch
+                kind = FaultKind.TRANSIENT if is_retried else answer.kind
                 raise ExecutionError(kind, answer.message)
             case _:
-                raise await self._confused(answer)
+                raise await self._fail_protocol(answer)
 
     async def _await_answer(
         self, child: ChildProcess, serial: int, limit_s: float, late: str, report: Report | None = None
     ) -> Ready | Prepared | ChildRefused | RunFinished | _Broken:
-        """Return the answer to a request, or why there is none; in that case the process is dead.
+        """Return the answer to a request, or the reason why there is none; the process is dead then.
 
-        A request that is cancelled or late is asked to stop, and killed when it does not.
+        A request that is cancelled or late is asked to stop, and its process is killed if it does not.
         """
         deadline = time.monotonic() + limit_s
         stopping: _Broken | None = None
@@ -304,13 +314,13 @@ class ChildLane:
                     case _:
                         assert_never(message)
         except asyncio.CancelledError:
-            child.kill()  # nobody waits for its answer any more: the next request starts afresh
+            child.kill()  # its answer is not awaited any more, so the next request needs a new process
             raise
 
     async def _outcome(
         self, answer: Ready | Prepared | ChildRefused | RunFinished | _Broken, warming_s: float, took_s: float
     ) -> Outcome:
-        """Return the outcome of a job; the time of one that got no answer counts as time on the device."""
+        """Return the outcome of a job. If it got no answer, its time counts as time on the device."""
         match answer:
             case RunFinished(outcome=outcome):
                 if outcome.cause is FaultKind.OUT_OF_MEMORY:
@@ -319,10 +329,10 @@ class ChildLane:
             case _Broken():
                 return answer.outcome(warming_s, took_s - warming_s)
             case _:
-                raise await self._confused(answer)
+                raise await self._fail_protocol(answer)
 
     def _unprepared(self, error: ExecutionError) -> Outcome:
-        """Return the outcome of a job whose batch could not be prepared again on a new process."""
+        """Return the outcome of a job whose batch could not be prepared again in a new process."""
         if self._cancel_requested:
             return Outcome(OutcomeKind.CANCELED, began=False)
         retry = error.kind in (FaultKind.TRANSIENT, FaultKind.CRASH)
@@ -330,16 +340,18 @@ class ChildLane:
         return Outcome(OutcomeKind.RETRY if retry else OutcomeKind.ERROR, fault=fault, cause=error.kind)
 
     async def _break(self, broken: _Broken) -> _Broken:
-        """Give the process up for this reason."""
-        asked_for = broken.end in (_End.CANCELED, _End.CLOSED)
-        tell = log.info if asked_for else log.warning
-        tell("lane.broken", pid=self.pid, end=broken.end.value, message=broken.message)
+        """Kill the process for this reason."""
+        requested = broken.end in (_End.CANCELED, _End.CLOSED)
+        write = log.info if requested else log.warning
+        write("lane.broken", pid=self.pid, end=broken.end.value, message=broken.message)
         await self._drop_child()
         return broken
 
-    async def _confused(self, answer: object) -> ExecutionError:
+    async def _fail_protocol(self, answer: object) -> ExecutionError:
         await self._drop_child()
-        return ExecutionError(FaultKind.INTERNAL, f"the lane's process answered {type(answer).__name__} out of turn")
+        return ExecutionError(
+            FaultKind.INTERNAL, f"internal error: the lane's process sent an unexpected {type(answer).__name__}"
+        )
 
     async def _drop_child(self) -> None:
         child, self._child, self._prepared = self._child, None, None

@@ -1,8 +1,8 @@
-"""What a worker and the process of one of its lanes say to each other.
+"""The messages between a worker and a lane's process.
 
-A frame is four bytes of length (big-endian) and a MessagePack body: one of the structs below, tagged by
-its name. Nothing else is accepted, in either direction. ``serial`` numbers the worker's requests; an
-answer carries the number of its request.
+A frame is four bytes of length (big-endian) and a MessagePack body: one of the structs below, tagged with its name.
+Nothing else is accepted in either direction. ``serial`` numbers the worker's requests; an answer has the number of its
+request.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     """The first message: enter the jail, then load this backend. Answered, with serial 0, by ``Ready`` or
     ``ChildRefused``.
 
-    backend: ``module:factory``, see :mod:`tweezer.adapters.lane.backend`. memo_mb: how much memory
-    evolved states may keep for jobs that are equal. progress_interval_s: the least time between reports.
-    arguments: what else the backend's factory is given. jail: what the process may still do.
+    backend: ``module:factory``, see :mod:`tweezer.adapters.lane.backend`. memo_mb: Memory for the evolved states that
+    equal jobs share. progress_interval_s: The shortest time between two reports. arguments: Further arguments of the
+    factory.
+    jail: What the process may do.
     """
 
     backend: str
@@ -48,7 +49,7 @@ class Prepare(msgspec.Struct, frozen=True, tag=True):
 class Run(msgspec.Struct, frozen=True, tag=True):
     """Run one job of the batch prepared last. Answered by any number of ``Advanced``, then ``RunFinished``.
 
-    measured: the bitstrings that a machine measured; then the job is not run, but its result made of them.
+    measured: The bitstrings that a machine measured. The job is not run then; its result is made from them.
     """
 
     serial: int
@@ -57,13 +58,16 @@ class Run(msgspec.Struct, frozen=True, tag=True):
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
-    """Stop the request of this number as soon as its solver looks up; ignored when it is not the current one."""
+    """Stop the request with this number at its solver's next check. Ignored if it is not the current request."""
 
     serial: int
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The backend is imported. jail: what :func:`tweezer.adapters.lane.jail.enter` returned."""
+    """The backend is imported.
+
+    jail: The result of :func:`tweezer.adapters.lane.jail.enter`.
+    """
 
     serial: int = 0
     jail: str = ""
@@ -76,7 +80,7 @@ class Prepared(msgspec.Struct, frozen=True, tag=True):
 
 
 class ChildRefused(msgspec.Struct, frozen=True, tag=True):
-    """The request cannot be met, for this reason."""
+    """The request failed, for this reason."""
 
     serial: int
     kind: FaultKind
@@ -84,17 +88,16 @@ class ChildRefused(msgspec.Struct, frozen=True, tag=True):
 
 
 class Advanced(msgspec.Struct, frozen=True, tag=True):
-    """The running job got this far (0 to 1)."""
+    """The progress of the running job (0 to 1)."""
 
     serial: int
     fraction: float
 
 
 class RunFinished(msgspec.Struct, frozen=True, tag=True):
-    """The job ended; kind ``canceled`` says that it was aborted.
+    """The job ended. The kind ``canceled`` means that it was aborted.
 
-    evolutions: how many times this process solved an evolution since it started (a diagnostic: jobs that
-    are equal share one).
+    evolutions: How many evolutions this process has solved since its start. Equal jobs share one.
     """
 
     serial: int
@@ -108,23 +111,23 @@ ToWorker = Ready | Prepared | ChildRefused | Advanced | RunFinished
 _encoder = msgspec.msgpack.Encoder()
 
 unpack_for_child: Callable[[bytes], ToChild] = msgspec.msgpack.Decoder(ToChild).decode
-"""Raises ``msgspec.DecodeError`` on anything that is not a message to the child."""
+"""Decode a message to the child. Raises ``msgspec.DecodeError`` for anything else."""
 
 unpack_for_worker: Callable[[bytes], ToWorker] = msgspec.msgpack.Decoder(ToWorker).decode
-"""Raises ``msgspec.DecodeError`` on anything that is not a message to the worker."""
+"""Decode a message to the worker. Raises ``msgspec.DecodeError`` for anything else."""
 
 
 def pack(message: ToChild | ToWorker) -> bytes:
-    """Return the frame of a message. Raises ``ValueError`` when it would be too large."""
+    """Return the frame of a message. Raises ``ValueError`` if it is too large."""
     body = _encoder.encode(message)
     if len(body) > MAX_BODY_BYTES:
-        raise ValueError(f"a message of {len(body)} bytes is too large, the limit is {MAX_BODY_BYTES}")
+        raise ValueError(f"message too large: {len(body)} bytes (at most {MAX_BODY_BYTES})")
     return _header.pack(len(body)) + body
 
 
 def body_bytes(header: bytes) -> int:
-    """Return the length of the body that follows this header. Raises ``ValueError`` when it is too large."""
+    """Return the length of the body that follows this header. Raises ``ValueError`` if it is too large."""
     length: int = _header.unpack(header)[0]
     if length > MAX_BODY_BYTES:
-        raise ValueError(f"a message of {length} bytes is too large, the limit is {MAX_BODY_BYTES}")
+        raise ValueError(f"message too large: {length} bytes (at most {MAX_BODY_BYTES})")
     return length

@@ -1,4 +1,4 @@
-"""A lane's process as its worker sees it: started, spoken to, watched, killed."""
+"""The worker's side of a lane's process: start it, exchange messages, check its memory, kill it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 
 import msgspec
 
-from tweezer.adapters.lane.jail.home import Scratch, environment
+from tweezer.adapters.lane.jail.home import Scratch, build_environment
 from tweezer.adapters.lane.messages import HEADER_BYTES, ToChild, ToWorker, body_bytes, pack, unpack_for_worker
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -21,11 +21,11 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 class Died(msgspec.Struct, frozen=True):
-    """The process is gone or no longer speaks the protocol."""
+    """The process has ended or violated the protocol."""
 
 
 class Nothing(msgspec.Struct, frozen=True):
-    """No message came in time, or somebody asked the receiver to look up."""
+    """No message arrived in time, or :meth:`ChildProcess.wake` was called."""
 
 
 class ChildProcess:
@@ -51,7 +51,7 @@ class ChildProcess:
 
     @classmethod
     async def spawn(cls, threads: int, gpu: str | None = None) -> ChildProcess:
-        """Start a process in a session of its own, which sees this GPU or none. Raises ``OSError`` when refused."""
+        """Start a process in a new session, which can use this GPU or none. Raises ``OSError`` if that fails."""
         scratch = Scratch()
         ours, theirs = socket.socketpair()
         try:
@@ -69,7 +69,7 @@ class ChildProcess:
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,
                     cwd=scratch.path,
-                    env=environment(os.environ, scratch.path) | _environment(threads, gpu),
+                    env=build_environment(os.environ, scratch.path) | _build_variables(threads, gpu),
                 )
             ours.setblocking(False)
             reader, writer = await asyncio.open_connection(sock=ours)
@@ -80,12 +80,12 @@ class ChildProcess:
         return cls(process, reader, writer, scratch)
 
     def send(self, message: ToChild) -> None:
-        """Send without waiting; what a dead process does not read is noticed by the receiver."""
+        """Send a message without waiting. The receiver notices if the process is dead."""
         if self.alive:
             self._writer.write(pack(message))
 
     async def receive(self, timeout_s: float) -> ToWorker | Died | Nothing:
-        """Return the next message, ``Died`` at the end of the process, ``Nothing`` after the time or a :meth:`wake`."""
+        """Return the next message, ``Died`` after the end of the process, or ``Nothing`` after a timeout or a wake."""
         if not self.alive and self._inbox.empty():
             return Died()
         try:
@@ -98,7 +98,7 @@ class ChildProcess:
         self._inbox.put_nowait(Nothing())
 
     def resident_mb(self) -> float:
-        """Resident memory of the process in MB (2**20 bytes); 0 where the system does not tell (not Linux)."""
+        """Return the process's resident memory in MB (2**20 bytes); 0 if the system does not report it (not Linux)."""
         if self._statm is None:
             return 0.0
         try:
@@ -114,7 +114,7 @@ class ChildProcess:
             self._process.kill()
 
     async def stop(self, timeout_s: float) -> None:
-        """Kill the process, wait for its end for at most so long, and free the socket and the scratch folder."""
+        """Kill the process, wait at most ``timeout_s`` for its end, and free the socket and the scratch folder."""
         self.kill()
         self._pump.cancel()
         self._writer.close()
@@ -128,12 +128,12 @@ class ChildProcess:
         await asyncio.to_thread(self.scratch.remove)
 
     async def describe_end(self, timeout_s: float) -> str:
-        """Return how the process ended, in words. Kills one that only lost its connection."""
+        """Return in words how the process ended. A process that only lost its connection is killed."""
         try:
             code = await asyncio.wait_for(self._process.wait(), timeout_s)
         except TimeoutError:
             await self.stop(timeout_s)
-            return "broke off its connection"
+            return "closed its connection"
         if code >= 0:
             return f"exited with code {code}"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
@@ -147,26 +147,26 @@ class ChildProcess:
                 body = await self._reader.readexactly(body_bytes(header))
                 self._inbox.put_nowait(unpack_for_worker(body))
         except (asyncio.IncompleteReadError, OSError, ValueError, msgspec.DecodeError):
-            pass  # all of them say the same: there is nobody to talk to
+            pass  # in each of these cases the process cannot be used any more
         finally:
             self.alive = False
             self._inbox.put_nowait(Died())
 
     async def _forward_output(self) -> None:
-        """Copy what the process prints to standard error, of which it has no descriptor: that may be a terminal."""
+        """Copy the process's output to standard error, which it cannot open itself, because it may be a terminal."""
         assert self._process.stdout is not None
         while chunk := await self._process.stdout.read(_OUTPUT_BYTES):
             await asyncio.to_thread(_write_output, chunk)
 
 
-def _environment(threads: int, gpu: str | None) -> dict[str, str]:
-    """Hashes and threads fixed, so that equal seeds give equal results; GPUs counted out."""
+def _build_variables(threads: int, gpu: str | None) -> dict[str, str]:
+    """Fix hashes and threads, so that equal seeds give equal results, and select the GPU."""
     fixed = {"PYTHONHASHSEED": "0", "PYTHONFAULTHANDLER": "1", GPU_VARIABLE: gpu or ""}
     return dict.fromkeys(_THREAD_VARIABLES, str(threads)) | fixed
 
 
 def _open_statm(pid: int) -> int | None:
-    """Open what tells the memory of a process, which nobody can once it is jailed and ``/proc`` hides such ones."""
+    """Open the file with a process's memory, which cannot be opened once the process is jailed."""
     if sys.platform != "linux":
         return None
     try:

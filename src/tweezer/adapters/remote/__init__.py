@@ -1,1 +1,1 @@
-"""Jobs that another machine executes: a QPU, or another Tweezer"""
+"""Adapters of devices whose jobs run elsewhere: on a QPU, or on another server."""

@@ -1,4 +1,4 @@
-"""What can go wrong with the API of a QPU or another server, in the words that whoever submits decides by."""
+"""Errors of the API of a QPU or another server. Those of a submit state whether it may have been executed."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ from tweezer.model.errors import TweezerError
 
 
 class RemoteError(TweezerError):
-    """The root of what a remote API, or the way to it, does wrong."""
+    """The base class of errors of a remote API or of the connection to it."""
 
     code = "remote"
 
 
 class RemoteUnreachable(RemoteError):
-    """No usable answer: none, junk, a proxy's page, or one that asks to come back later (5xx, 429)."""
+    """No usable answer: no answer, an invalid one, a proxy's page, or a temporary error (5xx, 429)."""
 
     code = "remote_unreachable"
     retryable = True
 
 
 class RemoteRefused(RemoteError):
-    """The API understood and refuses.
+    """The API refused the request.
 
-    status: of HTTP. remote_code: the API's own, '' if it has none. by_api: False if a proxy before the API, with a 404
-    of its own, may have answered. field: the part of the request at fault, if the API names it.
+    Args:
+        message: The error's message.
+        status: The HTTP status.
+        remote_code: The API's own error code; empty if it has none.
+        by_api: False if a proxy in front of the API may have sent the answer, such as a 404.
+        field: The part of the request at fault, if the API names it.
     """
 
     code = "remote_refused"
@@ -38,43 +42,43 @@ class RemoteRefused(RemoteError):
 
 
 class UnknownRemoteJob(RemoteRefused):
-    """The API has no job of this id."""
+    """The API knows no job with this id."""
 
     code = "remote_unknown_job"
 
 
 class TooLate(RemoteRefused):
-    """The job can no longer be stopped: poll it and take what it says."""
+    """The job can no longer be stopped. Poll it for its outcome."""
 
     code = "remote_too_late"
 
 
 class SubmitRefused(RemoteRefused):
-    """The submit was surely not executed, and the same one will be refused again."""
+    """The submit was definitely not executed, and would be refused again."""
 
     code = "submit_refused"
 
 
 class SubmitDeferred(RemoteError):
-    """The submit was surely not executed, and may be sent again later: nothing was sent, no token, or 429."""
+    """The submit was definitely not executed and may be sent again: nothing was sent, no token, or 429."""
 
     code = "submit_deferred"
     retryable = True
 
 
 class SubmitTurnedAway(SubmitDeferred):
-    """Something other than the API, such as a proxy before it, turned the submit away."""
+    """Something in front of the API, such as a proxy, refused the submit."""
 
     code = "submit_turned_away"
 
 
 class SubmitUncertain(RemoteError):
-    """The submit may have been executed: it was sent, and no answer came that tells. Never send it again."""
+    """The submit was sent, but no answer shows whether it was executed. Never send it again."""
 
     code = "submit_uncertain"
 
 
 class NotSent(SubmitDeferred):
-    """The submit was about to be sent, and was not: the lease was over, or the job's cancel requested."""
+    """The submit was not sent, because the lease had expired or the job's cancel was requested."""
 
     code = "not_sent"

@@ -1,6 +1,6 @@
-"""The HTTP client of a remote API: tokens, reads that are tried again, and submits that are sent once.
+"""The HTTP client of a remote API: access tokens, reads that are retried, and submits that are sent once.
 
-Each way in which a submit can fail says whether the job may have been created.
+Each error of a submit states whether the job may have been created.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 FAILURES = (aiohttp.ClientError, TimeoutError, OSError)
-"""How a request without an answer ends."""
+"""The errors of a request that got no answer."""
 
-_UNDECIDED = (408, 499)  # refusals of proxies that gave up while the request may have been on its way
-_TOO_LARGE = 413  # a refusal that is about the request itself, whoever answers
+_UNDECIDED = (408, 499)  # sent by a proxy that gave up although the request may have been forwarded
+_TOO_LARGE = 413  # refuses the request itself, whether the API or a proxy answers
 _RETRIES = Backoff(base_s=0.1, cap_s=2.0)
 _EXCERPT = 200
 _TOKEN_LEEWAY_S = 60.0
@@ -47,7 +47,13 @@ _WORD = re.compile(r"[A-Za-z_]{1,40}")
 
 
 class HttpAnswer(msgspec.Struct, frozen=True):
-    """An answer of HTTP, not yet looked into. what: the request, for errors."""
+    """An HTTP answer, not yet parsed.
+
+    Attributes:
+        what: The request, for error messages.
+        status: The HTTP status.
+        body: The body, unpacked.
+    """
 
     what: str
     status: int
@@ -55,14 +61,25 @@ class HttpAnswer(msgspec.Struct, frozen=True):
 
     @property
     def excerpt(self) -> str:
-        return excerpt(self.body)
+        return make_excerpt(self.body)
 
 
 class RemoteClient:
-    """The client of one remote API, the parent of those that know its paths.
+    """The base class of the client of a remote API.
 
-    api and unit: what errors call the API, and what a submit creates. agent: how the client presents itself
-    (``User-Agent``), so that the operator of the other side can tell who asked.
+    Args:
+        options: How the API is reached.
+        url: The URL at which its paths begin.
+        agent: The ``User-Agent``, by which the API's operator recognises the client.
+        key: The key that is sent as bearer token; None if there is none, or :meth:`_log_in` gets tokens.
+
+    Attributes:
+        api: The name of the API in error messages.
+        unit: The name of what a submit creates in error messages.
+        max_answer_bytes: The largest answer that is read, in bytes.
+
+    Raises:
+        tweezer.model.errors.InvalidInput: An option is invalid; the error names it.
     """
 
     api: str
@@ -70,7 +87,6 @@ class RemoteClient:
     max_answer_bytes: int
 
     def __init__(self, options: RemoteOptions, url: str, *, agent: str, key: str | None = None) -> None:
-        """Raises InvalidInput naming the option that cannot be used. Sends nothing yet."""
         self._options = options
         self._url = url
         self._key = key
@@ -80,12 +96,13 @@ class RemoteClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
+        """Close the connections."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()
 
     def _log_in(self, request: TokenRequest) -> None:
-        """Use tokens of this log-in."""
+        """Use access tokens from this endpoint."""
         self._tokens = Tokens(request, self._tls, self._timeout(self._options.read_timeout_s))
 
     # -- reads ----------------------------------------------------------------------------------------
@@ -93,21 +110,21 @@ class RemoteClient:
     async def _read(
         self, method: str, path: str, read: Callable[[HttpAnswer], T], query: Mapping[str, str] | None = None
     ) -> T:
-        """Return what the API answers, asked again for ``retry_s`` while it does not."""
+        """Send a read and parse its answer with ``read``. Retry for ``retry_s`` while there is no usable answer."""
         return await self._retry(lambda: self._request(method, path, query), read, f"{method} {path}")
 
-    async def _retry(self, ask: Callable[[], Awaitable[HttpAnswer]], read: Callable[[HttpAnswer], T], what: str) -> T:
+    async def _retry(self, send: Callable[[], Awaitable[HttpAnswer]], read: Callable[[HttpAnswer], T], what: str) -> T:
         deadline = time.monotonic() + self._options.retry_s
         attempt = 0
         while True:
             attempt += 1
             try:
-                return read(await ask())
+                return read(await send())
             except RemoteUnreachable as error:
                 pause_s = _RETRIES.delay_s(attempt)
                 if time.monotonic() + pause_s > deadline:
                     raise
-                log.info("remote.asked_again", what=what, attempt=attempt, problem=error.message)
+                log.info("remote.read_retried", what=what, attempt=attempt, problem=error.message)
             await asyncio.sleep(pause_s)
 
     async def _request(self, method: str, path: str, query: Mapping[str, str] | None = None) -> HttpAnswer:
@@ -117,10 +134,10 @@ class RemoteClient:
         try:
             return await self._with_new_token(send)
         except FAILURES as error:
-            raise RemoteUnreachable(f"{method} {path}: no answer from {self._url} ({brief(error)})") from error
+            raise RemoteUnreachable(f"{method} {path}: no answer from {self._url} ({_describe(error)})") from error
 
     async def _with_new_token(self, send: Callable[[], Awaitable[HttpAnswer]]) -> HttpAnswer:
-        """Send a request once, and a second time, with a new token, when it was answered 401: that was not executed."""
+        """Send a request. If it is answered 401, and so was not executed, send it again with a new token."""
         answer = await send()
         return await send() if answer.status == 401 and self._tokens is not None else answer
 
@@ -135,16 +152,27 @@ class RemoteClient:
     ) -> HttpAnswer:
         """Send a submit once.
 
-        before_send: called when the connection stands, right before the first byte is sent; what it raises is raised
-        here, and nothing was sent. Raises SubmitDeferred: nothing was sent; SubmitUncertain: perhaps executed.
+        Args:
+            path: The path below the client's URL.
+            content: The body, JSON.
+            before_send: Called on the open connection, right before the first byte is sent. If it raises, nothing is
+                sent and the exception is passed on.
+            headers: Further headers.
+
+        Returns:
+            The answer, with any status.
+
+        Raises:
+            SubmitDeferred: Nothing was sent.
+            SubmitUncertain: The submit may have been executed.
         """
         return await self._with_new_token(lambda: self._post(path, content, before_send, headers))
 
     async def _post(
         self, path: str, content: bytes, before_send: Callable[[], None] | None, headers: Mapping[str, str] | None
     ) -> HttpAnswer:
-        """Send on a connection of its own: one that was kept may have been closed by the other side, and then nobody
-        could say whether the submit arrived."""
+        """Send a submit on a new connection. A kept one may already be closed by the other side, and then it would be
+        unknown whether the submit arrived."""
         unsent = f"the {self.unit} was not submitted"
         try:
             token = await self._token()
@@ -157,10 +185,12 @@ class RemoteClient:
         except FAILURES as error:
             if connector.has_passed:
                 problem = (
-                    f"{self.api} did not answer the submit ({brief(error)}): the {self.unit} may have been created"
+                    f"{self.api} did not answer the submit ({_describe(error)}): the {self.unit} may have been created"
                 )
                 raise SubmitUncertain(problem) from error
-            raise SubmitDeferred(f"{unsent}: {self.api} at {self._url} cannot be reached ({brief(error)})") from error
+            raise SubmitDeferred(
+                f"{unsent}: {self.api} at {self._url} cannot be reached ({_describe(error)})"
+            ) from error
 
     # -- connections ----------------------------------------------------------------------------------
 
@@ -186,7 +216,7 @@ class RemoteClient:
             return await self._receive(f"{method} {path}", response, token)
 
     async def _receive(self, what: str, response: aiohttp.ClientResponse, token: str | None) -> HttpAnswer:
-        """Read the answer. A token that was refused is discarded, and shown in no answer."""
+        """Read the answer. Remove the token from it, and discard the token if it was refused."""
         body = await _read_at_most(response, self.max_answer_bytes)
         if token is not None:
             body = body.replace(token.encode(), b"***")
@@ -225,22 +255,31 @@ def check_submit(
     is_deferred: bool = False,
     field: str | None = None,
 ) -> None:
-    """Raise for an answer to a submit by which it was surely not executed: SubmitDeferred, SubmitRefused."""
+    """Raise SubmitDeferred or SubmitRefused if the answer to a submit shows that it was not executed.
+
+    Args:
+        client: The client, for its names of the API and the unit.
+        status: The HTTP status.
+        problem: The API's message.
+        is_by_api: Whether the API itself answered, and not a proxy.
+        is_deferred: Whether the API asks to send the submit again later.
+        field: The part of the request at fault, if the API names it.
+    """
     unsent = f"the {client.unit} was not submitted"
     if status in (401, 429) or is_deferred:
-        raise SubmitDeferred(f"{unsent}: {client.api} answers {status}: {problem}")
+        raise SubmitDeferred(f"{unsent}: {client.api} returned {status}: {problem}")
     if 400 <= status < 500 and status not in _UNDECIDED:
         if status != _TOO_LARGE and not is_by_api:
             raise SubmitTurnedAway(
-                f"{unsent}: something other than {client.api} answered {status}, is it a proxy? {problem}"
+                f"{unsent}: {status} did not come from {client.api}; check the proxy in front of it: {problem}"
             )
         raise SubmitRefused(problem, status=status, field=field)
 
 
 class _CheckedConnector(aiohttp.TCPConnector):
-    """A connector for one request, that calls back when the connection stands and nothing has been sent on it.
+    """A connector for one request that calls ``before_send`` on the open connection before anything is sent.
 
-    What ``before_send`` raises is raised by the request. has_passed: it raised nothing, so the request may be sent.
+    If ``before_send`` raises, the request raises the same. has_passed: It did not raise, so the request may be sent.
     """
 
     def __init__(self, before_send: Callable[[], None] | None, tls: ssl.SSLContext | bool) -> None:
@@ -263,7 +302,7 @@ class _CheckedConnector(aiohttp.TCPConnector):
 
 
 def _load_tls(options: RemoteOptions) -> ssl.SSLContext | bool:
-    """Return how certificates are checked, as aiohttp wants it. Raises InvalidInput naming ``tls_ca_file``."""
+    """Return aiohttp's setting for the check of certificates. Raises InvalidInput naming ``tls_ca_file``."""
     if options.tls_ca_file is None:
         return options.tls_verify
     try:
@@ -273,7 +312,7 @@ def _load_tls(options: RemoteOptions) -> ssl.SSLContext | bool:
 
 
 async def _read_at_most(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """Return the body, unpacked. Raises aiohttp's ClientPayloadError for a longer one."""
+    """Return the body, unpacked. Raises aiohttp's ClientPayloadError if it is longer than ``most`` bytes."""
     parts = bytearray()
     async for part in response.content.iter_any():
         parts += part
@@ -282,18 +321,18 @@ async def _read_at_most(response: aiohttp.ClientResponse, most: int) -> bytes:
     return bytes(parts)
 
 
-def brief(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def excerpt(body: bytes) -> str:
-    """Return the beginning of what was received, fit for a sentence."""
+def make_excerpt(body: bytes) -> str:
+    """Return the beginning of a body, on one line and printable, for a message."""
     text = " ".join(body[: 4 * _EXCERPT].decode(errors="replace").split())
     shown = "".join(sign if sign.isprintable() else "�" for sign in text[:_EXCERPT])
-    return f"{shown}…" if len(text) > _EXCERPT or len(body) > 4 * _EXCERPT else shown or "(nothing)"
+    return f"{shown}…" if len(text) > _EXCERPT or len(body) > 4 * _EXCERPT else shown or "(empty)"
 
 
-# -- access tokens of OAuth 2: of a Keycloak, and as Pasqal's clients ask for them -------------------------
+# -- access tokens of OAuth 2: of a Keycloak, and in the way of Pasqal's clients ---------------------------
 
 
 class _Token(msgspec.Struct):
@@ -302,7 +341,14 @@ class _Token(msgspec.Struct):
 
 
 class TokenRequest(msgspec.Struct, frozen=True):
-    """What is posted where for a token. who: whom it is for, and hint: what to check, for errors."""
+    """A request for an access token.
+
+    Attributes:
+        url: The token endpoint.
+        form: The fields to post.
+        who: The user or client, for error messages.
+        hint: The options to check, for error messages.
+    """
 
     url: str
     form: Mapping[str, str]
@@ -314,8 +360,11 @@ class TokenRequest(msgspec.Struct, frozen=True):
 
 
 class Tokens:
-    """The access token of one log-in: cached, and fetched anew a minute before it expires (of a short-lived one, after
-    half its life). What the endpoint answers is never shown: it may echo credentials."""
+    """The cached access token of one log-in.
+
+    A new one is fetched a minute before it expires, or after half the life of a short-lived one. The endpoint's answer
+    is never shown, because it may contain credentials.
+    """
 
     def __init__(self, request: TokenRequest, tls: ssl.SSLContext | bool, timeout: aiohttp.ClientTimeout) -> None:
         self._request = request
@@ -326,14 +375,14 @@ class Tokens:
         self._fetching = asyncio.Lock()
 
     async def current(self) -> str:
-        """Return a token that should do. Raises RemoteUnreachable, and RemoteRefused for wrong credentials."""
+        """Return a token that should be valid. Raises RemoteUnreachable, or RemoteRefused for wrong credentials."""
         async with self._fetching:
             if self._token is None or time.monotonic() >= self._fresh_until:
-                asked_at = time.monotonic()
+                requested_at = time.monotonic()
                 token = await self._fetch()
                 life_s = token.expires_in
                 self._token = token.access_token
-                self._fresh_until = asked_at + max(life_s - _TOKEN_LEEWAY_S, life_s / 2)
+                self._fresh_until = requested_at + max(life_s - _TOKEN_LEEWAY_S, life_s / 2)
             return self._token
 
     def discard(self, token: str) -> None:
@@ -352,18 +401,18 @@ class Tokens:
         except FAILURES as error:
             raise RemoteUnreachable(f"no token from {url}: {type(error).__name__}") from error
         if status in _NO_TOKEN:
-            problem = f"no token for {self._request.who} from {url}: {status} {_reason(body)}"
+            problem = f"no token for {self._request.who} from {url}: {status} {_read_reason(body)}"
             raise RemoteRefused(f"{problem}; check {self._request.hint}", status=status, by_api=False)
         try:
             if status != 200:
                 raise ValueError
             return msgspec.json.decode(body, type=_Token)
         except ValueError as error:
-            raise RemoteUnreachable(f"no token from {url}: it answers {status}, and no token") from error
+            raise RemoteUnreachable(f"no token from {url}: it returned {status} without a valid token") from error
 
 
-def _reason(body: bytes) -> str:
-    """Return the word for the error, if it is one."""
+def _read_reason(body: bytes) -> str:
+    """Return the error's name from a token endpoint's answer, if it is a plain word."""
     try:
         word = json.loads(body)["error"]
     except (ValueError, LookupError, TypeError, RecursionError):

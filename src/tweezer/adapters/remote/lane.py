@@ -1,18 +1,18 @@
-"""The state machine of a job that runs elsewhere, on a QPU or another server: submitted once, and followed to its end.
+"""The state machine of a job on a QPU or another server: submit it once and follow it to its end.
 
-No job is submitted twice, because of the order of things, and all of it is in :class:`_RemoteRun`:
+In these docstrings *the remote* is the QPU or the other server. No job is submitted twice, because of the order of the
+steps in :class:`_RemoteRun`:
 
-1. An *intent* is on Redis' disk before anything is sent; :meth:`_RemoteRun._try_once` alone writes one, and only where
-   no submit may have been sent before.
-2. The other side is searched for the job before each submit: if Redis forgot its last second, the other side has not.
-   Where a forgotten submit may still be under way, none is sent. The search is needless where the other side
-   recognises a repeated submit (``recognises_s``).
-3. ``guard.set_out`` turns the intent into one that may have been sent, unless another holder has the job by now.
-4. The lease is checked when the connection stands, right before the first byte
-   (:meth:`_RemoteRun._check_before_send`).
-5. From then on the intent is taken back only when the other side, or the connection, shows that the submit was surely
-   not executed. Else :meth:`_RemoteRun._recover` looks for the job. It never sends, except where the other side
-   recognises the same submit. A job that is not found ends as ``unknown``, which is an error and no second run.
+1. An *intent* is on Redis' disk before anything is sent. Only :meth:`_RemoteRun._try_once` writes one, and only if no
+   submit may have been sent before.
+2. Before each submit the job is searched on the remote, because Redis may have lost its last second of writes, and the
+   remote has not. While a submit that Redis lost may still be in transit, none is sent. The search is skipped if the
+   remote recognises a repeated submit (``recognises_s``).
+3. ``guard.set_out`` marks the intent as possibly sent, unless another holder has the job by now.
+4. The lease is checked on the open connection, right before the first byte (:meth:`_RemoteRun._check_before_send`).
+5. From then on the intent is withdrawn only if the remote, or the connection, shows that the submit was definitely not
+   executed. Otherwise :meth:`_RemoteRun._recover` searches for the job. It sends nothing, except if the remote
+   recognises the same submit. A job that is not found ends with the error ``unknown`` and is not run again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, assert_never
 import msgspec
 import structlog
 
-from tweezer.adapters.protocol import Report, SubmitGuard
+from tweezer.adapters.protocol import Report, SubmitGuard, describe_timeout
 from tweezer.adapters.remote.errors import (
     NotSent,
     RemoteError,
@@ -45,12 +45,12 @@ from tweezer.model.messages import BatchWork, JobWork, Outcome, OutcomeKind, Pro
 
 log = structlog.get_logger(__name__)
 
-_WITHDRAW_S = 2.0  # for taking an intent back when the worker goes
-_CONFLICT = 409  # the same submit was sent with another body: by a Tweezer of ours of another version
+_WITHDRAW_S = 2.0  # to withdraw an intent when the worker stops
+_CONFLICT = 409  # the same submit was sent with another body, by another version of Tweezer
 
 
 class RemoteLane:
-    """A :class:`~tweezer.adapters.protocol.Lane` whose jobs are run by :meth:`run_remotely`, and not by ``run``."""
+    """A :class:`~tweezer.adapters.protocol.Lane` whose jobs run elsewhere; the worker calls :meth:`run_remotely`."""
 
     def __init__(self, service: RemoteService[Any]) -> None:
         self._service = service
@@ -69,36 +69,50 @@ class RemoteLane:
         await self._service.close()
 
     async def run(self, job: JobWork, report: Report) -> Outcome:
-        """Not for jobs that run elsewhere. Raises TypeError."""
-        raise TypeError("jobs that run elsewhere are run by run_remotely")
+        """Raise TypeError; use :meth:`run_remotely`."""
+        raise TypeError("a RemoteLane runs jobs with run_remotely")
 
     async def run_remotely(self, job: JobWork, report: Report, guard: SubmitGuard, *, cancel: bool) -> Outcome:
-        """Submit the job once, or take up one that was submitted, and return its outcome. cancel: it is to be stopped.
+        """Submit a job, or follow one that was submitted before, to its end.
 
-        Cancelling this task, or :meth:`detach`, leaves the job to where it runs. Raises
-        :class:`~tweezer.adapters.protocol.DeviceUnavailable`.
+        The job continues to run elsewhere if this task is cancelled or :meth:`detach` is called.
+
+        Args:
+            job: A job of the prepared batch.
+            report: Callback for the job's progress.
+            guard: The record of the job's submit.
+            cancel: Whether the job must be stopped.
+
+        Returns:
+            The job's outcome.
+
+        Raises:
+            tweezer.adapters.protocol.DeviceUnavailable: The machine accepts no jobs now; this one was not submitted.
         """
         assert self._batch is not None
         self._context = JobContext(job, self._batch, report, guard, cancel=cancel)
         try:
             return await _RemoteRun(self._service, self._context).run()
         except Detached:
-            return Outcome(OutcomeKind.CANCELED)  # of no interest: the ticket is lost
+            return Outcome(OutcomeKind.CANCELED)  # is ignored, because the ticket is lost
 
     async def cancel(self) -> None:
-        """Ask for the end of the job where it runs; what is said there then is what counts."""
+        """Ask the remote to stop the job. The state that it then reports is the outcome."""
         if self._context is not None:
             self._context.request_cancel()
 
     def detach(self) -> None:
-        """The ticket is somebody else's: ``run_remotely`` returns soon, and cancels nothing."""
+        """Stop following the job, because the ticket is lost. ``run_remotely`` returns soon and cancels nothing."""
         if self._context is not None:
             self._context.detach()
 
 
 class _StopRequest(msgspec.Struct):
-    """The other side is asked to stop the job. since, asked: monotonic seconds of the first and the last request.
-    too_late: it said that it cannot be stopped any more."""
+    """A request to the remote to stop the job.
+
+    since, asked: Monotonic seconds of the first and the last request. too_late: The remote answered that the job cannot
+    be stopped any more.
+    """
 
     is_timeout: bool
     since: float
@@ -133,8 +147,11 @@ class _RemoteRun:
     # -- submit -------------------------------------------------------------------------------------
 
     async def _submit(self) -> tuple[str, Intent | None] | Outcome:
-        """Return the id of the job, submitted if it never was, and the intent of the holder that did so before; or how
-        the job ended without one."""
+        """Submit the job unless it was submitted before.
+
+        Returns the job's id and, if it was submitted before, that intent; or the outcome of a job that was not
+        submitted.
+        """
         tries = 0
         while True:
             intent = await self._guard.known()
@@ -154,7 +171,7 @@ class _RemoteRun:
                 return found, None
 
     async def _try_once(self) -> str | Outcome | None:
-        """Write an intent, and submit the job. None: it was not submitted, and may be tried again."""
+        """Record an intent and submit the job. Return None if it was not submitted and may be tried again."""
         intent: Intent | None = None
         try:
             async with self._withdrawing_if_unsent():
@@ -183,10 +200,10 @@ class _RemoteRun:
         return found.uid
 
     async def _find_forgotten(self, intent: Intent) -> RemoteId | None:
-        """Search for a submit that Redis forgot.
+        """Search for a submit that Redis lost.
 
-        Raises NotSent while one may be under way: Redis lately came back without its last second, and that holder's
-        lease is not over, or what it sent may still arrive.
+        Raises NotSent while one may be in transit: Redis recently restarted without its last second of writes, and the
+        lease of that submit's holder has not expired, or the submit may still arrive.
         """
         if self._service.recognises_s:
             return None
@@ -194,22 +211,22 @@ class _RemoteRun:
         if found is None and intent.since_loss_s is not None:
             left_s = self._arrival_s - intent.since_loss_s
             if left_s > 0:
-                raise NotSent(f"the queue may have lost a submit, which is waited for for {left_s:.0f} s")
+                raise NotSent(f"Redis may have lost an earlier submit; waiting {left_s:.0f} s for it to arrive")
         return found
 
     @property
     def _arrival_s(self) -> float:
-        """After how long whatever another holder intended has been sent, has arrived, and is found."""
+        """The seconds after which any submit of another holder has been sent, has arrived, and is found."""
         return self._guard.lease_s + self._service.arrives_s
 
     @contextlib.asynccontextmanager
     async def _withdrawing_if_unsent(self) -> AsyncIterator[None]:
-        """Take the intent back when the worker goes, or the ticket is lost, before the submit was sent."""
+        """Withdraw the intent if the worker stops, or the ticket is lost, before the submit was sent."""
         self._is_sent = False
         try:
             yield
         except (asyncio.CancelledError, Detached):
-            if not self._is_sent:  # else whoever comes next would look for it in vain
+            if not self._is_sent:  # otherwise the next holder would search for it
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_WITHDRAW_S):
                         await self._guard.withdraw()
@@ -221,24 +238,27 @@ class _RemoteRun:
         return found
 
     def _check_before_send(self) -> None:
-        """Check the lease when the connection stands, right before the first byte. Raises NotSent."""
+        """Check the lease right before the first byte is sent. Raises NotSent."""
         if self._context.is_lost or self._guard.left_s() <= 0:
-            raise NotSent("the lease was over before the submit was sent")
+            raise NotSent("the lease expired before the submit was sent")
         if self._context.cancel_requested:
             raise NotSent("the job's cancel was requested before the submit was sent")
         self._is_sent = True
 
     def _decide_turned_away(self, error: SubmitTurnedAway) -> Outcome | None:
-        """The job is not at fault, but it holds what others wait for: it is tried again for ``turned_away_s``."""
+        """Return None to try again for ``turned_away_s``, then an outcome: other jobs wait for the device."""
         now, limit_s = time.monotonic(), self._service.turned_away_s
         self._turned_away_since = self._turned_away_since or now
         if now - self._turned_away_since < limit_s:
             return None
-        return fail("refused", f"{error.message} (for {limit_s:g} s)", FaultKind.INTERNAL)
+        return fail("refused", f"{error.message} (repeatedly, for {limit_s:g} s)", FaultKind.INTERNAL)
 
     async def _recover(self, intent: Intent, patience_s: float) -> str | Outcome | None:
-        """Look for a job that may have been submitted, until nothing that was sent can arrive any more; or make sure of
-        it while the other side recognises the same submit. None: whoever was to submit it says that it was not."""
+        """Search for a job that may have been submitted, until no submit can arrive any more.
+
+        While the remote recognises the same submit, send it again instead. Return None if its holder has recorded that
+        the job was not submitted.
+        """
         began, tries = time.monotonic(), 0
         deadline = began + patience_s
         while True:
@@ -258,10 +278,10 @@ class _RemoteRun:
                     found = await self._send()
             except SubmitRefused as error:
                 if error.status != _CONFLICT:
-                    await self._guard.withdraw()  # had it arrived, the same would have been answered as then
+                    await self._guard.withdraw()  # if it had arrived, this one would have got the same answer
                     return await self._service.decide_refused(self._context, error)
             except RemoteError as error:
-                self._log.warning("remote.not_looked_through", error=error.message, tries=tries)
+                self._log.warning("remote.search_failed", error=error.message, tries=tries)
                 is_last = False
             if found is not None:
                 await self._guard.note(found.uid, named=found.named)
@@ -269,8 +289,8 @@ class _RemoteRun:
             if is_last:
                 name = self._service.name
                 message = (
-                    f"it is not known whether {name} ran it: the submit was sent, or may have been, and {name} does "
-                    "not know the job; it is not submitted again, submit a new one if it may run twice"
+                    f"it is unknown whether {name} ran the job: the submit was or may have been sent, but {name} does "
+                    "not know the job; it is not submitted again; submit a new job if it may run twice"
                 )
                 return fail("unknown", message, FaultKind.INTERNAL)
             tries += 1
@@ -280,7 +300,7 @@ class _RemoteRun:
     # -- follow -------------------------------------------------------------------------------------
 
     async def _follow(self, uid: str, before: Intent | None) -> Outcome:
-        """Poll the job to its end, and stop it when that is asked for, or it takes too long."""
+        """Poll the job until it ends. Stop it if that is requested or it exceeds its time limit."""
         service, context = self._service, self._context
         submitted = time.monotonic()
         stop: _StopRequest | None = None
@@ -297,26 +317,26 @@ class _RemoteRun:
             try:
                 seen = await service.poll(context, uid)
                 if isinstance(seen, Outcome):
-                    return self._timed(seen)
+                    return self._add_durations(seen)
                 is_seen, failures, unknown_since = True, 0, math.inf
                 if seen.running_s is not None and self._running_since is None:
                     self._running_since = max(time.monotonic() - seen.running_s, submitted)
                 if seen.status.terminal:
-                    return self._timed(await self._conclude(uid, seen, stop), seen)
+                    return self._add_durations(await self._conclude(uid, seen, stop), seen)
                 context.report(seen.progress)
             except UnknownRemoteJob as error:
                 failures, unknown_since = 0, min(unknown_since, now)
                 if now - unknown_since >= service.forgotten_s:
                     await service.note_forgotten(context)
-                    message = f"{service.name} forgot {service.unit} {uid}: {error.message}"
-                    return self._timed(fail("unknown", message, FaultKind.INTERNAL))
+                    message = f"{service.name} forgot {service.unit} {uid}, so its outcome is unknown: {error.message}"
+                    return self._add_durations(fail("unknown", message, FaultKind.INTERNAL))
             except RemoteError as error:
                 failures += 1
                 self._log.warning("remote.not_polled", uid=uid, error=error.message, failures=failures)
             if stop is not None:
                 now = time.monotonic()
                 if now - stop.since >= service.confirm_s and not stop.too_late:
-                    return self._timed(self._decide_unconfirmed(uid, stop))
+                    return self._add_durations(self._decide_unconfirmed(uid, stop))
                 if (is_seen or not service.reuses_ids) and now - stop.asked >= service.ask_again_s:
                     if await self._ask_to_stop(uid, stop):
                         stop.asked = now
@@ -325,7 +345,7 @@ class _RemoteRun:
             if failures:
                 await context.back_off(failures, through_cancel=stop is not None)
             elif (ended := await service.rest(context, uid, through_cancel=stop is not None)) is not None:
-                return self._timed(ended)
+                return self._add_durations(ended)
 
     async def _decide_stop(self, now: float) -> _StopRequest | None:
         if self._context.cancel_requested:
@@ -336,7 +356,7 @@ class _RemoteRun:
         return _StopRequest(is_timeout=True, since=now)
 
     async def _ask_to_stop(self, uid: str, stop: _StopRequest) -> bool:
-        """Ask the other side once to stop the job; return whether it answered."""
+        """Ask the remote once to stop the job. Return whether it answered."""
         try:
             await self._service.cancel(uid)
             self._log.info("remote.cancel_sent", uid=uid)
@@ -349,14 +369,14 @@ class _RemoteRun:
         return True
 
     def _decide_unconfirmed(self, uid: str, stop: _StopRequest) -> Outcome:
-        """The other side was asked to stop the job, and does not say that it did."""
+        """Return the outcome of a job that the remote was asked to stop, without confirming it."""
         service = self._service
-        why = "it took too long" if stop.is_timeout else "its cancel was requested"
+        why = "it exceeded its time limit" if stop.is_timeout else "its cancel was requested"
         self._log.warning("remote.cancel_not_confirmed", uid=uid)
         return fail(
             "unconfirmed",
-            f"{why}, and {service.name} has not confirmed within {service.confirm_s:g} s that it stopped "
-            f"{service.unit} {uid}; it may have run to its end",
+            f"{why}, but {service.name} did not confirm within {service.confirm_s:g} s that it stopped "
+            f"{service.unit} {uid}; the job may have run to its end",
             FaultKind.TIMEOUT if stop.is_timeout else FaultKind.INTERNAL,
         )
 
@@ -372,7 +392,7 @@ class _RemoteRun:
                 measured = await service.collect_part(context, seen.job)
                 if not stop.is_timeout:
                     return Outcome(OutcomeKind.CANCELED, result=measured)
-                message = f"the job took longer than {context.limit_s:g} s on {service.name}"
+                message = describe_timeout(context.limit_s)
                 return msgspec.structs.replace(fail("timeout", message, FaultKind.TIMEOUT), result=measured)
             case JobStatus.CANCELED:
                 return fail("displaced", service.explain_displaced(uid), FaultKind.INTERNAL)
@@ -381,8 +401,8 @@ class _RemoteRun:
             case _:
                 assert_never(seen.status)
 
-    def _timed(self, outcome: Outcome, seen: Observed[Any] | None = None) -> Outcome:
-        """Return the outcome with its durations: on the device, as reported there or as seen from here; and before."""
+    def _add_durations(self, outcome: Outcome, seen: Observed[Any] | None = None) -> Outcome:
+        """Return the outcome with its durations. The time on the device is the remote's if it reports one."""
         now = time.monotonic()
         device_s = 0.0 if self._running_since is None else now - self._running_since
         if seen is not None and seen.device_s is not None:

@@ -1,4 +1,4 @@
-"""Options of devices whose jobs run elsewhere, on a QPU or another server. No HTTP library is needed to read them."""
+"""Options of devices whose jobs run on a QPU or another server. Reading them needs no HTTP library."""
 
 from __future__ import annotations
 
@@ -22,14 +22,20 @@ _QPU_URL, _SERVER_URL = "http://qpu.example.org:4300", "https://tweezer.example.
 
 
 class RemoteOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a remote API is reached, and how its jobs are followed.
+    """How a remote API is reached, and how its jobs are followed. Times are in seconds.
 
-    base_url: what comes before ``/api/v1``. tls_verify: whether its certificate is checked, and tls_ca_file: against
-    which PEM file (None: the system's authorities). connect_timeout_s: for a connection. read_timeout_s: for the answer
-    to a read or a cancel. submit_timeout_s: for that to a submit; later, whether it was executed is not known.
-    retry_s: how long a read is tried again. poll_s: between polls of a job. probe_s: between polls of the device.
-    ask_again_s: between requests to stop a job that goes on. turned_away_s: how long submits are repeated that
-    something other than the API turns away, such as a proxy.
+    Attributes:
+        base_url: The part of the URL before ``/api/v1``.
+        tls_verify: Whether the API's certificate is checked.
+        tls_ca_file: A PEM file with the authorities for that check; None: those of the system.
+        connect_timeout_s: Time to open a connection.
+        read_timeout_s: Time for the answer to a read or a cancel.
+        submit_timeout_s: Time for the answer to a submit. After it, it is unknown whether the submit was executed.
+        retry_s: How long a read is retried.
+        poll_s: Time between two polls of a job.
+        probe_s: Time between two probes of the device.
+        ask_again_s: Time between two requests to stop a job that continues to run.
+        turned_away_s: How long submits are repeated that something in front of the API refuses, such as a proxy.
     """
 
     base_url: str
@@ -45,13 +51,13 @@ class RemoteOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     turned_away_s: Seconds = 1800.0
 
     def check(self) -> None:
-        """Raises InvalidInput naming the option that cannot be used."""
+        """Check the options. Raises InvalidInput naming the invalid one."""
         if self.tls_ca_file is not None and not self.tls_verify:
-            raise InvalidInput("tls_ca_file", "is given, but tls_verify is false: leave one of them out")
+            raise InvalidInput("tls_ca_file", "cannot be combined with tls_verify = false; remove one of them")
 
 
 class KeycloakOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Client credentials at a Keycloak. The secret is given, or a file that holds it and nothing else."""
+    """Client credentials at a Keycloak. The secret is given directly, or as a file that contains only the secret."""
 
     url: Text
     realm: Text
@@ -67,16 +73,18 @@ class KeycloakOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{self.url.rstrip('/')}/realms/{self.realm}/protocol/openid-connect/token"
 
     def secret(self) -> str:
-        """Return the client's secret. Raises InvalidInput when there is none, or its file cannot be read."""
+        """Return the client's secret. Raises InvalidInput if it is missing or its file cannot be read."""
         return _read_secret("keycloak.client_secret", self.client_secret, self.client_secret_file)
 
 
 class QpuOptions(RemoteOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Options of a QPU as a device.
 
-    keycloak: None where it asks for no token. confirm_s: how long the machine may take to say what became of a job that
-    it was asked to stop; then the job ends as ``unconfirmed``, unless the machine said that it is too late to stop it.
-    forgotten_s: how long after it first says that it does not know a job, and has not shown it since, it is believed.
+    Attributes:
+        keycloak: Where tokens come from; None if the API needs none.
+        confirm_s: How long the machine may take to report the end of a job that it was asked to stop. Then the job ends
+            as ``unconfirmed``, unless the machine answered that it is too late to stop it.
+        forgotten_s: How long the machine must report that it does not know a job before the job counts as forgotten.
     """
 
     keycloak: KeycloakOptions | None = None
@@ -85,7 +93,7 @@ class QpuOptions(RemoteOptions, frozen=True, forbid_unknown_fields=True, kw_only
 
     @property
     def api_url(self) -> str:
-        """Where its paths begin. Raises InvalidInput for what is no such URL."""
+        """The URL at which the API's paths begin. Raises InvalidInput if ``base_url`` is not a valid URL."""
         url = _check_url("base_url", self.base_url, _QPU_URL, "keycloak")
         return url if url.endswith(API_PATH) else url + API_PATH
 
@@ -98,10 +106,16 @@ class QpuOptions(RemoteOptions, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class LoginOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Tokens from a token endpoint: by a user's name and password, or else by a client's secret.
+    """How to get tokens from a token endpoint: with a user's name and password, or with a client's secret.
 
-    Secrets are given, or files that hold one and nothing else. grant_type: None is ``password`` with a username, and
-    ``client_credentials`` without; Auth0's has a name of its own. realm and audience: where the server asks for them.
+    Secrets are given directly, or as files that contain only the secret.
+
+    Attributes:
+        token_url: The token endpoint.
+        grant_type: OAuth's grant type; Auth0 has its own. None: ``password`` with a username, else
+            ``client_credentials``.
+        realm: Sent if the server needs it.
+        audience: Sent if the server needs it.
     """
 
     token_url: Text
@@ -120,11 +134,11 @@ class LoginOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     @property
     def who(self) -> str:
-        """Whom the tokens are for."""
+        """The user or client for whom tokens are fetched."""
         return self.username or self.client_id or ""
 
     def form(self) -> dict[str, str]:
-        """Return what is posted for a token. Raises InvalidInput naming what is missing, or cannot be read."""
+        """Return the form to post for a token. Raises InvalidInput naming what is missing or cannot be read."""
         given: dict[str, str | None] = {"client_id": self.client_id, "realm": self.realm, "audience": self.audience}
         if self.username is not None:
             given |= {"grant_type": self.grant_type or "password", "username": self.username}
@@ -134,7 +148,7 @@ class LoginOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         else:
             if self.client_id is None:
                 raise InvalidInput(
-                    "login.username", "is missing: give it with a password, or a client_id with a secret"
+                    "login.username", "is missing; give it with a password, or a client_id with a client_secret"
                 )
             given["grant_type"] = self.grant_type or "client_credentials"
             given["client_secret"] = self._client_secret()
@@ -147,12 +161,19 @@ class LoginOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 class ForwardOptions(RemoteOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Options of a device whose jobs another server runs.
 
-    device: its name there (``device_type``). project_id: None where the key belongs to one project. api_key, or
-    api_key_file, or login: the credentials. idempotency_s: for how long the server recognises a repeated
-    ``Idempotency-Key``; 0: it does not; a Tweezer: 86400. is_emulator: whether the device there is one. max_runs: the
-    most shots of a job there, where its specs do not say. poll_s: between polls of a job, where the server does not
-    hold the question until it has ended. lag_s: how far its lists may be behind. results_allow: networks, addresses and
-    names, with commas between, to which links to results may lead beside the server itself and public addresses.
+    The credentials are ``api_key``, ``api_key_file`` or ``login``.
+
+    Attributes:
+        device: The device's name on the server (``device_type``).
+        project_id: The project on the server; None if the key belongs to one project.
+        idempotency_s: How long the server recognises a repeated ``Idempotency-Key``, in seconds; 0: it does not. A
+            Tweezer recognises it for 86400 s.
+        is_emulator: Whether the device is an emulator.
+        max_runs: The largest number of shots of a job, if the device's specs do not define it.
+        poll_s: Seconds between two polls of a job, unless the server delays its answer until the job has ended.
+        lag_s: How old the server's lists may be, in seconds.
+        results_allow: Networks, addresses and host names, separated by commas, to which links to results may lead, in
+            addition to the server itself and public addresses.
     """
 
     device: Text
@@ -175,19 +196,19 @@ class ForwardOptions(RemoteOptions, frozen=True, forbid_unknown_fields=True, kw_
 
     @property
     def url(self) -> str:
-        """Where its paths begin. Raises InvalidInput for what is no such URL."""
+        """The URL at which the API's paths begin. Raises InvalidInput if ``base_url`` is not a valid URL."""
         return _check_url("base_url", self.base_url, _SERVER_URL, "login").removesuffix(API_PATH)
 
     @property
     def results_policy(self) -> WebhookPolicy:
-        """Where links to results may lead beside the server itself. Raises InvalidInput."""
+        """The addresses to which links to results may lead, beside the server itself. Raises InvalidInput."""
         try:
             return WebhookPolicy.parse(self.results_allow, "443,8443")
         except InvalidInput as error:
             raise InvalidInput("results_allow", error.problem) from error
 
     def key(self) -> str | None:
-        """Return the key that is sent as it is; None with a log-in. Raises InvalidInput if its file cannot be read."""
+        """Return the key; None with ``login``. Raises InvalidInput if its file cannot be read."""
         return None if self.login is not None else _read_secret("api_key", self.api_key, self.api_key_file)
 
     def check(self) -> None:
@@ -195,39 +216,42 @@ class ForwardOptions(RemoteOptions, frozen=True, forbid_unknown_fields=True, kw_
         super().check()
         if self.login is None:
             if self.api_key is None and self.api_key_file is None:
-                raise InvalidInput("api_key", "is missing: give it, or api_key_file, or login")
+                raise InvalidInput("api_key", "is missing; give api_key, api_key_file or login")
             self.key()
             return
         if self.api_key is not None or self.api_key_file is not None:
-            raise InvalidInput("login", "is given beside a key: leave one of them out")
+            raise InvalidInput("login", "cannot be combined with a key; remove one of them")
         _check_url("login.token_url", self.login.token_url, _SERVER_URL, "login")
         self.login.form()
 
 
 def _read_secret(field: str, given: str | None, file: str | None) -> str:
-    """Return the secret that is given, or that the file holds. Raises InvalidInput naming the field."""
+    """Return the given secret, or the one in the file. Raises InvalidInput naming the field."""
     if file is None:
         if not given:
-            raise InvalidInput(field, f"is missing: give it, or {field.rpartition('.')[2]}_file")
+            raise InvalidInput(field, f"is missing; give it, or {field.rpartition('.')[2]}_file")
         return given
     try:
         text = Path(file).read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{field}_file", f"cannot be read: {error}") from error
     if not text:
-        raise InvalidInput(f"{field}_file", "is empty")
+        raise InvalidInput(f"{field}_file", f"{file} is empty; it must contain only the secret")
     return text
 
 
 def _check_url(field: str, url: str, example: str, credentials: str) -> str:
-    """Return the URL without a slash at its end. Raises InvalidInput naming the field. credentials: their option."""
+    """Return the URL without trailing slashes. Raises InvalidInput naming the field.
+
+    credentials: The option for credentials, for the error.
+    """
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise InvalidInput(field, f"is no URL: {error}") from error
+        raise InvalidInput(field, f"is not a valid URL: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise InvalidInput(field, f"must be a URL such as {example}")
+        raise InvalidInput(field, f"must be an http or https URL, such as {example}")
     if parts.username or parts.password:
-        raise InvalidInput(field, f"must not carry a user or a password; credentials go into {credentials}")
+        raise InvalidInput(field, f"must not contain a user or a password; give credentials in {credentials}")
     return url.rstrip("/")

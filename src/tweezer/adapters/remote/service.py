@@ -1,4 +1,7 @@
-"""What the state machine of remote jobs asks of a QPU or another server: hooks, without decisions about submits."""
+"""The interface of a QPU or another server to the state machine of remote jobs, ``RemoteLane``.
+
+Its methods are hooks. They contain no decisions about submits.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +24,38 @@ from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome, OutcomeKind, Progress, Result
 
 BACKOFF = Backoff(base_s=0.5, cap_s=15.0)
-"""Between tries to reach what cannot be reached."""
+"""The pauses between attempts to reach the remote."""
 
 J = TypeVar("J")
 
 
 class Detached(Exception):
-    """The ticket is somebody else's."""
+    """The ticket is lost: another holder may have it."""
 
 
 class RemoteId(msgspec.Struct, frozen=True):
-    """What the other side calls a job. named: whether it returned the id that we gave the job; None where that does not
-    matter."""
+    """A job's id on the remote.
+
+    Attributes:
+        uid: The id.
+        named: Whether the remote returned the id that we gave the job; None if that does not matter.
+    """
 
     uid: str
     named: bool | None = None
 
 
 class Observed(msgspec.Struct, Generic[J], frozen=True):
-    """One poll of a job. running_s: for how long it has run, where the other side reports it; device_s: the time that
-    it took in the end. has_begun: False of one that was stopped before any of it ran."""
+    """The result of one poll of a job.
+
+    Attributes:
+        job: The job as the remote reports it.
+        status: Its status.
+        progress: Its stage and progress.
+        running_s: Seconds for which it has run, if the remote reports that.
+        device_s: Seconds that it took in total, if it has ended and the remote reports that.
+        has_begun: False if the job was stopped before it began to run.
+    """
 
     job: J
     status: JobStatus
@@ -51,7 +66,16 @@ class Observed(msgspec.Struct, Generic[J], frozen=True):
 
 
 class JobContext:
-    """A job in the hands of its lane: what it is, the guard of its submit, and what the worker asks of it meanwhile."""
+    """The job that a lane runs, and the requests that its worker makes meanwhile.
+
+    Attributes:
+        job: The job.
+        batch: Its batch.
+        report: Callback for its progress.
+        guard: The record of its submit.
+        cancel_requested: Whether its cancel was requested.
+        is_lost: Whether its ticket was lost.
+    """
 
     def __init__(self, job: JobWork, batch: BatchWork, report: Report, guard: SubmitGuard, *, cancel: bool) -> None:
         self.job = job
@@ -64,25 +88,36 @@ class JobContext:
 
     @property
     def limit_s(self) -> float:
+        """The job's time limit in seconds."""
         return self.batch.doc.limits.job_timeout_s
 
     def request_cancel(self) -> None:
+        """Request the job's cancel, which ends a sleep."""
         self.cancel_requested = True
         self.wake()
 
     def detach(self) -> None:
-        """The ticket is lost."""
+        """Mark the ticket as lost, which ends a sleep with ``Detached``."""
         self.is_lost = True
         self.wake()
 
     def wake(self) -> None:
-        """End a sleep whose condition has changed."""
+        """Let a sleep check its condition now."""
         self._woken.set()
 
     async def sleep(
         self, delay_s: float, *, through_cancel: bool = False, until: Callable[[], bool] | None = None
     ) -> None:
-        """Wait until a cancel is requested (unless ``through_cancel``), or ``until`` holds. Raises Detached."""
+        """Wait for ``delay_s`` seconds, or less.
+
+        Args:
+            delay_s: Seconds to wait at most.
+            through_cancel: Whether to continue when a cancel is requested.
+            until: A condition that ends the wait; it is checked at the start and on :meth:`wake`.
+
+        Raises:
+            Detached: The ticket was lost.
+        """
         deadline = time.monotonic() + delay_s
         while (left_s := deadline - time.monotonic()) > 0 and not self.is_lost:
             if (self.cancel_requested and not through_cancel) or (until is not None and until()):
@@ -95,21 +130,37 @@ class JobContext:
             raise Detached
 
     async def back_off(self, tries: int, *, at_most_s: float = math.inf, through_cancel: bool = False) -> None:
-        """Wait before the next of some tries. Raises Detached."""
+        """Wait before the next attempt, longer after each one.
+
+        Args:
+            tries: The number of failed attempts so far.
+            at_most_s: The longest wait in seconds.
+            through_cancel: Whether to continue when a cancel is requested.
+
+        Raises:
+            Detached: The ticket was lost.
+        """
         await self.sleep(min(BACKOFF.delay_s(tries), at_most_s), through_cancel=through_cancel)
 
 
 class RemoteService(ABC, Generic[J]):
-    """One QPU or other server, and how jobs are sent there; a lane has one, for one job after the other.
+    """A QPU or another server (*the remote*), and how jobs are sent to it. Each lane has its own.
 
-    Its methods raise RemoteError for what the other side does, and Detached where they wait.
+    It runs one job at a time. Its methods raise :class:`~tweezer.adapters.remote.errors.RemoteError` for failures of
+    the remote, and those that wait raise :class:`Detached`.
 
-    name and unit: what messages call the other side, and what it knows by an id.
-    turned_away_s, ask_again_s: see RemoteOptions. arrives_s: after how long a submit that was sent is surely there, and
-    found. recognises_s: for how long the same submit may be sent again because the other side makes no second job of
-    it; 0: never. forgotten_s: for how long it may say that it does not know a job before that is believed. confirm_s:
-    for how long it may go on with a job that it was asked to stop. runs_at_once: a job runs as soon as it is submitted.
-    reuses_ids: an id may come to mean another job, so a job is stopped only right after it was recognised.
+    Attributes:
+        name: The name of the remote in messages.
+        unit: The name of what it creates for a job, in messages.
+        turned_away_s: See :class:`~tweezer.adapters.remote.options.RemoteOptions`.
+        ask_again_s: See :class:`~tweezer.adapters.remote.options.RemoteOptions`.
+        arrives_s: Seconds after which a submit that was sent has arrived and is found.
+        recognises_s: Seconds for which the same submit may be sent again, because the remote makes no second job of it;
+            0: never.
+        forgotten_s: Seconds for which the remote must report that it does not know a job before that is believed.
+        confirm_s: Seconds for which a job may continue after the remote was asked to stop it.
+        runs_at_once: A job runs as soon as it is submitted.
+        reuses_ids: An id may later denote another job, so a job is stopped only right after it was recognised.
     """
 
     name: str
@@ -125,81 +176,160 @@ class RemoteService(ABC, Generic[J]):
 
     @property
     def jail(self) -> str:
-        """As :attr:`tweezer.adapters.protocol.Lane.jail`: the worker itself speaks with the other side."""
+        """See :attr:`tweezer.adapters.protocol.Lane.jail`. Empty, because the worker itself calls the remote."""
         return ""
 
     async def prepare(self, batch: BatchWork) -> None:
-        """Get ready to run jobs of this batch. Raises ExecutionError."""
+        """Prepare for jobs of this batch.
+
+        Args:
+            batch: The batch.
+
+        Raises:
+            tweezer.model.errors.ExecutionError: The batch cannot be prepared.
+        """
 
     async def close(self) -> None:
-        """Free what the service holds."""
+        """Free all resources."""
 
     def begin(self) -> None:
-        """Forget the former job: another one begins."""
+        """Reset the state of the previous job, because another one begins."""
 
     # -- submit ---------------------------------------------------------------------------------------
 
     async def make_ready(self, context: JobContext) -> Outcome | None:
-        """Build what is submitted, and wait until jobs are taken; called before each try.
+        """Build what is submitted, and wait until the remote can be reached. Called before each attempt to submit.
 
-        Returns the outcome of a job that cannot be built. Raises DeviceUnavailable where no jobs are taken now.
+        Args:
+            context: The job.
+
+        Returns:
+            None if the job can be submitted; the outcome of a job that cannot be built.
+
+        Raises:
+            tweezer.adapters.protocol.DeviceUnavailable: The remote accepts no jobs now.
         """
         return None
 
     @abstractmethod
     async def find(self, context: JobContext, intent: Intent) -> RemoteId | None:
-        """Return the id of the job, if it was submitted and can be found."""
+        """Search the remote for the job by the id that we gave it.
+
+        Args:
+            context: The job.
+            intent: The intent under which it may have been submitted.
+
+        Returns:
+            The job's id on the remote; None if the remote does not have it.
+        """
 
     @abstractmethod
     async def send(self, context: JobContext, before_send: Callable[[], None]) -> RemoteId:
-        """Send the submit, once. ``before_send`` is called right before the first byte, and may raise NotSent.
+        """Send the submit once.
 
-        Raises SubmitRefused, SubmitDeferred and SubmitUncertain.
+        Args:
+            context: The job.
+            before_send: To be called on the open connection, right before the first byte is sent. It may raise
+                ``NotSent``; then nothing must be sent.
+
+        Returns:
+            The job's id on the remote.
+
+        Raises:
+            tweezer.adapters.remote.errors.SubmitRefused: Not executed, and would be refused again.
+            tweezer.adapters.remote.errors.SubmitDeferred: Not executed, and may be sent again.
+            tweezer.adapters.remote.errors.SubmitUncertain: Perhaps executed.
         """
 
     @abstractmethod
     async def decide_refused(self, context: JobContext, error: SubmitRefused) -> Outcome | None:
-        """Return the outcome of a job whose submit was refused; None to try it once more. Raises DeviceUnavailable."""
+        """Decide what happens to a job whose submit was refused.
+
+        Args:
+            context: The job.
+            error: The refusal.
+
+        Returns:
+            The job's outcome; None to submit it once more.
+
+        Raises:
+            tweezer.adapters.protocol.DeviceUnavailable: The remote refused because it accepts no jobs now.
+        """
 
     # -- follow ---------------------------------------------------------------------------------------
 
     @abstractmethod
     async def poll(self, context: JobContext, uid: str) -> Observed[J] | Outcome:
-        """Poll the job. Returns an outcome when nothing more can be known of it.
+        """Poll the job.
 
-        Raises UnknownRemoteJob when the other side does not know it."""
+        Args:
+            context: The job.
+            uid: Its id on the remote.
+
+        Returns:
+            Its state; or its outcome if polling it further is useless.
+
+        Raises:
+            tweezer.adapters.remote.errors.UnknownRemoteJob: The remote does not know the job.
+        """
 
     @abstractmethod
     async def cancel(self, uid: str) -> None:
-        """Ask for the end of the job. Raises TooLate."""
+        """Ask the remote to stop the job.
+
+        Args:
+            uid: The job's id on the remote.
+
+        Raises:
+            tweezer.adapters.remote.errors.TooLate: The job cannot be stopped any more.
+        """
 
     @abstractmethod
     async def rest(self, context: JobContext, uid: str, *, through_cancel: bool) -> Outcome | None:
-        """Wait before the next poll. Returns an outcome when there is no need of one."""
+        """Wait before the next poll.
+
+        Args:
+            context: The job.
+            uid: Its id on the remote.
+            through_cancel: Whether to continue to wait when a cancel is requested.
+
+        Returns:
+            None; or the job's outcome if another poll is useless.
+        """
 
     async def end_following(self) -> None:
-        """Nothing more is asked of the job, however it ended."""
+        """Release what following the job needed. Called after its end."""
 
     async def note_forgotten(self, context: JobContext) -> None:
-        """The other side is believed to have forgotten the job."""
+        """React to the fact that the remote no longer knows the job."""
 
     @abstractmethod
     async def collect(self, context: JobContext, job: J) -> Outcome:
-        """Return the outcome of a job that is DONE, with its result."""
+        """Return the outcome, with the result, of a job with the status DONE."""
 
     @abstractmethod
     async def collect_part(self, context: JobContext, job: J) -> Result | None:
-        """Return what a job measured until it was stopped, if anything."""
+        """Return the partial result of a job that was stopped, if it has one."""
 
     @abstractmethod
     def decide_failed(self, uid: str, job: J) -> Outcome:
-        """Return the outcome of a job that ended in ERROR."""
+        """Return the outcome of a job with the status ERROR."""
 
     @abstractmethod
     def explain_displaced(self, uid: str) -> str:
-        """Say that somebody else stopped the job."""
+        """Return the message of a job that another client stopped."""
 
 
 def fail(code: str, message: str, kind: FaultKind, field: str | None = None) -> Outcome:
-    """Return the outcome of a job that ended without a result."""
+    """Make the outcome of a job that ended without a result.
+
+    Args:
+        code: The fault's code.
+        message: The fault's message, for the user.
+        kind: How the failure is handled.
+        field: The input at fault, if there is one.
+
+    Returns:
+        The outcome, of kind ``error``.
+    """
     return Outcome(OutcomeKind.ERROR, fault=Fault(code, message, field), cause=kind)

@@ -1,7 +1,7 @@
-"""A process that has Pulser read the specs on standard input: ``python -m tweezer.adapters.specs.check SCRATCH``.
+"""Check the specs on standard input with Pulser: ``python -m tweezer.adapters.specs.check SCRATCH``.
 
-It enters the jail of lanes, with this scratch folder, and prints what is wrong with the specs, or nothing. Its exit
-code is 3 where Pulser is not installed.
+This process enters the same jail as lanes, with the scratch folder SCRATCH. It prints what is wrong with the specs, or
+nothing if they are valid. Its exit code is 3 if Pulser is not installed.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ def main() -> int:
     try:
         from pulser.json.abstract_repr.deserializer import deserialize_device
 
-        from tweezer.adapters.emulators.pulser_sequences import brief
+        from tweezer.adapters.emulators.pulser_sequences import describe_error
     except ModuleNotFoundError as error:
         sys.stderr.write(f"{error}\n")
         return 3
     try:
         device = deserialize_device(text)
         if device.name != json.loads(text)["name"]:
-            sys.stdout.write(f"it comes out under another name, {device.name!r}")
-    except Exception as error:  # noqa: BLE001  # whatever it is, its cause is the text
-        cause = _cause(error)
-        sys.stdout.write(f"{type(cause).__name__}: {brief(cause)}")
+            sys.stdout.write(f"Pulser reads another name, {device.name!r}")
+    except Exception as error:  # noqa: BLE001  # any error is caused by the text
+        cause = _find_cause(error)
+        sys.stdout.write(f"{type(cause).__name__}: {describe_error(cause)}")
     return 0
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Return the innermost error: Pulser's own says only that it failed."""
+def _find_cause(error: BaseException) -> BaseException:
+    """Return the innermost error, because Pulser's own gives no reason."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

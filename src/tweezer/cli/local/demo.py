@@ -32,7 +32,7 @@ from tweezer.model.errors import TweezerError
 from tweezer.model.signatures import Webhook
 from tweezer.model.webhooks import USUAL_TYPES
 from tweezer.qpu_sim.journal import read_journal, tally
-from tweezer.qpu_sim.serve import device_specs
+from tweezer.qpu_sim.serve import load_device_specs
 from tweezer.settings import Settings
 from tweezer.store.records import BatchRecord
 from tweezer.sync import connect
@@ -140,7 +140,7 @@ def demo(
             began = time.monotonic()
             stack.start()
             with interrupts.allowed():
-                sequence = ring.build_sequence(device_specs(None).text if qpu else None)  # while the processes start
+                sequence = ring.build_sequence(load_device_specs(None).text if qpu else None)  # while the processes start
                 stack.wait_ready(interrupts.came)
                 say(f"  ready after {show.duration(time.monotonic() - began)}: {stack.redis_place}, {stack.api_url}")
                 outcome = _run(settings, stack.redis_url, sequence, ring.final_detunings(jobs), say, interrupts)

@@ -1,4 +1,4 @@
-"""What a worker gives to a process that enters the jail: a scratch folder, and an environment without secrets."""
+"""The scratch folder and the environment, without secrets, of a jailed process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PASSED_PREFIXES = (
 
 
 class Scratch:
-    """A folder that one process may write. Removed with it, or by the next worker if this one is killed."""
+    """A folder that one process may write. Removed with the process, or by the next worker if this one is killed."""
 
     def __init__(self) -> None:
         _remove_orphans()
@@ -42,7 +42,7 @@ class Scratch:
             _copy_font_lists(self.path)
 
     def remove(self) -> None:
-        """Remove the folder with all that is in it; blocks. Can be called again."""
+        """Remove the folder and its contents. Blocks. May be called more than once."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
@@ -51,7 +51,7 @@ class Scratch:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """Provide a scratch folder for the length of a block."""
+    """Provide a scratch folder for the duration of a ``with`` block."""
     made = Scratch()
     try:
         yield made.path
@@ -59,24 +59,24 @@ def scratch() -> Iterator[Path]:
         made.remove()
 
 
-def environment(inherited: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Return the variables of this process that a jailed one may know, with its home and its caches in the folder.
+def build_environment(inherited: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Return the environment of a jailed process, with its home and its caches in this folder.
 
-    Names are passed by a list; values that hold a URL are not passed.
+    Only listed variables are inherited, and none whose value contains a URL.
     """
     passed = {
         name: value
         for name, value in inherited.items()
         if (name in _PASSED or name.startswith(_PASSED_PREFIXES)) and "://" not in value
     }
-    if path := passed.get("PYTHONPATH"):  # relative to the folder that this process runs in
+    if path := passed.get("PYTHONPATH"):  # may be relative to this process's current folder
         passed["PYTHONPATH"] = os.pathsep.join(str(Path(each).absolute()) for each in path.split(os.pathsep) if each)
     own = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "NUMBA_CACHE_DIR"), str(folder))
     return passed | own | {"MPLCONFIGDIR": str(folder), "PYTHONUSERBASE": site.getuserbase()}
 
 
 def _lock(folder: Path) -> int | None:
-    """Lock a folder; None when another process has it, or it is gone. Whoever has the lock lives."""
+    """Lock a folder. Return None if another live process holds the lock, or the folder no longer exists."""
     import fcntl
 
     try:
@@ -105,7 +105,7 @@ def _remove_orphans() -> None:
 
 
 def _copy_font_lists(folder: Path) -> None:
-    """Copy matplotlib's list of fonts, if this user has one, so that each process need not make it again."""
+    """Copy matplotlib's list of fonts, if this user has one, so that not every process has to make it."""
     cache = os.environ.get("MPLCONFIGDIR") or Path(
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "matplotlib"
     )

@@ -1,6 +1,6 @@
-"""Landlock: the files that this process may still open.
+"""Landlock: restricts the files that this process may open.
 
-The kernel's interface is ``linux/landlock.h``. What a kernel does not know yet is left out.
+The kernel's interface is ``linux/landlock.h``. Features that the kernel lacks are left out.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ WRITE = (
     | FileAccess.REFER
     | FileAccess.TRUNCATE
 )
-_OF_FILES = FileAccess.EXECUTE | DEVICE
+_FILE_ACCESS = FileAccess.EXECUTE | DEVICE
 _SINCE = {FileAccess.REFER: 2, FileAccess.TRUNCATE: 3, FileAccess.IOCTL_DEV: 5}
 _TCP_SINCE, _SCOPES_SINCE = 4, 6
 
@@ -73,8 +73,8 @@ class _PathBeneath(ctypes.Structure):
     _fields_ = (("access", ctypes.c_uint64), ("folder", ctypes.c_int32))
 
 
-def version() -> int:
-    """Return the version of Landlock's interface in this kernel; 0 where there is none, or it is switched off."""
+def get_version() -> int:
+    """Return the version of this kernel's Landlock interface; 0 if it has none or it is disabled."""
     result, number = system_call(_CREATE_RULESET, None, 0, _GET_VERSION)
     if result == -1 and number not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
         raise OSError(number, os.strerror(number))
@@ -82,9 +82,10 @@ def version() -> int:
 
 
 def restrict(rules: Mapping[FileAccess, Iterable[str]], abi: int) -> None:
-    """Let this thread, and those it starts, open only what the rules allow: access → files and folders.
+    """Allow this thread, and those that it starts, to open only the given files and folders.
 
-    Paths that do not exist are left out. Raises ``OSError``.
+    rules: Access → paths; those that do not exist are ignored. abi: The result of :func:`get_version`. Raises
+    ``OSError``.
     """
     handled = FileAccess(0)
     for access in FileAccess:
@@ -106,10 +107,10 @@ def _allow(ruleset: int, path: str, access: FileAccess) -> None:
     try:
         found = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
-        return  # it does not exist here, or may not be reached anyway
+        return  # it does not exist, or cannot be reached anyway
     try:
         if not stat.S_ISDIR(os.fstat(found).st_mode):
-            access &= _OF_FILES
+            access &= _FILE_ACCESS
         call(_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.byref(_PathBeneath(access, found)), 0)
     finally:
         os.close(found)

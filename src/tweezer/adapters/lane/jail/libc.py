@@ -9,7 +9,7 @@ from typing import Any
 
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
-_CAPABILITY_VERSION = 0x20080522  # of 64 bits, in two halves
+_CAPABILITY_VERSION = 0x20080522  # 64 bits, in two halves
 
 
 @functools.cache
@@ -20,7 +20,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def system_call(number: int, *arguments: Any) -> tuple[int, int]:
-    """Make a system call; return its result and, where that is -1, the error's number."""
+    """Make a system call. Return its result and, if that is -1, the error number."""
     words = [ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments]
     result: int = _libc().syscall(ctypes.c_long(number), *words)
     return result, ctypes.get_errno()
@@ -35,7 +35,7 @@ def call(number: int, *arguments: Any) -> int:
 
 
 def hide_process() -> None:
-    """Close ``/proc/PID`` of this process (environment, memory, open files) to others of the same user; no core dumps.
+    """Hide ``/proc/PID`` (environment, memory, open files) from the user's other processes, and disable core dumps.
 
     Linux only. Raises ``OSError``.
     """
@@ -43,12 +43,12 @@ def hide_process() -> None:
 
 
 def forgo_privileges() -> None:
-    """Have no program that this process starts gain privileges. Raises ``OSError``."""
+    """Prevent programs that this process starts from gaining privileges. Raises ``OSError``."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def drop_capabilities() -> None:
-    """Give up every capability of root. Raises ``OSError``."""
+    """Give up all capabilities. Raises ``OSError``."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     if _libc().capset(header, (ctypes.c_uint32 * 6)()) != 0:
         raise OSError(ctypes.get_errno(), "capset failed")

@@ -1,7 +1,8 @@
-"""The system calls that a lane may not make, as a seccomp filter.
+"""A seccomp filter of the system calls that a lane may not make.
 
-Denied calls return EPERM, because imports probe what they may do. Calls that are newer than this list return ENOSYS, as
-does ``clone3``, whose flags a filter cannot read: libc then uses the older call. Everything else is allowed.
+Denied calls return EPERM and do not kill the process, because imports probe what they may do. Calls that are newer than
+this list return ENOSYS, as does ``clone3``, whose flags a filter cannot read: libc then uses the older call. All other
+calls are allowed.
 
 Numbers: ``asm/unistd_64.h`` (x86_64) and ``asm-generic/unistd.h`` (aarch64) of Linux; the filter's format:
 ``linux/seccomp.h`` and ``linux/bpf_common.h``.
@@ -20,7 +21,7 @@ from tweezer.adapters.lane.jail.libc import call, system_call
 
 
 class SystemCall(NamedTuple):
-    """The number of a system call; None where the architecture does not have it."""
+    """The number of a system call; None if the architecture does not have it."""
 
     x86_64: int | None
     aarch64: int | None
@@ -152,7 +153,7 @@ DENIED: Mapping[str, Mapping[str, SystemCall]] = {
         "lookup_dcookie": SystemCall(212, 18),
     },
 }
-"""Why → the calls that are denied whatever their arguments."""
+"""Reason → the calls that are denied with any arguments."""
 
 ON_ITSELF: Mapping[str, SystemCall] = {
     "kill": SystemCall(62, 129),
@@ -161,7 +162,7 @@ ON_ITSELF: Mapping[str, SystemCall] = {
     "rt_sigqueueinfo": SystemCall(129, 138),
     "rt_tgsigqueueinfo": SystemCall(297, 240),
 }
-"""Signals: allowed when the first argument is the lane's own process."""
+"""Signals: allowed if the first argument is the lane's own process."""
 
 ON_ITSELF_OR_ZERO: Mapping[str, SystemCall] = {
     "prlimit64": SystemCall(302, 261),
@@ -171,7 +172,7 @@ ON_ITSELF_OR_ZERO: Mapping[str, SystemCall] = {
     "sched_setattr": SystemCall(314, 274),
     "move_pages": SystemCall(279, 239),
 }
-"""Allowed when the first argument is the lane's own process, or 0, by which the caller means itself."""
+"""Allowed if the first argument is the lane's own process, or 0, which also denotes the caller."""
 
 CLONE = SystemCall(56, 220)
 CLONE3 = SystemCall(435, 435)
@@ -182,11 +183,11 @@ NEWEST = 462
 
 _CLONE_THREAD = 0x00010000
 _CLONE_NAMESPACES = 0x7E020080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
-_TERMINAL_REQUESTS = (0x5412, 0x541C, 0x540E)  # TIOCSTI, TIOCLINUX, TIOCSCTTY: typing for whoever has the terminal
+_TERMINAL_REQUESTS = (0x5412, 0x541C, 0x540E)  # TIOCSTI, TIOCLINUX, TIOCSCTTY: input to a terminal
 
 _AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
-# of struct seccomp_data; arguments are 64 bits wide, of which ours use the lower half (both machines: little-endian)
+# offsets in struct seccomp_data; the lower half of each 64-bit argument is compared (both machines are little-endian)
 _NUMBER, _ARCHITECTURE, _FIRST, _SECOND = 0, 4, 16, 24
 
 _LOAD, _EQUAL, _GREATER, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
@@ -195,7 +196,7 @@ _DENY = 0x00050000 | errno.EPERM
 _UNKNOWN = 0x00050000 | errno.ENOSYS
 
 _SET_MODE_FILTER = 1
-_ALL_THREADS_AND_SPECULATION = 1 | 4  # kernels before 5.16 slow a filtered process down unless told not to
+_ALL_THREADS_AND_SPECULATION = 1 | 4  # without the flag, kernels before 5.16 slow down a filtered process
 
 
 class Instruction(ctypes.Structure):
@@ -215,21 +216,21 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_uint16), ("instructions", ctypes.POINTER(Instruction)))
 
 
-def denied(architecture: str) -> list[int]:
-    """Return the numbers of the calls that are denied on this architecture."""
+def list_denied(architecture: str) -> list[int]:
+    """Return the numbers of the denied calls on this architecture."""
     numbers = (numbers for calls in DENIED.values() for numbers in calls.values())
     return [number for each in numbers if (number := getattr(each, architecture)) is not None]
 
 
 def build(architecture: str, pid: int) -> list[Instruction]:
-    """Return the filter for the process ``pid``. Raises ``KeyError`` for an architecture without a list."""
+    """Return the filter for the process ``pid``. Raises ``KeyError`` for an unknown architecture."""
     program = [
         *_when_not(_ARCHITECTURE, _AUDIT_ARCHITECTURES[architecture], _DENY),
         _do(_LOAD, _NUMBER),
         *_when(_GREATER, NEWEST, _UNKNOWN),
         *_when(_EQUAL, getattr(CLONE3, architecture), _UNKNOWN),
     ]
-    for number in denied(architecture):
+    for number in list_denied(architecture):
         program += _when(_EQUAL, number, _DENY)
     for calls, allowed in ((ON_ITSELF, (pid,)), (ON_ITSELF_OR_ZERO, (pid, 0))):
         for numbers in calls.values():
@@ -247,22 +248,22 @@ def build(architecture: str, pid: int) -> list[Instruction]:
     return [*program, _do(_RETURN, _ALLOW)]
 
 
-def unsupported() -> str | None:
-    """Return why this machine cannot have the filter, or None."""
+def find_problem() -> str | None:
+    """Return why this host cannot use the filter, or None."""
     if platform.machine() not in _AUDIT_ARCHITECTURES:
-        return f"no seccomp filter for {platform.machine()}"
-    # without a filter the kernel answers EFAULT where it knows seccomp's filters, EINVAL where it does not
+        return f"there is no seccomp filter for {platform.machine()}"
+    # called without a filter, the kernel returns EFAULT if it supports filters, and EINVAL if not
     result, number = system_call(getattr(SECCOMP, platform.machine()), _SET_MODE_FILTER, 0, None)
-    return None if result == -1 and number == errno.EFAULT else f"no seccomp in the kernel ({os.strerror(number)})"
+    return None if result == -1 and number == errno.EFAULT else f"the kernel has no seccomp ({os.strerror(number)})"
 
 
 def install() -> None:
-    """Filter the calls of every thread of this process from now on. Raises ``OSError``."""
+    """Filter the calls of all threads of this process from now on. Raises ``OSError``."""
     instructions = build(platform.machine(), os.getpid())
     program = _Program(len(instructions), (Instruction * len(instructions))(*instructions))
     number = getattr(SECCOMP, platform.machine())
     if call(number, _SET_MODE_FILTER, _ALL_THREADS_AND_SPECULATION, ctypes.byref(program)) != 0:
-        raise OSError(errno.EBUSY, "seccomp: a thread of this process has a filter of its own")
+        raise OSError(errno.EBUSY, "seccomp: another thread of this process has a different filter")
 
 
 def _do(code: int, operand: int) -> Instruction:
@@ -270,7 +271,7 @@ def _do(code: int, operand: int) -> Instruction:
 
 
 def _when(test: int, operand: int | None, result: int) -> list[Instruction]:
-    """Return this result when the loaded word passes the test, else go on."""
+    """Return this result if the loaded word passes the test, else continue."""
     return [] if operand is None else [Instruction(test, 0, 1, operand), _do(_RETURN, result)]
 
 
@@ -280,5 +281,5 @@ def _when_not(offset: int, operand: int, result: int) -> list[Instruction]:
 
 
 def _for_call(number: int | None, body: list[Instruction]) -> list[Instruction]:
-    """Run the body, which returns, for this call; the number stays loaded for the others."""
+    """Run the body, which returns, for this call. For other calls the number stays loaded."""
     return [] if number is None else [Instruction(_EQUAL, 0, len(body), number), *body]

@@ -1,1 +1,1 @@
-"""Batches that another server with the Pasqal API runs: Pasqal's cloud, or another Tweezer."""
+"""Forwards batches to another server with the Pasqal API: Pasqal's cloud, or another Tweezer."""

@@ -1,7 +1,7 @@
-"""A device whose jobs another server runs: any number of lanes, and jobs that survive their worker.
+"""A device whose jobs another server runs. It can have any number of lanes, and jobs continue without their worker.
 
-Each job is sent on as a batch of its own. A batch carries the job's id as a tag, by which it is found again when the
-answer to its submit was lost; a server that heeds idempotency keys is asked again with the same key, which makes no
+Each job is forwarded as a separate batch. The batch has the job's id as a tag, by which it is found if the answer to
+its submit was lost. A server that supports idempotency keys gets the submit again with the same key, which creates no
 second batch.
 """
 
@@ -32,17 +32,17 @@ from tweezer.model.messages import JobWork, Outcome, OutcomeKind, Provenance, Re
 
 log = structlog.get_logger(__name__)
 
-_MARGIN = 0.9  # of the time that the server knows an idempotency key
+_MARGIN = 0.9  # of the time for which the server knows an idempotency key
 _ENDS = frozenset({"DONE", "ERROR", "CANCELED", "TIMED_OUT"})
-_HELD = 5  # times as rarely a job is polled while the server holds the question for the status of its batch
-_STRANDED = 5  # polls of a job without an end in a batch that has one, before that is believed
-_OUR_FIELDS = {"sequence_builder": "sequence", "device_type": "device"}
+_HELD = 5  # the factor by which polls are rarer while a long poll for the batch's status is open
+_STRANDED = 5  # how often a job must be seen running in an ended batch before that is believed
+_FIELD_NAMES = {"sequence_builder": "sequence", "device_type": "device"}
 
 
 class ForwardAdapter:
     """An :class:`~tweezer.adapters.protocol.Adapter`, and a :class:`~tweezer.adapters.protocol.MachineAdapter`.
 
-    Its lanes are no processes: each is a job that is followed.
+    Its lanes have no processes: each lane follows one job.
     """
 
     def __init__(self, options: ForwardOptions, lanes: LaneOptions) -> None:
@@ -59,8 +59,7 @@ class ForwardAdapter:
         return await self._api.specs()
 
     async def probe(self) -> Condition:
-        """Return the device's condition there. While it is down jobs wait here, where they can still be cancelled
-        unsent."""
+        """Return the device's condition on the server. While it is down, jobs wait here and can be cancelled unsent."""
         try:
             device = await self._api.device()
         except RemoteError as error:
@@ -76,7 +75,7 @@ class ForwardAdapter:
 
 
 class ForwardService(RemoteService[ServerJob]):
-    """Has nothing of its own to stop: what was sent on runs elsewhere."""
+    """Runs jobs as batches on another server."""
 
     name = "the server"
     unit = "batch"
@@ -98,15 +97,15 @@ class ForwardService(RemoteService[ServerJob]):
     # -- submit -------------------------------------------------------------------------------------
 
     async def find(self, context: JobContext, intent: Intent) -> RemoteId | None:
-        batch_id = await self._api.find(_tag(context.job))
+        batch_id = await self._api.find(_make_tag(context.job))
         return None if batch_id is None else RemoteId(batch_id)
 
     async def send(self, context: JobContext, before_send: Callable[[], None]) -> RemoteId:
-        key = _tag(context.job)
-        return RemoteId(await self._api.submit(self._body(context), idempotency_key=key, before_send=before_send))
+        key = _make_tag(context.job)
+        return RemoteId(await self._api.submit(self._build_body(context), idempotency_key=key, before_send=before_send))
 
-    def _body(self, context: JobContext) -> dict[str, Any]:
-        """Return the batch of this one job; the same each time, so that it has one idempotency key."""
+    def _build_body(self, context: JobContext) -> dict[str, Any]:
+        """Build the batch of one job. It is always the same, as its idempotency key requires."""
         doc, spec = context.batch.doc, context.job.spec
         one = {"runs": spec.runs, "variables": spec.variables or None, "sequence": spec.sequence, "seed": spec.seed}
         body: dict[str, Any] = {
@@ -115,18 +114,18 @@ class ForwardService(RemoteService[ServerJob]):
             "project_id": self._options.project_id,
             "jobs": [{name: value for name, value in one.items() if value is not None}],
             "open": False,
-            "tags": [_tag(context.job), f"tweezer-batch:{context.batch.batch_id}"],
+            "tags": [_make_tag(context.job), f"tweezer-batch:{context.batch.batch_id}"],
             "backend_configuration": doc.backend_configuration,
             "configuration": doc.configuration,
         }
         return {name: value for name, value in body.items() if value is not None or name == "sequence_builder"}
 
     async def decide_refused(self, context: JobContext, error: SubmitRefused) -> Outcome:
-        """Name the field as it is called here."""
+        """Fail the job, with the field's name in Tweezer."""
         field = error.field
         if field is not None:
-            field = _OUR_FIELDS.get(field, field).replace("jobs[0]", f"jobs[{context.job.index}]", 1)
-        message = f"the server refuses it with {error.status}: {error.message}"
+            field = _FIELD_NAMES.get(field, field).replace("jobs[0]", f"jobs[{context.job.index}]", 1)
+        message = f"the server refused the job with {error.status}: {error.message}"
         return fail("refused", message, FaultKind.USER, field)
 
     # -- follow -------------------------------------------------------------------------------------
@@ -136,7 +135,7 @@ class ForwardService(RemoteService[ServerJob]):
         return Observed(
             job,
             job.status,
-            job.reported(),
+            job.read_progress(),
             running_s=job.started_s_ago() if job.status is JobStatus.RUNNING else None,
             device_s=job.device_s,
             has_begun=job.start_timestamp is not None,
@@ -146,8 +145,10 @@ class ForwardService(RemoteService[ServerJob]):
         await self._api.cancel(uid)
 
     async def rest(self, context: JobContext, uid: str, *, through_cancel: bool) -> Outcome | None:
-        """Wait until there may be something new of the job. Meanwhile the server is asked for the status of the batch:
-        a Tweezer holds that question until the end."""
+        """Wait until the job may have changed.
+
+        Meanwhile a request for the batch's status is open, which a Tweezer answers only when the batch has ended.
+        """
         began, poll_s = time.monotonic(), self._options.poll_s
         if self._held is None or self._held.done():
             self._held = asyncio.create_task(self._api.status(uid))
@@ -160,7 +161,7 @@ class ForwardService(RemoteService[ServerJob]):
                     self._stranded += 1
                     if self._stranded < _STRANDED:
                         return None
-                    message = f"the server ended batch {uid} and not its job; it is not submitted again"
+                    message = f"batch {uid} has ended on the server, but its job has not; it is not submitted again"
                     return fail("displaced", message, FaultKind.INTERNAL)
         await context.sleep(poll_s - (time.monotonic() - began), through_cancel=through_cancel)
         return None
@@ -171,15 +172,15 @@ class ForwardService(RemoteService[ServerJob]):
             await end_tasks(held)
 
     async def collect(self, context: JobContext, job: ServerJob) -> Outcome:
-        """Wait for the result while the server cannot be asked, and a little longer than its lists may be behind."""
+        """Fetch the result. Retry while the server cannot be reached, and for ``lag_s`` while it has none."""
         deadline, tries = time.monotonic() + self._options.lag_s, 0
         while True:
             try:
-                result = await self._result(job)
+                result = await self._fetch_result(job)
                 if result is not None:
                     return Outcome(OutcomeKind.DONE, result=result)
                 if time.monotonic() >= deadline:
-                    message = f"the server says that job {job.id} is done, and has no result"
+                    message = f"the server reports that job {job.id} is done, but has no result for it"
                     return fail("server", message, FaultKind.INTERNAL)
             except RemoteError as error:
                 log.warning("forward.not_collected", remote_job=job.id, error=error.message, tries=tries)
@@ -188,10 +189,10 @@ class ForwardService(RemoteService[ServerJob]):
 
     async def collect_part(self, context: JobContext, job: ServerJob) -> Result | None:
         with contextlib.suppress(RemoteError):
-            return await self._result(job)
+            return await self._fetch_result(job)
         return None
 
-    async def _result(self, job: ServerJob) -> Result | None:
+    async def _fetch_result(self, job: ServerJob) -> Result | None:
         result = await self._api.result(job.id)
         if result is None:
             return None
@@ -200,12 +201,12 @@ class ForwardService(RemoteService[ServerJob]):
         return msgspec.structs.replace(result, provenance=where)
 
     def decide_failed(self, uid: str, job: ServerJob) -> Outcome:
-        message = "; ".join(job.errors or ()) or f"the server ended job {job.id} in an error"
+        message = "; ".join(job.errors or ()) or f"job {job.id} failed on the server, which gave no reason"
         return fail("server", message, FaultKind.USER)
 
     def explain_displaced(self, uid: str) -> str:
-        return f"somebody else cancelled batch {uid} on the server; it is not submitted again"
+        return f"another client cancelled batch {uid} on the server; the job is not submitted again"
 
 
-def _tag(job: JobWork) -> str:
+def _make_tag(job: JobWork) -> str:
     return f"tweezer:{job.job_id}"

@@ -1,4 +1,4 @@
-"""A client of the Pasqal API, as far as forwarding needs it. Reads and cancels are tried again for a while."""
+"""A client of the Pasqal API, as far as forwarding needs it. Reads and cancels are retried for a while."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tweezer.adapters.remote.errors import (
     SubmitUncertain,
     UnknownRemoteJob,
 )
-from tweezer.adapters.remote.http import FAILURES, HttpAnswer, RemoteClient, TokenRequest, check_submit, excerpt
+from tweezer.adapters.remote.http import FAILURES, HttpAnswer, RemoteClient, TokenRequest, check_submit, make_excerpt
 from tweezer.adapters.remote.options import ForwardOptions
 from tweezer.model.addresses import check_url, why_refused
 from tweezer.model.errors import InvalidInput
@@ -37,7 +37,10 @@ T = TypeVar("T")
 
 
 class ServerBatch(msgspec.Struct, frozen=True):
-    """A batch there. parent_id: of one that repeats another, and has its tags."""
+    """A batch on the server.
+
+    parent_id: The batch that this one repeats, and whose tags it has.
+    """
 
     id: str
     status: str = ""
@@ -46,8 +49,11 @@ class ServerBatch(msgspec.Struct, frozen=True):
 
 
 class ServerJob(msgspec.Struct, frozen=True):
-    """A job there. errors: for people. progress (percent), stage and device_s (seconds): where the server reports them.
-    start_timestamp: None while it has not begun."""
+    """A job on the server.
+
+    errors: Messages for people. progress (percent), stage, device_s (seconds): None if the server does not report them.
+    start_timestamp: None before the job has begun.
+    """
 
     id: str
     status: JobStatus
@@ -58,7 +64,7 @@ class ServerJob(msgspec.Struct, frozen=True):
     start_timestamp: str | None = None
 
     def started_s_ago(self) -> float:
-        """Return for how long it has run, by the server's clock and ours; 0 where the server does not report it."""
+        """Return for how many seconds it has run, by both clocks; 0 if the server does not report its start."""
         try:
             began = datetime.fromisoformat(self.start_timestamp or "")
         except ValueError:
@@ -66,28 +72,31 @@ class ServerJob(msgspec.Struct, frozen=True):
         aware = began if began.tzinfo else began.replace(tzinfo=UTC)
         return max((datetime.now(UTC) - aware).total_seconds(), 0.0)
 
-    def reported(self) -> Progress:
-        """Return how far it is: by the server's own stage where it reports one."""
+    def read_progress(self) -> Progress:
+        """Return the job's progress, with the server's stage if it reports one."""
         waits = self.status is JobStatus.PENDING
         stage = _STAGES.get(self.stage or "", Stage.QUEUED if waits else Stage.ON_DEVICE)
         return Progress(stage, None if self.progress is None else min(max(self.progress / 100, 0.0), 1.0))
 
 
 class ServerDevice(msgspec.Struct, frozen=True):
-    """A device there. status: ``UP``, ``DOWN``."""
+    """A device on the server.
+
+    status: ``UP`` or ``DOWN``.
+    """
 
     device_type: str
     status: str | None = None
 
 
 class ServerBatchStatus(msgspec.Struct, frozen=True):
-    """The status of a batch, without the rest of it."""
+    """The status of a batch."""
 
     status: str
 
 
 class ServerResultsLink(msgspec.Struct, frozen=True):
-    """Where the results of a job are; None while there are none."""
+    """The link to a job's results; None while there are none."""
 
     results_link: str | None = None
 
@@ -104,64 +113,63 @@ class _ServerError(msgspec.Struct):
 
 
 def read_data(answer: HttpAnswer, kind: type[T]) -> T:
-    """Return what is in the envelope.
+    """Return the data of the envelope.
 
-    Raises RemoteRefused when the server says no, and RemoteUnreachable when it says to come back, or for what no such
-    API says.
+    Raises RemoteRefused for a refusal, and RemoteUnreachable for a temporary error or an invalid answer.
     """
     _check(answer)
     try:
         return msgspec.convert(msgspec.json.decode(answer.body)["data"], kind)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise _junk(answer, str(error)) from error
+        raise _invalid_answer(answer, str(error)) from error
 
 
 def read_result(answer: HttpAnswer) -> Result:
-    """Return the results of a job: counter, Pulser's serialised results, and of a Tweezer where they come from."""
+    """Return the results of a job: counter, Pulser's serialised results, and a Tweezer's provenance."""
     _check(answer)
-    try:  # by Python's JSON, which takes the NaN that results may hold
+    try:  # Python's json accepts the NaN that results may contain
         return msgspec.convert(json.loads(answer.body), Result)
     except (ValueError, RecursionError) as error:
-        raise _junk(answer, str(error)) from error
+        raise _invalid_answer(answer, str(error)) from error
 
 
 def _check(answer: HttpAnswer) -> None:
-    """Raise as :func:`read_data` for what is no success."""
+    """Raise as :func:`read_data` unless the answer is a success."""
     if answer.status >= 500 or answer.status in (408, 425, 429):
-        raise RemoteUnreachable(f"{answer.what}: the server answers {answer.status}: {answer.excerpt}")
+        raise RemoteUnreachable(f"{answer.what}: the server returned {answer.status}: {answer.excerpt}")
     if answer.status >= 400:
-        field, problem = read_complaint(answer.body)
+        field, problem = read_problem(answer.body)
         shown = f"{field}: {problem}" if field else problem
         raise RemoteRefused(
-            f"{answer.what}: the server refuses with {answer.status}: {shown}", status=answer.status, field=field
+            f"{answer.what}: the server refused with {answer.status}: {shown}", status=answer.status, field=field
         )
     if not 200 <= answer.status < 300:
-        raise _junk(answer, f"its status is {answer.status}; is base_url right?")
+        raise _invalid_answer(answer, f"its status is {answer.status}; check base_url")
 
 
-def read_complaint(body: bytes) -> tuple[str | None, str]:
-    """Return the part of the request that is wrong, if the server names it, and what is wrong with it."""
-    failure = _failure(body)
+def read_problem(body: bytes) -> tuple[str | None, str]:
+    """Return the part of the request at fault, if the server names it, and the problem."""
+    failure = _read_failure(body)
     data = failure.data if failure is not None else None
     if data is None or not data.description:
-        return None, (failure.message if failure is not None else None) or excerpt(body)
+        return None, (failure.message if failure is not None else None) or make_excerpt(body)
     return data.field, data.description.removeprefix(f"{data.field}: ")
 
 
-def _failure(body: bytes) -> _ServerError | None:
-    """Return what the API says of a failure; None where a proxy before it answers."""
+def _read_failure(body: bytes) -> _ServerError | None:
+    """Return the API's description of a failure; None if a proxy in front of it answered."""
     try:
         return msgspec.json.decode(body, type=_ServerError)
     except (ValueError, RecursionError):
         return None
 
 
-def _junk(answer: HttpAnswer, problem: str) -> RemoteUnreachable:
-    return RemoteUnreachable(f"{answer.what}: the server answers something else ({problem}): {answer.excerpt}")
+def _invalid_answer(answer: HttpAnswer, problem: str) -> RemoteUnreachable:
+    return RemoteUnreachable(f"{answer.what}: the server's answer is not valid ({problem}): {answer.excerpt}")
 
 
 class _AddressRefused(OSError):
-    """An address that no link may lead to."""
+    """An address to which no link may lead."""
 
 
 class ForwardApi(RemoteClient):
@@ -170,10 +178,10 @@ class ForwardApi(RemoteClient):
     api = "the server's API"
     unit = "batch"
     _options: ForwardOptions
-    max_answer_bytes = 256 << 20  # results with observables are long
+    max_answer_bytes = 256 << 20  # results with observables are large
 
     def __init__(self, options: ForwardOptions, *, agent: str = "tweezer") -> None:
-        """Raises InvalidInput naming the option that cannot be used. Sends nothing to the server yet."""
+        """Raises InvalidInput naming the invalid option. Sends nothing to the server yet."""
         options.check()
         super().__init__(options, options.url, agent=agent, key=options.key())
         if (login := options.login) is not None:
@@ -182,17 +190,17 @@ class ForwardApi(RemoteClient):
     # -- devices --------------------------------------------------------------------------------------
 
     async def device(self) -> ServerDevice | None:
-        """Return the device's state; None when there is none of this name. Raises RemoteError."""
+        """Return the device's state; None if the server has no such device. Raises RemoteError."""
         devices = await self._data("GET", "/api/v1/devices", list[ServerDevice])
         return next((device for device in devices if device.device_type == self._options.device), None)
 
     async def specs(self) -> str:
-        """Return the device's specs, Pulser's abstract representation. Raises RemoteError."""
+        """Return the device's specs, in Pulser's abstract representation. Raises RemoteError."""
         specs = await self._data("GET", "/api/v1/devices/specs", dict[str, str])
         found = specs.get(self._options.device)
         if found is None:
-            known = ", ".join(sorted(specs)) or "none"
-            problem = f"the server has no specs of {self._options.device}; it has those of {known}"
+            known = ", ".join(sorted(specs)) or "no device"
+            problem = f"the server has no specs of {self._options.device}; it has specs of {known}"
             raise RemoteRefused(problem, status=404, field="device")
         return found
 
@@ -203,16 +211,18 @@ class ForwardApi(RemoteClient):
     ) -> str:
         """Submit a batch and return its id.
 
-        before_send: called when the connection stands, right before the first byte is sent; what it raises is raised
-        here, and nothing was sent. Raises SubmitRefused and SubmitDeferred: surely not executed; SubmitUncertain:
-        perhaps executed.
+        before_send: Called on the open connection, right before the first byte is sent. If it raises, nothing is sent
+        and the exception is passed on. Raises SubmitRefused and SubmitDeferred (not executed), SubmitUncertain (perhaps
+        executed).
         """
         headers = {"Idempotency-Key": idempotency_key}
         return _read_submitted(await self._submit("/api/v1/batches", msgspec.json.encode(body), before_send, headers))
 
     async def find(self, tag: str) -> str | None:
-        """Return the id of the batch that was submitted with this tag; None when the lists do not have it, which may
-        be a while behind. Raises RemoteError."""
+        """Return the id of the batch with this tag; None if the server's lists, which may be outdated, do not have it.
+
+        Raises RemoteError.
+        """
         query = {"tag": tag, "limit": "100"}
         if self._options.project_id is not None:
             query["project_id"] = self._options.project_id
@@ -227,24 +237,20 @@ class ForwardApi(RemoteClient):
         return jobs[0]
 
     async def status(self, batch_id: str) -> str:
-        """Return the status of a batch. Some servers hold the question until nothing of it runs any more.
-
-        Raises RemoteError.
-        """
+        """Return the status of a batch. Some servers delay the answer until the batch has ended. Raises RemoteError."""
         return (await self._data("GET", f"/api/v1/batches/{batch_id}/status", ServerBatchStatus)).status
 
     async def cancel(self, batch_id: str) -> None:
-        """Ask for the end of a batch; may be sent several times. Raises RemoteUnreachable, and RemoteRefused, as when
-        it has ended."""
+        """Cancel a batch; may be sent several times. Raises RemoteUnreachable, or RemoteRefused if it has ended."""
         await self._data("PATCH", f"/api/v2/batches/{batch_id}/cancel", dict[str, Any])
 
     async def result(self, job_id: str) -> Result | None:
-        """Return the results of a job; None while there are none. Raises RemoteError."""
+        """Return the results of a job; None while it has none. Raises RemoteError."""
         link = (await self._data("GET", f"/api/v1/jobs/{job_id}/results_link", ServerResultsLink)).results_link
         if link is None:
             return None
         url = urljoin(f"{self._url}/", link)
-        what = "GET results"  # a link opens what it names: it is in no log
+        what = "GET results"  # the link grants access to the results, so it is never logged
         return await self._retry(lambda: self._open_link(what, url), read_result, what)
 
     async def _data(self, method: str, path: str, kind: type[T], query: Mapping[str, str] | None = None) -> T:
@@ -253,7 +259,7 @@ class ForwardApi(RemoteClient):
     # -- links to results -----------------------------------------------------------------------------
 
     async def _open_link(self, what: str, url: str) -> HttpAnswer:
-        """Read a link to results, which may lead to the server itself or to public addresses, and so may redirects."""
+        """Read a link to results. The link and redirects may lead to the server itself and to public addresses."""
         for _ in range(_REDIRECTS_MAX):
             guard = self._guard(what, url)
             try:
@@ -270,17 +276,17 @@ class ForwardApi(RemoteClient):
                     url = urljoin(url, location)
             except FAILURES as error:
                 if isinstance(error, _AddressRefused) or isinstance(error.__cause__, _AddressRefused):
-                    problem = f"{what}: the link leads to an address that is not public; results_allow may allow it"
+                    problem = f"{what}: the link leads to an address that is not public; add it to results_allow"
                     raise RemoteRefused(problem, status=403, field="results_link") from error
                 raise RemoteUnreachable(f"{what}: no answer ({type(error).__name__})") from error
         raise RemoteRefused(f"{what}: more than {_REDIRECTS_MAX} redirects", status=310, field="results_link")
 
     def _guard(self, what: str, url: str) -> Callable[[Any], socket.socket] | None:
-        """Return what opens a socket for a link and judges its address; None where any address will do.
+        """Return a factory of sockets that checks their addresses; None if any address is allowed.
 
-        Raises RemoteRefused for a URL that is refused as it is.
+        Raises RemoteRefused for a URL that is not allowed.
         """
-        if _origin(url) == _origin(self._url):
+        if _get_origin(url) == _get_origin(self._url):
             return None
         policy = self._options.results_policy
         try:
@@ -297,15 +303,15 @@ class ForwardApi(RemoteClient):
         return None if target.trusted else open_socket
 
 
-def _origin(url: str) -> tuple[str, str]:
+def _get_origin(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     return parts.scheme.lower(), parts.netloc.lower()
 
 
 def _read_submitted(answer: HttpAnswer) -> str:
-    """Return the id of the batch that a submit created. Raises SubmitRefused, SubmitDeferred and SubmitUncertain."""
-    field, problem = read_complaint(answer.body) if answer.status >= 400 else (None, "")
-    failure = _failure(answer.body)
+    """Return the id of the created batch. Raises SubmitRefused, SubmitDeferred or SubmitUncertain."""
+    field, problem = read_problem(answer.body) if answer.status >= 400 else (None, "")
+    failure = _read_failure(answer.body)
     reason = None if failure is None or failure.data is None else failure.data.reason
     is_full = answer.status == 503 and reason == "full"
     is_by_api = failure is not None
@@ -315,5 +321,5 @@ def _read_submitted(answer: HttpAnswer) -> str:
     except (RemoteUnreachable, RemoteRefused) as error:
         raise SubmitUncertain(f"{error.message}: the batch may have been created") from error
     if not _ID.fullmatch(batch.id):
-        raise SubmitUncertain("the server answers with an id that is none: the batch may have been created")
+        raise SubmitUncertain("the server returned an invalid batch id: the batch may have been created")
     return batch.id

@@ -1,1 +1,1 @@
-"""Machines: Pasqal's on-premises QPU API, spoken as a client."""
+"""The adapter of QPUs, a client of Pasqal's on-premises API."""

@@ -1,8 +1,9 @@
-"""A QPU with Pasqal's on-premises API: one slot, and jobs that survive their worker.
+"""A QPU with Pasqal's on-premises API. It runs one job at a time, and jobs continue without their worker.
 
-Before a submit the machine's newest jobs are searched for ours; one is known by its own id, or else by its shots and
-batch. The ids of a machine that is reinstalled begin anew, a *set-back*. So before each search the last known job is
-checked, and a job under the id of ours counts as ours, and is cancelled, only after it was recognised.
+Before a submit, the machine's newest jobs are searched for ours. A job is recognised by the id that we gave it, or, if
+the machine does not return that, by its shots and batch. When a machine is reinstalled its ids begin anew, a
+*set-back*. The last known job is therefore checked before each search, and a job counts as ours, and is cancelled, only
+after it was recognised.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from tweezer.model.messages import BatchWork, Outcome, OutcomeKind, Progress, Re
 log = structlog.get_logger(__name__)
 
 BUILDER = "tweezer.adapters.remote.sequence_builder:open_backend"
-"""The backend that builds sequences, in a process of its own."""
+"""The backend that builds sequences, in a lane process."""
 
-_REFUSALS = 2  # by a machine that is up, before a job counts as refused: it may have been down for a moment
-_GAPS = 3  # unknown uids in a row behind which there are no more jobs
-_SEARCHED_AT_ONCE = 2000  # jobs of the machine, at most, in search of one
+_REFUSALS = 2  # refusals by a machine that is up before a job fails, because it may have been down briefly
+_GAPS = 3  # consecutive unknown uids after which the machine has no more jobs
+_SEARCHED_AT_ONCE = 2000  # the largest number of jobs that one search reads
 _NAMES_KEPT = 50_000
-_OLDER = 200  # jobs before those that are known that are searched, too, to be sure
+_OLDER = 200  # how many jobs before the known ones are searched too, for safety
 
 
 class QpuAdapter:
@@ -49,9 +50,9 @@ class QpuAdapter:
         self._api = QpuApi(options, agent=f"tweezer {new_worker_id()}")
 
     async def open_lane(self) -> RemoteLane:
-        """Read the machine's specs, and start the process that builds sequences for it.
+        """Read the machine's specs and start the process that builds sequences for it.
 
-        Raises ``ExecutionError``: transient while the machine cannot be asked, internal when it refuses to say.
+        Raises ``ExecutionError``: transient if the machine cannot be reached, internal if it refuses.
         """
         try:
             specs = await self._api.system()
@@ -72,14 +73,17 @@ class QpuAdapter:
             return Condition(MachineState.UNKNOWN, error.message)
         if status is Operational.UP:
             return Condition(MachineState.UP)
-        return Condition(MachineState.DOWN, "the machine says that it is down")
+        return Condition(MachineState.DOWN, "the machine reports that it is down")
 
     async def close(self) -> None:
         await self._api.close()
 
 
 class QpuService(RemoteService[QpuJob]):
-    """builder: makes sequences and results, in a process of its own."""
+    """Runs jobs on a QPU.
+
+    builder: The lane whose process builds sequences and makes results.
+    """
 
     name = "the machine"
     unit = "job"
@@ -95,13 +99,13 @@ class QpuService(RemoteService[QpuJob]):
         self.arrives_s = options.submit_timeout_s
         self.forgotten_s = options.forgotten_s
         self.confirm_s = options.confirm_s
-        self._names: Recent[int, str] = Recent(_NAMES_KEPT)  # whose the machine's jobs are, "" if nobody's
-        self._last_named: tuple[int, str] | None = None  # the last entry of these
+        self._names: Recent[int, str] = Recent(_NAMES_KEPT)  # uid → the id that its client gave the job; "" if none
+        self._last_named: tuple[int, str] | None = None  # the last entry of _names
         self.begin()
 
     @property
     def jail(self) -> str:
-        """That of the process that reads the users' sequences."""
+        """The jail of the process that reads the users' sequences."""
         return self._builder.jail
 
     async def prepare(self, batch: BatchWork) -> None:
@@ -113,13 +117,13 @@ class QpuService(RemoteService[QpuJob]):
     def begin(self) -> None:
         self._sequence: str | None = None
         self._refusals = 0
-        self._searched: int | None = None  # the last job of the machine that was looked at in search of ours
+        self._searched: int | None = None  # the last job of the machine that was searched
         self._has_names: bool | None = None  # whether the machine returns the ids that we give our jobs
 
     # -- submit -------------------------------------------------------------------------------------
 
     async def make_ready(self, context: JobContext) -> Outcome | None:
-        """Build the sequence, and wait for a machine that cannot be reached. Raises DeviceUnavailable if it is down."""
+        """Build the sequence, and wait until the machine can be reached. Raises DeviceUnavailable if it is down."""
         if self._sequence is None:
             built = await self._builder.run(context.job, context.report)
             if built.result is None:
@@ -133,7 +137,7 @@ class QpuService(RemoteService[QpuJob]):
                 raise DeviceUnavailable("the machine is down")
             except RemoteError as error:
                 tries += 1
-                log.warning("qpu.unknown_whether_up", error=error.message, tries=tries)
+                log.warning("qpu.status_unknown", error=error.message, tries=tries)
                 await context.back_off(tries)
         return None
 
@@ -147,16 +151,16 @@ class QpuService(RemoteService[QpuJob]):
         return RemoteId(str(submitted.uid), named=submitted.pasqman_job_id is not None)
 
     async def decide_refused(self, context: JobContext, error: SubmitRefused) -> Outcome | None:
-        """Raises DeviceUnavailable unless the machine says that it is up: then it was not because of the job."""
+        """Fail a job that was refused twice while the machine is up. Raises DeviceUnavailable if it is not up."""
         try:
             is_up = await self._api.operational() is Operational.UP
         except RemoteError as unknown:
-            message = f"the machine refused a job, and whether it is up is not known: {unknown.message}"
+            message = f"the machine refused a job, and it is unknown whether it is up: {unknown.message}"
             raise DeviceUnavailable(message) from unknown
         if not is_up:
             raise DeviceUnavailable("the machine is down") from error
         self._refusals += 1
-        problem = f"the QPU's API refuses the job with {error.status}: {error.message}"
+        problem = f"the QPU's API refused the job with {error.status}: {error.message}"
         if self._refusals < _REFUSALS:
             log.warning("qpu.refused_once", error=problem)
             return None
@@ -165,15 +169,15 @@ class QpuService(RemoteService[QpuJob]):
     # -- search -------------------------------------------------------------------------------------
 
     async def find(self, context: JobContext, intent: Intent) -> RemoteId | None:
-        """Search the machine's newest jobs. Of more than are searched at once the rest is for the next time."""
+        """Search the machine's newest jobs. A long search continues in the next call."""
         mark = await self._check_for_set_back(context.guard)
         if self._searched is None:
             after = mark.after(intent)
-            self._searched = after if after is not None else await self._before_newest()
+            self._searched = after if after is not None else await self._find_before_newest()
         uid, gaps = self._searched + 1, 0
         for _ in range(_SEARCHED_AT_ONCE):
             try:
-                name = await self._name(uid)
+                name = await self._get_name(uid)
             except UnknownRemoteJob:
                 gaps += 1
                 if gaps == _GAPS:
@@ -184,11 +188,11 @@ class QpuService(RemoteService[QpuJob]):
                     log.warning("qpu.found", job=name, uid=uid)
                     return RemoteId(str(uid), named=True)
             uid += 1
-        self._searched = uid - _OLDER  # ids may become known out of turn, but not by that many
-        raise RemoteUnreachable(f"the machine has more than {_SEARCHED_AT_ONCE} jobs that were not looked at yet")
+        self._searched = uid - _OLDER  # ids may appear out of order, but not by so many
+        raise RemoteUnreachable(f"the machine has more than {_SEARCHED_AT_ONCE} new jobs; the search continues")
 
-    async def _name(self, uid: int) -> str:
-        """Whose job that is; asked once, as jobs that wait since before Redis came back are looked for among many."""
+    async def _get_name(self, uid: int) -> str:
+        """Return the id that its client gave a job. Cached, because after a restart of Redis many jobs are searched."""
         name = self._names.get(uid)
         if name is None:
             name = (await self._api.job(uid)).pasqman_job_id or ""
@@ -197,8 +201,10 @@ class QpuService(RemoteService[QpuJob]):
         return name
 
     async def _check_for_set_back(self, guard: SubmitGuard) -> Mark:
-        """Return the last known job, after a check that the machine still has it under this id. If not, the machine's
-        ids began anew: report that and forget what was known of them."""
+        """Return the last known job, after a check that the machine still has it under this id.
+
+        If it does not, the machine's ids began anew: record that and clear the caches.
+        """
         mark = await guard.mark()
         known = [] if mark.uid is None or mark.uid < 1 else [(mark.uid, mark.job)]
         if self._last_named is not None:
@@ -208,17 +214,17 @@ class QpuService(RemoteService[QpuJob]):
             found = None if remote is None else remote.pasqman_job_id or ""
             if found is not None and (name in (None, found) or not (found or mark.has_names)):
                 continue
-            since = await self._before_newest(behind=uid)
+            since = await self._find_before_newest(behind=uid)
             log.error("qpu.set_back", last_uid=uid, job=name, found=found, since=since)
             self._names, self._last_named, self._searched = Recent(_NAMES_KEPT), None, None
             await guard.note_set_back(mark.uid, since)
             return await guard.mark()
         return mark
 
-    async def _before_newest(self, behind: int = 0) -> int:
-        """Return an id that is older than the newest jobs of the machine, or 0.
+    async def _find_before_newest(self, behind: int = 0) -> int:
+        """Return an id that is older than the machine's newest jobs, or 0.
 
-        behind: an id; where the machine has jobs right behind it, it has no newer ones before it.
+        behind: An id. If the machine has jobs right after it, its newest jobs come after it too.
         """
         known = 0
         for uid in range(behind + 1, behind + 1 + _GAPS):
@@ -245,12 +251,12 @@ class QpuService(RemoteService[QpuJob]):
         job = await self._api.job(int(uid), patient=False)
         if not self._is_ours(job, context):
             await self.note_forgotten(context)
-            return _stranger(job)
+            return _fail_stranger(job)
         self._has_names = self._has_names or job.pasqman_job_id is not None
         return Observed(job, job.status, Progress(Stage.ON_DEVICE, job.fraction()))
 
     def _is_ours(self, job: QpuJob, context: JobContext) -> bool:
-        """Return whether this is the job that was submitted under its id. A machine that returns names returns ours."""
+        """Return whether this is the job that we submitted. A machine that returns names must return ours."""
         if job.pasqman_job_id is not None or self._has_names:
             return job.pasqman_job_id == str(context.job.job_id)
         same_batch = job.batch_id in (None, str(context.batch.batch_id))
@@ -263,21 +269,21 @@ class QpuService(RemoteService[QpuJob]):
         await context.sleep(self._poll_s, through_cancel=through_cancel)
 
     async def note_forgotten(self, context: JobContext) -> None:
-        """Check for a set-back now; if the machine cannot be asked, the next submit finds it."""
+        """Check for a set-back now. If the machine cannot be reached, the next submit checks again."""
         with contextlib.suppress(RemoteError):
             await self._check_for_set_back(context.guard)
 
     async def collect(self, context: JobContext, job: QpuJob) -> Outcome:
-        """Have Pulser's results made of what was measured."""
+        """Make Pulser's results from the measured bitstrings."""
         try:
             counter = job.counter()
         except RemoteUnreachable as error:
             return fail("machine", error.message, FaultKind.INTERNAL)
         if counter is None:
-            message = f"the machine says that job {job.uid} is done, with no result"
+            message = f"the machine reports that job {job.uid} is done, but returned no result"
             return fail("machine", message, FaultKind.INTERNAL)
         made = await self._builder.run(context.job, context.report, counter)
-        while made.kind is OutcomeKind.RETRY:  # its process died: what was measured is here all the same
+        while made.kind is OutcomeKind.RETRY:  # its process died; the measured bitstrings are still here
             await context.sleep(self._poll_s, through_cancel=True)
             made = await self._builder.run(context.job, context.report, counter)
         if made.result is None or made.result.provenance is None:
@@ -290,19 +296,19 @@ class QpuService(RemoteService[QpuJob]):
         return None if job.result is None else (await self.collect(context, job)).result
 
     def decide_failed(self, uid: str, job: QpuJob) -> Outcome:
-        return fail("machine", f"the machine ended job {uid} in an error", FaultKind.INTERNAL)
+        return fail("machine", f"job {uid} failed on the machine, which gave no reason", FaultKind.INTERNAL)
 
     def explain_displaced(self, uid: str) -> str:
         return (
-            f"somebody else cancelled job {uid} on the machine, or submitted another one, which cancels what runs; it "
+            f"another client cancelled job {uid} on the machine, or submitted a job, which cancels the running one; it "
             "is not submitted again"
         )
 
 
-def _stranger(job: QpuJob) -> Outcome:
-    whose = job.pasqman_job_id or "without a name"
+def _fail_stranger(job: QpuJob) -> Outcome:
+    name = f"named {job.pasqman_job_id}" if job.pasqman_job_id else "without a name"
     message = (
-        f"the machine's job {job.uid} is another client's ({whose}): its job ids began anew, or base_url leads to "
-        "another machine; the outcome of this job is not known, and it is not submitted again"
+        f"the machine's job {job.uid} is now another client's ({name}): its job ids began anew, or base_url leads to "
+        "another machine; the outcome of this job is unknown, and it is not submitted again"
     )
     return fail("unknown", message, FaultKind.INTERNAL)

@@ -1,4 +1,7 @@
-"""The client of Pasqal's on-premises QPU API. Reads are tried again for a while; cancels and submits are sent once."""
+"""A client of Pasqal's on-premises QPU API. Reads are retried for a while; cancels and submits are sent once.
+
+Formats: the public middleware for HPC centres, https://github.com/pasqal-io/warden.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ from tweezer.adapters.remote.errors import (
     TooLate,
     UnknownRemoteJob,
 )
-from tweezer.adapters.remote.http import HttpAnswer, RemoteClient, TokenRequest, check_submit, excerpt
+from tweezer.adapters.remote.http import HttpAnswer, RemoteClient, TokenRequest, check_submit, make_excerpt
 from tweezer.adapters.remote.options import QpuOptions
 from tweezer.model.lifecycle import JobStatus
 
 _CANNOT_BE_ABORTED = "3003"
 
-_OF_APIS = (400, 422)  # no proxy answers these with JSON
+_OF_APIS = (400, 422)  # proxies do not return these with JSON
 _BITS = frozenset("01")
 
 T = TypeVar("T")
@@ -38,10 +41,9 @@ class Operational(StrEnum):
 
 
 class QpuJob(msgspec.Struct, frozen=True):
-    """A job as the QPU reports it. Dates and times are as it wrote them.
+    """A job as the QPU reports it, with its dates and times unchanged.
 
-    result: JSON, see :meth:`counter`; also of a job that was stopped, as far as it was measured. context: what its
-    submitter sent along.
+    result: JSON, see :meth:`counter`. A stopped job has a partial result. context: The context that its client sent.
     """
 
     uid: int
@@ -58,12 +60,12 @@ class QpuJob(msgspec.Struct, frozen=True):
 
     @property
     def pasqman_job_id(self) -> str | None:
-        """The id that its submitter gave it."""
+        """The id that its client gave it."""
         found = (self.context or {}).get("pasqman_job_id")
         return found if isinstance(found, str) else None
 
     def fraction(self) -> float | None:
-        """Return how far the job is, where the machine reports it: runs of how many, or a number of percent."""
+        """Return the job's progress (0 to 1), if the machine reports it as a number of runs or in percent."""
         match self.progress:
             case {"completed_runs": int(done), "total_runs": int(total)} if total > 0:
                 return min(max(done / total, 0.0), 1.0)
@@ -73,18 +75,18 @@ class QpuJob(msgspec.Struct, frozen=True):
                 return None
 
     def counter(self) -> dict[str, int] | None:
-        """Bitstring → how often it was measured; None without a result. Raises RemoteUnreachable for junk."""
+        """Return bitstring → number of shots; None without a result. Raises RemoteUnreachable if it is not valid."""
         if self.result is None:
             return None
         what, text = f"the result of job {self.uid}", self.result.encode(errors="replace")
         try:
             counter = msgspec.convert(json.loads(self.result), _Measured).counter
         except (ValueError, RecursionError) as error:
-            raise _junk(what, text, str(error)) from error
+            raise _invalid_answer(what, text, str(error)) from error
         if any(count < 0 or not _BITS.issuperset(bits) for bits, count in counter.items()):
-            raise _junk(what, text, "it is no counter of bitstrings")
+            raise _invalid_answer(what, text, "it is not a counter of bitstrings")
         if len({len(bits) for bits in counter}) > 1:
-            raise _junk(what, text, "its bitstrings differ in length")
+            raise _invalid_answer(what, text, "its bitstrings differ in length")
         return counter
 
 
@@ -107,39 +109,39 @@ class _OperationalStatus(msgspec.Struct):
 
 
 def read_data(answer: HttpAnswer, kind: type[T]) -> T:
-    """Return what is in the envelope.
+    """Return the data of the envelope.
 
-    Raises RemoteRefused when the API says no, by the status of HTTP or by the envelope's code, and RemoteUnreachable
-    when it says to come back, or for what no such API says.
+    Raises RemoteRefused for a refusal, by the HTTP status or the envelope's code, and RemoteUnreachable for a temporary
+    error or an invalid answer.
     """
     envelope, status, is_by_api = _open(answer)
     if status >= 500 or status == 429:
-        raise RemoteUnreachable(f"{answer.what}: the QPU's API answers {status}: {answer.excerpt}")
+        raise RemoteUnreachable(f"{answer.what}: the QPU's API returned {status}: {answer.excerpt}")
     if status >= 400:
         raise RemoteRefused(
-            f"{answer.what}: the QPU's API refuses with {status}: {answer.excerpt}",
+            f"{answer.what}: the QPU's API refused with {status}: {answer.excerpt}",
             status=status,
-            remote_code=_code(envelope) or str(status),
+            remote_code=_read_code(envelope) or str(status),
             by_api=is_by_api,
         )
     if not 200 <= status < 300:
-        raise _junk(answer.what, answer.body, f"its status is {status}; is base_url right?")
+        raise _invalid_answer(answer.what, answer.body, f"its status is {status}; check base_url")
     if envelope is None:
-        raise _junk(answer.what, answer.body, "it is no JSend envelope; is base_url right?")
+        raise _invalid_answer(answer.what, answer.body, "it is not a JSend envelope; check base_url")
     if envelope.status not in (None, "success"):
-        raise _junk(answer.what, answer.body, "its envelope tells of no success")
+        raise _invalid_answer(answer.what, answer.body, "the status in its envelope is not success")
     try:
         return msgspec.convert(envelope.data, kind)
     except (ValueError, RecursionError) as error:
-        raise _junk(answer.what, answer.body, str(error)) from error
+        raise _invalid_answer(answer.what, answer.body, str(error)) from error
 
 
 def _open(answer: HttpAnswer) -> tuple[_JSend | None, int, bool]:
-    """Return the envelope, if there is one, the status, and whether a refusal surely comes from the API, not a proxy.
+    """Return the envelope, if there is one, the status, and whether a refusal definitely comes from the API itself.
 
-    The status is that of HTTP, or the envelope's where that says an error within a 200, as some versions answer.
+    The status is that of HTTP, or the envelope's error code within a 200, which some versions send.
     """
-    try:  # by Python's JSON, which takes the Infinity that Pulser may write into specs
+    try:  # Python's json accepts the Infinity that Pulser may write into specs
         envelope = msgspec.convert(json.loads(answer.body), _JSend)
     except (ValueError, RecursionError):
         return None, answer.status, False
@@ -149,20 +151,20 @@ def _open(answer: HttpAnswer) -> tuple[_JSend | None, int, bool]:
     return envelope, status, status in _OF_APIS or envelope.status in ("fail", "error")
 
 
-def _code(envelope: _JSend | None) -> str | None:
-    """Return the API's own code: in the data, or in the envelope."""
+def _read_code(envelope: _JSend | None) -> str | None:
+    """Return the API's own code, from the data or from the envelope."""
     if envelope is None:
         return None
     inner = envelope.data.get("code") if isinstance(envelope.data, dict) else None
     return next((str(code) for code in (inner, envelope.code) if isinstance(code, int | str)), None)
 
 
-def _junk(what: str, body: bytes, problem: str) -> RemoteUnreachable:
-    return RemoteUnreachable(f"{what}: the QPU's API answers something else ({problem}): {excerpt(body)}")
+def _invalid_answer(what: str, body: bytes, problem: str) -> RemoteUnreachable:
+    return RemoteUnreachable(f"{what}: the answer of the QPU's API is not valid ({problem}): {make_excerpt(body)}")
 
 
 class SubmitContext(msgspec.Struct, frozen=True):
-    """What a submit carries beside the job; ``pasqman_job_id``, a UUID, is how to find it again."""
+    """The context of a submit. By its ``pasqman_job_id``, a UUID, the job can be found again."""
 
     batch_id: str
     pasqman_job_id: str
@@ -179,10 +181,10 @@ class QpuApi(RemoteClient):
 
     api = "the QPU's API"
     unit = "job"
-    max_answer_bytes = 64 << 20  # a job comes with its sequence, up to 8 MiB, and a bitstring for each run
+    max_answer_bytes = 64 << 20  # a job contains its sequence, up to 8 MiB, and a bitstring for each run
 
     def __init__(self, options: QpuOptions, *, agent: str = "tweezer") -> None:
-        """Raises InvalidInput naming the option that cannot be used. Sends nothing to the QPU yet."""
+        """Raises InvalidInput naming the invalid option. Sends nothing to the QPU yet."""
         options.check()
         super().__init__(options, options.api_url, agent=agent)
         if (keycloak := options.keycloak) is not None:
@@ -203,34 +205,37 @@ class QpuApi(RemoteClient):
         await self.close()
 
     async def system(self) -> str:
-        """Return the device's specs, Pulser's abstract representation, as text. Raises RemoteError."""
+        """Return the device's specs, in Pulser's abstract representation. Raises RemoteError."""
         return json.dumps((await self._get("/system", _System)).specs)
 
     async def operational(self) -> Operational:
-        """Return whether the QPU runs jobs now. Raises RemoteError: then that is unknown, not ``DOWN``."""
+        """Return whether the QPU runs jobs now. Raises RemoteError if that is unknown, which does not mean ``DOWN``."""
         return (await self._get("/system/operational", _OperationalStatus)).operational_status
 
     async def job(self, uid: int, *, patient: bool = True) -> QpuJob:
-        """Return the job's current state. patient: ask again for a while. Raises UnknownRemoteJob and RemoteError."""
+        """Return the job's current state. Raises UnknownRemoteJob and RemoteError.
+
+        patient: Whether to retry for a while.
+        """
         try:
             if not patient:
                 return read_data(await self._request("GET", f"/jobs/{uid}"), QpuJob)
             return await self._get(f"/jobs/{uid}", QpuJob)
         except RemoteRefused as error:
-            raise _about_a_job(error) from error
+            raise _to_job_error(error) from error
 
     async def cancel(self, uid: int) -> QpuJob:
-        """Cancel a job, and return its state then.
+        """Cancel a job and return its new state.
 
-        It is sent once: before it is sent again, check that the job of this id is still the same. Raises TooLate when
-        its program can no longer be aborted, UnknownRemoteJob and RemoteError.
+        The request is sent once. Before sending it again, check that the id still denotes the same job. Raises TooLate
+        if the job's program can no longer be aborted, UnknownRemoteJob and RemoteError.
         """
         try:
             return read_data(await self._request("PUT", f"/jobs/{uid}/cancel"), QpuJob)
         except RemoteRefused as error:
             if _CANNOT_BE_ABORTED in error.remote_code:
                 raise TooLate(error.message, status=error.status, remote_code=error.remote_code) from error
-            raise _about_a_job(error) from error
+            raise _to_job_error(error) from error
 
     async def submit(
         self,
@@ -240,11 +245,11 @@ class QpuApi(RemoteClient):
         context: SubmitContext,
         before_send: Callable[[], None] | None = None,
     ) -> QpuJob:
-        """Submit one job, once. On a real QPU this cancels the job that runs.
+        """Submit a job, once. On a real QPU this cancels the running job.
 
-        before_send: called when the connection stands, right before the first byte is sent; what it raises is raised
-        here, and nothing was sent. Raises SubmitRefused and SubmitDeferred: surely not executed; SubmitUncertain:
-        perhaps executed.
+        before_send: Called on the open connection, right before the first byte is sent. If it raises, nothing is sent
+        and the exception is passed on. Raises SubmitRefused and SubmitDeferred (not executed), SubmitUncertain (perhaps
+        executed).
         """
         content = msgspec.json.encode(_SubmitBody(nb_run, pulser_sequence, context))
         return _read_submitted(await self._submit("/jobs", content, before_send), context)
@@ -254,7 +259,7 @@ class QpuApi(RemoteClient):
 
 
 def _read_submitted(answer: HttpAnswer, context: SubmitContext) -> QpuJob:
-    """Return the job that a submit created. Raises SubmitRefused, SubmitDeferred and SubmitUncertain."""
+    """Return the created job. Raises SubmitRefused, SubmitDeferred or SubmitUncertain."""
     _, status, is_by_api = _open(answer)
     check_submit(QpuApi, status, answer.excerpt, is_by_api=is_by_api)
     try:
@@ -263,14 +268,14 @@ def _read_submitted(answer: HttpAnswer, context: SubmitContext) -> QpuJob:
         raise SubmitUncertain(f"{error.message}: the job may have been created") from error
     if job.pasqman_job_id not in (None, context.pasqman_job_id):
         raise SubmitUncertain(
-            f"the QPU's API answers with another job, {job.pasqman_job_id} instead of {context.pasqman_job_id}: the "
-            "job may have been created"
+            f"the QPU's API returned another job, {job.pasqman_job_id} instead of {context.pasqman_job_id}: the job "
+            "may have been created"
         )
     return job
 
 
-def _about_a_job(error: RemoteRefused) -> RemoteError:
-    """The API answers 400 where it knows no such job, and 404 in other versions; of a proxy's 404 nothing follows."""
+def _to_job_error(error: RemoteRefused) -> RemoteError:
+    """Translate a refusal. For an unknown job the API returns 400, or 404 in some versions; a proxy's is ignored."""
     if error.status not in (400, 404):
         return error
     if not error.by_api:
