@@ -1,7 +1,7 @@
 """The interfaces that an adapter implements.
 
 An :class:`Adapter` opens lanes. A :class:`Lane` is one execution slot and runs one job at a time. A worker prepares a
-batch on a lane once and then runs jobs of that batch. Whatever fails during a run is *returned* as an
+batch on a lane once and then runs jobs of that batch. Failures of a run are *returned* as an
 :class:`~tweezer.model.messages.Outcome`, never raised.
 """
 

@@ -68,7 +68,7 @@ class SimulatedJob(msgspec.Struct):
         return min(int(self.asked.nb_run * (time.monotonic() - self.began_s) / self.lasts_s), self.asked.nb_run)
 
     def get_counter(self) -> dict[str, int] | None:
-        """Return the bitstrings measured so far; None if there are none."""
+        """Return the bitstrings measured so far; None if there is no run yet."""
         if self.counter is None and (made := self.runs_made) and self.measured is not None:
             return take_part(self.measured, made, self.uid)
         return self.counter

@@ -269,7 +269,7 @@ class ChildLane:
     async def _await_answer(
         self, child: ChildProcess, serial: int, limit_s: float, late: str, report: Report | None = None
     ) -> Ready | Prepared | ChildRefused | RunFinished | _Broken:
-        """Return the answer to a request, or the reason why there is none; the process is dead then.
+        """Return the answer to a request, or the reason why it got no answer; the process is dead then.
 
         A request that is cancelled or late is asked to stop, and its process is killed if it does not.
         """

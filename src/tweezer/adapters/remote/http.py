@@ -71,7 +71,7 @@ class RemoteClient:
         options: How the API is reached.
         url: The URL at which its paths begin.
         agent: The ``User-Agent``, by which the API's operator recognises the client.
-        key: The key that is sent as bearer token; None if there is none, or :meth:`_log_in` gets tokens.
+        key: The key that is sent as bearer token; None without a key, or if :meth:`_log_in` gets tokens.
 
     Attributes:
         api: The name of the API in error messages.
@@ -110,7 +110,7 @@ class RemoteClient:
     async def _read(
         self, method: str, path: str, read: Callable[[HttpAnswer], T], query: Mapping[str, str] | None = None
     ) -> T:
-        """Send a read and parse its answer with ``read``. Retry for ``retry_s`` while there is no usable answer."""
+        """Send a read and parse its answer with ``read``. Retry for ``retry_s`` until there is a usable answer."""
         return await self._retry(lambda: self._request(method, path, query), read, f"{method} {path}")
 
     async def _retry(self, send: Callable[[], Awaitable[HttpAnswer]], read: Callable[[HttpAnswer], T], what: str) -> T:

@@ -96,7 +96,7 @@ class ServerBatchStatus(msgspec.Struct, frozen=True):
 
 
 class ServerResultsLink(msgspec.Struct, frozen=True):
-    """The link to a job's results; None while there are none."""
+    """The link to a job's results; None while it has no results."""
 
     results_link: str | None = None
 
