@@ -77,15 +77,15 @@ async def ended(api: QpuApi, uid: int) -> QpuJob:
     """Polls a job to its end."""
 
     async def is_terminal() -> bool:
-        return (await api.job(uid)).status.terminal
+        return (await api.get_job(uid)).status.terminal
 
     await until(is_terminal, f"the end of job {uid}")
-    return await api.job(uid)
+    return await api.get_job(uid)
 
 
 async def begun(api: QpuApi, uid: int) -> None:
     async def runs() -> bool:
-        return (await api.job(uid)).status is JobStatus.RUNNING
+        return (await api.get_job(uid)).status is JobStatus.RUNNING
 
     await until(runs, f"the begin of job {uid}")
 
@@ -94,9 +94,9 @@ async def begun(api: QpuApi, uid: int) -> None:
 
 
 async def test_it_reports_its_name_and_that_it_is_up(api: QpuApi) -> None:
-    specs = json.loads(await api.system())
+    specs = json.loads(await api.get_specs())
     assert (specs["name"], specs["max_runs"], specs["is_virtual"]) == ("QPU_SIM", 2000, False)
-    assert await api.operational() is Operational.UP
+    assert await api.get_status() is Operational.UP
 
 
 async def test_a_job_runs_to_its_end_and_has_a_bitstring_for_each_run(qpu: QpuProcess, api: QpuApi) -> None:
@@ -148,13 +148,13 @@ async def test_without_fake_an_emulator_computes_what_is_measured(tmp_path: Path
             stopped = await submitted(api, sequence(11))
             displacing = await submitted(api, SEQUENCE, nb_run=10)
             assert (await ended(api, displacing.uid)).status is JobStatus.DONE
-            assert (await api.job(stopped.uid)).status is JobStatus.CANCELED
+            assert (await api.get_job(stopped.uid)).status is JobStatus.CANCELED
 
 
 async def test_it_listens_and_stops_at_a_signal(tmp_path: Path) -> None:
     with QpuProcess(tmp_path) as quick:
         async with quick.api() as api:
-            await api.operational()
+            await api.get_status()
             assert quick.stop() == 0
         assert "Error" not in quick.text
 
@@ -202,7 +202,7 @@ async def test_a_new_submit_cancels_the_running_job(qpu: QpuProcess, api: QpuApi
     displaced = await submitted(api, SEQUENCE, context=first)
     await begun(api, displaced.uid)
     running = await submitted(api, SEQUENCE, context=second)
-    assert (await api.job(displaced.uid)).status is JobStatus.CANCELED
+    assert (await api.get_job(displaced.uid)).status is JobStatus.CANCELED
     await begun(api, running.uid)
     counts = qpu.counts()
     assert (counts[first.pasqman_job_id].displaced, counts[first.pasqman_job_id].cancels) == (1, 0)
@@ -215,14 +215,14 @@ async def test_a_cancelled_job_keeps_its_measurements(qpu: QpuProcess, api: QpuA
     job = await submitted(api, SEQUENCE, nb_run=2000)
 
     async def measured() -> bool:
-        return sum(((await api.job(job.uid)).counter() or {}).values()) >= 20
+        return sum(((await api.get_job(job.uid)).counter() or {}).values()) >= 20
 
     await until(measured, "some bitstrings")
     stopped = await api.cancel(job.uid)
     kept = sum((stopped.counter() or {}).values())
     assert stopped.status is JobStatus.CANCELED
     assert 20 <= kept < 2000
-    assert (await api.job(job.uid)).counter() == stopped.counter()
+    assert (await api.get_job(job.uid)).counter() == stopped.counter()
     assert qpu.counts()[job.pasqman_job_id or ""].cancels == 1
 
 
@@ -256,21 +256,21 @@ async def test_jobs_fail_and_hang_with_the_requested_probability(qpu: QpuProcess
 
 async def test_while_it_is_down_it_refuses_jobs(qpu: QpuProcess, api: QpuApi) -> None:
     qpu.ask("PUT", "/sim/status", {"operational_status": "DOWN"})
-    assert await api.operational() is Operational.DOWN
+    assert await api.get_status() is Operational.DOWN
     with pytest.raises(SubmitRefused, match="the operational status is DOWN"):
         await submitted(api, SEQUENCE)
     qpu.ask("PUT", "/sim/status", {"operational_status": None})
-    assert await api.operational() is Operational.UP
+    assert await api.get_status() is Operational.UP
     await submitted(api, SEQUENCE)
 
 
 async def test_down_times_begin_and_end(tmp_path: Path) -> None:
     with QpuProcess(tmp_path, "--down", "0:1.5") as down:
         async with down.api() as api:
-            assert await api.operational() is Operational.DOWN
+            assert await api.get_status() is Operational.DOWN
 
             async def up() -> bool:
-                return await api.operational() is Operational.UP
+                return await api.get_status() is Operational.UP
 
             await until(up, "the end of the window")
 
@@ -299,7 +299,7 @@ async def test_after_a_timeout_the_submit_is_uncertain(qpu: QpuProcess) -> None:
         with pytest.raises(SubmitUncertain, match="did not answer the submit"):
             await submitted(api, SEQUENCE, context=context)
         with pytest.raises(RemoteUnreachable, match="no answer from"):
-            await api.operational()
+            await api.get_status()
     assert qpu.counts()[context.pasqman_job_id].submits == 1
 
 
@@ -307,7 +307,7 @@ async def test_reads_are_retried_and_submits_are_not(qpu: QpuProcess, api: QpuAp
     qpu.misbehave(read_errors=0.6)
     job = await submitted(api, SEQUENCE)
     for _ in range(5):
-        assert (await api.job(job.uid)).uid == job.uid
+        assert (await api.get_job(job.uid)).uid == job.uid
     qpu.misbehave(read_errors=1)
     async with qpu.api(retry_s=0.5) as hasty:
         with pytest.raises(RemoteUnreachable, match="GET /jobs/1: the QPU's API returned 500"):
@@ -336,7 +336,7 @@ async def test_a_submit_to_a_closed_port_may_be_sent_again(tmp_path: Path) -> No
                 await submitted(api, SEQUENCE)
             assert raised.value.retryable
             with pytest.raises(RemoteUnreachable):
-                await api.operational()
+                await api.get_status()
 
 
 # --- its memory
@@ -352,14 +352,14 @@ async def test_jobs_survive_a_restart_and_the_running_one_has_failed(tmp_path: P
             process.kill()
             before = process.witnessed()
             process.start()
-            again = await api.job(done.uid)
+            again = await api.get_job(done.uid)
             assert (again.status, again.counter(), again.end_datetime) == (
                 JobStatus.DONE,
                 done.counter(),
                 done.end_datetime,
             )
             assert again.context == done.context
-            assert (await api.job(running.uid)).status is JobStatus.ERROR
+            assert (await api.get_job(running.uid)).status is JobStatus.ERROR
             assert (await submitted(api, SEQUENCE)).uid == running.uid + 1
             job = running.pasqman_job_id or ""
             assert (before[job].ended, process.witnessed()[job].ended) == ({}, {"ERROR": 1})
@@ -394,7 +394,7 @@ def keycloak(process: QpuProcess, secret: str = SECRET) -> KeycloakOptions:
 async def test_without_a_token_nothing_is_answered(guarded: QpuProcess) -> None:
     async with guarded.api() as api:
         with pytest.raises(RemoteRefused, match="401"):
-            await api.operational()
+            await api.get_status()
         with pytest.raises(SubmitDeferred, match="401"):
             await submitted(api, SEQUENCE)
 
@@ -406,10 +406,10 @@ async def test_tokens_are_fetched_anew_when_they_expire_or_are_revoked(guarded: 
         second = await submitted(api, SEQUENCE)
         assert second.uid == first.uid + 1
         guarded.ask("POST", "/sim/revoke")
-        assert (await api.job(second.uid)).uid == second.uid
+        assert (await api.get_job(second.uid)).uid == second.uid
         deadline = time.monotonic() + 1.5
         while time.monotonic() < deadline:
-            await asyncio.gather(*(api.operational() for _ in range(5)))
+            await asyncio.gather(*(api.get_status() for _ in range(5)))
     counts = guarded.counts()
     assert all(counts[job.pasqman_job_id or ""].submits == 1 for job in (first, second))
 
@@ -417,7 +417,7 @@ async def test_tokens_are_fetched_anew_when_they_expire_or_are_revoked(guarded: 
 async def test_wrong_credentials_are_reported_without_the_secret(guarded: QpuProcess) -> None:
     async with guarded.api(keycloak=keycloak(guarded, "guessed-secret")) as api:
         with pytest.raises(RemoteRefused, match=r"no token for the client tweezer .* check realm") as read:
-            await api.operational()
+            await api.get_status()
         with pytest.raises(SubmitDeferred, match="no token for the client tweezer") as submit:
             await submitted(api, SEQUENCE)
     assert "guessed" not in f"{read.value!r}{submit.value!r}{api._options!r}"
@@ -458,11 +458,11 @@ async def test_a_certificate_is_checked_against_a_file_or_not_at_all(
         assert process.url.startswith("https://")
         for options in ({"tls_ca_file": str(pem)}, {"tls_verify": False}):
             async with process.api(**options) as api:
-                assert await api.operational() is Operational.UP
+                assert await api.get_status() is Operational.UP
                 await submitted(api, SEQUENCE)
         async with process.api(retry_s=0) as api:
             with pytest.raises(RemoteUnreachable, match="certificate"):
-                await api.operational()
+                await api.get_status()
             with pytest.raises(SubmitDeferred, match="certificate"):
                 await submitted(api, SEQUENCE)
         with pytest.raises(InvalidInput, match=r"tls_ca_file: .* cannot be used"):

@@ -16,7 +16,7 @@ from tests.support.requirements import give_up
 
 from tweezer.adapters import specs
 from tweezer.adapters.registry import Binding, get_specs
-from tweezer.adapters.specs import check_specs, virtual_specs
+from tweezer.adapters.specs import check_specs, make_virtual_specs
 from tweezer.model.errors import InvalidInput, TweezerError
 
 _READ = """
@@ -28,10 +28,10 @@ print(type(device).__name__, device.name)
 
 
 def test_an_emulators_device_is_pulsers_mock_device_by_another_name() -> None:
-    device = deserialize_device(virtual_specs("EMU_FREE").text)
+    device = deserialize_device(make_virtual_specs("EMU_FREE").text)
     assert isinstance(device, VirtualDevice)
     assert device.name == "EMU_FREE"
-    ours, theirs = (json.loads(each) for each in (virtual_specs("MockDevice").text, MockDevice.to_abstract_repr()))
+    ours, theirs = (json.loads(each) for each in (make_virtual_specs("MockDevice").text, MockDevice.to_abstract_repr()))
     assert {**ours, "pulser_version": None} == {**theirs, "pulser_version": None}
 
 
@@ -44,7 +44,7 @@ def test_every_stack_of_clients_reads_an_emulators_device(stack: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     ran = subprocess.run(
         [interpreter, "-c", _READ],
-        input=virtual_specs("NULL").text,
+        input=make_virtual_specs("NULL").text,
         capture_output=True,
         text=True,
         timeout=60,
@@ -80,15 +80,15 @@ def test_an_invalid_file_of_specs_is_named(tmp_path: Path) -> None:
 def test_without_pulser_external_specs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(specs, "_ask_pulser", lambda text: subprocess.CompletedProcess([], 3, "", "No module named …"))
     with pytest.raises(TweezerError, match=r"cannot be checked, because Pulser is not installed here: pip install"):
-        check_specs(virtual_specs("X").text)
+        check_specs(make_virtual_specs("X").text)
 
 
 @pytest.mark.slow
 def test_the_process_that_asks_does_not_import_pulser() -> None:
     program = """
 import sys
-from tweezer.adapters.specs import check_specs, virtual_specs
-check_specs(virtual_specs("X").text)
+from tweezer.adapters.specs import check_specs, make_virtual_specs
+check_specs(make_virtual_specs("X").text)
 sys.exit(1 if {"pulser", "numpy"} & set(sys.modules) else 0)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0

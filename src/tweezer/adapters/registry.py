@@ -15,7 +15,7 @@ from tweezer.adapters.lane.process import GPU_VARIABLE
 from tweezer.adapters.null import NullAdapter
 from tweezer.adapters.protocol import Adapter, Capabilities
 from tweezer.adapters.remote.options import ForwardOptions, QpuOptions, RemoteOptions
-from tweezer.adapters.specs import analog_specs, load_specs, read_specs_file, virtual_specs
+from tweezer.adapters.specs import load_specs, make_analog_specs, make_virtual_specs, read_specs_file
 from tweezer.model.errors import InvalidInput
 from tweezer.model.specs import DeviceSpecs
 
@@ -155,14 +155,14 @@ class AdapterKind(msgspec.Struct, frozen=True):
     options: type[msgspec.Struct]
     needs_specs: bool = False
     reattaches: bool = False
-    specs: Callable[[str], DeviceSpecs] | None = virtual_specs
+    specs: Callable[[str], DeviceSpecs] | None = make_virtual_specs
 
 
 ADAPTERS: Mapping[str, AdapterKind] = {
     "qutip": AdapterKind(_make_factory("qutip"), EmulatorOptions),
     "emu-sv": AdapterKind(_make_factory("emu_sv"), TorchOptions),
     "emu-mps": AdapterKind(_make_factory("emu_mps"), TorchOptions),
-    "machine": AdapterKind(_make_factory("machine"), EmulatorOptions, needs_specs=True, specs=analog_specs),
+    "machine": AdapterKind(_make_factory("machine"), EmulatorOptions, needs_specs=True, specs=make_analog_specs),
     "qpu": AdapterKind(_make_qpu, QpuOptions, specs=None, reattaches=True),
     "forward": AdapterKind(_make_forward, ForwardOptions, specs=None, reattaches=True),
     "null": AdapterKind(_make_null, NullOptions),

@@ -192,7 +192,7 @@ async def test_nothing_was_sent_to_a_server_that_cannot_be_reached() -> None:
         with pytest.raises(SubmitDeferred, match="cannot be reached"):
             await api.submit({}, idempotency_key="k")
         with pytest.raises(RemoteUnreachable):
-            await api.job("b")
+            await api.get_job("b")
 
 
 async def test_a_log_in_by_password_gives_a_token_that_is_used_until_it_is_refused(far: FarServer) -> None:
@@ -206,8 +206,8 @@ async def test_a_log_in_by_password_gives_a_token_that_is_used_until_it_is_refus
     )
     login = LoginOptions(token_url=f"{far.url}/oauth/token", **LOGIN)
     async with client(far, login=login) as api:
-        assert (await api.job("b")).status is JobStatus.DONE
-        assert (await api.job("b")).status is JobStatus.DONE
+        assert (await api.get_job("b")).status is JobStatus.DONE
+        assert (await api.get_job("b")).status is JobStatus.DONE
     used = [headers["Authorization"] for headers in far.headers("/api/v2/jobs")]
     assert used == ["Bearer t-1", "Bearer t-1", "Bearer t-2"]
     form = far.asked[0][3]
@@ -222,7 +222,7 @@ async def test_wrong_credentials_are_reported_without_the_secret_and_defer_the_s
     login = LoginOptions(token_url=f"{far.url}/oauth/token", client_id="us", client_secret=SECRET)
     async with client(far, login=login) as api:
         with pytest.raises(RemoteRefused, match="invalid_grant; check the option login") as raised:
-            await api.job("b")
+            await api.get_job("b")
         assert SECRET not in raised.value.message
         with pytest.raises(SubmitDeferred):
             await api.submit({}, idempotency_key="k")
@@ -233,7 +233,7 @@ async def test_an_echoed_token_is_not_in_the_error(far: FarServer) -> None:
     far.answers_with("GET /api/v2/jobs", web.json_response({"message": f"bad key {SECRET}"}, status=401))
     async with client(far) as api:
         with pytest.raises(RemoteRefused, match=r"bad key \*\*\*"):
-            await api.job("b")
+            await api.get_job("b")
 
 
 async def test_a_batch_is_found_by_its_tag_and_not_one_that_repeats_it(far: FarServer) -> None:
@@ -242,8 +242,8 @@ async def test_a_batch_is_found_by_its_tag_and_not_one_that_repeats_it(far: FarS
         "GET /api/v1/batches", data([again, {"id": "b-0", "tags": None}, {"id": "b-1", "tags": ["tweezer:1"]}])
     )
     async with client(far, project_id="lab") as api:
-        assert await api.find("tweezer:1") == "b-1"
-        assert await api.find("tweezer:2") is None
+        assert await api.find_batch("tweezer:1") == "b-1"
+        assert await api.find_batch("tweezer:2") is None
     assert far.asked[0][1] == "/api/v1/batches?tag=tweezer:1&limit=100&project_id=lab"
 
 
@@ -252,8 +252,8 @@ async def test_results_are_fetched_by_their_link_without_the_key(far: FarServer)
     far.answers_with(f"GET {link}", data({"results_link": None}), data({"results_link": f"{far.url}/results?sig=1"}))
     far.answers_with("GET /results", web.json_response({"counter": {"0": 4}}))
     async with client(far) as api:
-        assert await api.result("j") is None
-        result = await api.result("j")
+        assert await api.get_result("j") is None
+        result = await api.get_result("j")
     assert result is not None
     assert result.counter == {"0": 4}
     assert far.headers("/results") == [{}]
@@ -269,7 +269,7 @@ async def test_a_link_to_results_may_not_lead_elsewhere_in_the_network(
     far.answers_with("GET /api/v1/jobs/j/results_link", data({"results_link": link}))
     async with client(far) as api:
         with pytest.raises(RemoteRefused, match="the link") as refused:
-            await api.result("j")
+            await api.get_result("j")
     assert refused.value.field == "results_link"
 
 
@@ -287,7 +287,7 @@ async def test_a_host_name_is_judged_by_its_addresses(far: FarServer, monkeypatc
     far.answers_with("GET /api/v1/jobs/j/results_link", data({"results_link": "https://results.example.org/x"}))
     async with client(far) as api:
         with pytest.raises(RemoteRefused, match="an address that is not public"):
-            await api.result("j")
+            await api.get_result("j")
 
 
 async def test_an_operator_allows_links_to_results(far: FarServer) -> None:
@@ -296,7 +296,7 @@ async def test_an_operator_allows_links_to_results(far: FarServer) -> None:
     far.answers_with("GET /moved", web.json_response({"counter": {"0": 4}}))
     far.answers_with("GET /api/v1/jobs/j/results_link", data({"results_link": f"{far.url}/results"}))
     async with client(far, results_allow="localhost") as api:
-        result = await api.result("j")
+        result = await api.get_result("j")
     assert result is not None
     assert result.counter == {"0": 4}
 
@@ -304,7 +304,7 @@ async def test_an_operator_allows_links_to_results(far: FarServer) -> None:
 async def test_reads_are_retried_while_the_server_fails(far: FarServer) -> None:
     far.answers_with("GET /api/v1/batches/b/status", data(None, 502), data(None, 429), data({"status": "DONE"}))
     async with client(far, retry_s=5.0) as api:
-        assert await api.status("b") == "DONE"
+        assert await api.get_batch_status("b") == "DONE"
     assert len(far.asked) == 3
 
 
@@ -314,10 +314,10 @@ async def test_an_unknown_batch_and_an_unknown_device_are_distinguished(far: Far
     far.answers_with("GET /api/v1/devices", data([{"device_type": "FRESNEL", "status": "UP"}]))
     async with client(far) as api:
         with pytest.raises(UnknownRemoteJob):
-            await api.job("b")
+            await api.get_job("b")
         with pytest.raises(RemoteRefused, match="no specs of EMU_FREE; it has specs of FRESNEL"):
-            await api.specs()
-        assert await api.device() is None
+            await api.get_specs()
+        assert await api.get_device() is None
 
 
 # --- options

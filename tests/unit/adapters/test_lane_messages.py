@@ -17,8 +17,8 @@ from tweezer.adapters.lane.messages import (
     Start,
     ToChild,
     ToWorker,
-    body_bytes,
     pack,
+    read_body_size,
     unpack_for_child,
     unpack_for_worker,
 )
@@ -53,7 +53,7 @@ TO_WORKER: list[ToWorker] = [
 @pytest.mark.parametrize("message", TO_CHILD, ids=lambda message: type(message).__name__)
 def test_messages_of_a_worker_arrive_unchanged(message: ToChild) -> None:
     frame = pack(message)
-    assert body_bytes(frame[:HEADER_BYTES]) == len(frame) - HEADER_BYTES
+    assert read_body_size(frame[:HEADER_BYTES]) == len(frame) - HEADER_BYTES
     assert unpack_for_child(frame[HEADER_BYTES:]) == message
 
 
@@ -76,4 +76,4 @@ def test_junk_is_refused(junk: bytes) -> None:
 
 def test_a_header_with_a_too_large_length_is_refused() -> None:
     with pytest.raises(ValueError, match="too large"):
-        body_bytes((MAX_BODY_BYTES + 1).to_bytes(HEADER_BYTES, "big"))
+        read_body_size((MAX_BODY_BYTES + 1).to_bytes(HEADER_BYTES, "big"))

@@ -235,7 +235,7 @@ def test_junk_on_the_wire_is_an_error_of_the_qpu_and_leaves_a_submit_open(receiv
         options = {"retry_s": 0.0, "read_timeout_s": 2.0, "submit_timeout_s": 2.0}
         async with served(answering) as url, QpuApi(QpuOptions(base_url=url, **options)) as api:  # type: ignore[arg-type]
             with contextlib.suppress(RemoteUnreachable, RemoteRefused):
-                await api.job(1)
+                await api.get_job(1)
             with contextlib.suppress(SubmitUncertain, SubmitRefused, SubmitDeferred):
                 await submit(api)
 
@@ -285,7 +285,7 @@ async def test_a_404_of_a_proxy_has_no_meaning_for_a_job(page: bytes) -> None:
         writer.write(http(404, page))
 
     async with served(answering) as url, QpuApi(QpuOptions(base_url=url, retry_s=0)) as api:
-        for call in (api.job(1), api.job(1, patient=False), api.cancel(1)):
+        for call in (api.get_job(1), api.get_job(1, patient=False), api.cancel(1)):
             with pytest.raises(RemoteUnreachable):
                 await call
 
@@ -301,7 +301,7 @@ async def test_an_endless_response_is_cut_off(monkeypatch: pytest.MonkeyPatch) -
 
     async with served(answering) as url, QpuApi(QpuOptions(base_url=url, retry_s=0)) as api:
         with pytest.raises(RemoteUnreachable, match="longer than"):
-            await api.job(1)
+            await api.get_job(1)
 
 
 async def test_a_server_that_echoes_everything_gets_no_secret_into_an_error() -> None:
@@ -320,7 +320,7 @@ async def test_a_server_that_echoes_everything_gets_no_secret_into_an_error() ->
         for refuse in (False, True):
             answers = [refuse] * 3
             async with QpuApi(QpuOptions(base_url=url, keycloak=keycloak), agent="") as api:
-                for call in (api.operational(), submit(api)):
+                for call in (api.get_status(), submit(api)):
                     with pytest.raises(RemoteError) as raised:
                         await call
                     shown = f"{raised.value!r} {raised.value.__cause__!r} {api._options!r}"

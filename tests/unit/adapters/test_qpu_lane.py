@@ -55,7 +55,7 @@ class History:
         self._status = status
         self.asked: list[int] = []
 
-    async def job(self, uid: int, *, patient: bool = True) -> QpuJob:
+    async def get_job(self, uid: int, *, patient: bool = True) -> QpuJob:
         self.asked.append(uid)
         if len(self.asked) % (self._bad + 1):
             raise RemoteUnreachable("junk")
@@ -266,14 +266,14 @@ class Door:
             raise met
         return QpuJob(1, JobStatus.PENDING)
 
-    async def operational(self) -> Operational:
+    async def get_status(self) -> Operational:
         before, self._asked_before = self._asked_before, True
         status = Operational.UP if before or not self._statuses else self._statuses.pop(0)
         if status is None:
             raise RemoteUnreachable("a gateway's page")
         return status
 
-    async def job(self, uid: int, *, patient: bool = True) -> QpuJob:
+    async def get_job(self, uid: int, *, patient: bool = True) -> QpuJob:
         if uid == 1 and not self._meets:
             return QpuJob(1, JobStatus.ERROR)
         raise UnknownRemoteJob("unknown", status=400, remote_code="400")

@@ -14,7 +14,7 @@ import pytest
 from tests.support.api_rig import DEVICE, ApiRig, bearer
 
 from tweezer.adapters import specs
-from tweezer.adapters.specs import virtual_specs
+from tweezer.adapters.specs import make_virtual_specs
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.model.ids import device_id
@@ -40,7 +40,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database)
     """EMU_FREE has a worker; TWIN, with 25 atoms, was announced later and has none."""
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
     rig = ApiRig(Settings(api=ApiSettings(longpoll_s=0)), ledger)
-    await rig.store.devices.announce(DEVICE, ABOUT, virtual_specs(DEVICE))
+    await rig.store.devices.announce(DEVICE, ABOUT, make_virtual_specs(DEVICE))
     await rig.announce()
     await rig.store.devices.announce(TWIN, ABOUT, read_specs(specs_text("FRESNEL", max_atom_num=25, max_runs=500)))
     redis: Any = rig.store.redis
@@ -50,7 +50,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database)
 
 
 def specs_text(name: str, **given: Any) -> str:
-    return json.dumps({**json.loads(virtual_specs(name).text), **given})
+    return json.dumps({**json.loads(make_virtual_specs(name).text), **given})
 
 
 async def listed(rig: ApiRig, path: str = DEVICES, **params: Any) -> list[str]:

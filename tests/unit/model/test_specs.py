@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tweezer.adapters.registry import ADAPTERS, DEVICE_KINDS, Binding, get_specs
-from tweezer.adapters.specs import virtual_specs
+from tweezer.adapters.specs import make_virtual_specs
 from tweezer.model.errors import InvalidInput
 from tweezer.model.specs import MAX_SPECS_BYTES, DeviceSpecs, read_specs
 
@@ -49,4 +49,4 @@ def test_every_adapter_has_specs_under_the_name_of_the_device() -> None:
     assert asked == {"qpu", "forward"}
     assert {name("OURS", kind) for kind in ADAPTERS.keys() - asked} == {"OURS"}
     assert {name(device, kind) for device, kind in DEVICE_KINDS.items()} == DEVICE_KINDS.keys()
-    assert virtual_specs("A").max_atom_num is None
+    assert make_virtual_specs("A").max_atom_num is None

@@ -61,10 +61,10 @@ class MachineTwin(Qutip):
             raise Refusal(Fault("user", f"does not fit the device {name}: {describe_error(error)}", FIELD)) from error
         return sequence
 
-    def emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> Emulation:
+    def make_emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> Emulation:
         if is_steady(config.noise_model):
-            return super().emulation(sequence, config, watch)
-        return _Machine(super().emulation(sequence, _share_shots(config), watch), config)
+            return super().make_emulation(sequence, config, watch)
+        return _Machine(super().make_emulation(sequence, _share_shots(config), watch), config)
 
 
 class _Machine:

@@ -38,7 +38,7 @@ class Unmeasured(Protocol):
 
     config: EmulationConfig[Any]
 
-    def evolution(self, results: Results) -> Evolution:
+    def make_evolution(self, results: Results) -> Evolution:
         """Return the evolution, from the results of a run with ``config``."""
 
 
@@ -74,10 +74,10 @@ class Emulator(Protocol):
     def is_deterministic(self, config: EmulationConfig[Any], sequence: Sequence[Any]) -> bool:
         """Return whether the evolution has no randomness."""
 
-    def unmeasured(self, config: EmulationConfig[Any]) -> Unmeasured:
+    def make_unmeasured(self, config: EmulationConfig[Any]) -> Unmeasured:
         """Return a configuration that evolves once and is measured later."""
 
-    def emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> Emulation:
+    def make_emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> Emulation:
         """Return a run that calls ``watch.advance`` regularly."""
 
     def seed(self, seed: int) -> None:
@@ -145,10 +145,10 @@ class PulserBackend:
         if evolution is not None:
             return evolution, time.monotonic()
         self._seed(_EVOLUTION_SEED)
-        unmeasured = self._emulator.unmeasured(config)
+        unmeasured = self._emulator.make_unmeasured(config)
         emulation = self._build_emulation(parsed, job, unmeasured.config)
         prepared = time.monotonic()
-        evolution = unmeasured.evolution(self._solve(emulation))
+        evolution = unmeasured.make_evolution(self._solve(emulation))
         self._evolutions.put(key, evolution, evolution.nbytes)
         return evolution, prepared
 
@@ -156,7 +156,7 @@ class PulserBackend:
         sequence = self._emulator.fit(parsed.build(job.spec.variables))
         _check_initial_state(config, sequence)
         try:
-            return self._emulator.emulation(sequence, config, self._watch)
+            return self._emulator.make_emulation(sequence, config, self._watch)
         except USER_ERRORS as error:
             if parsed.sequence.is_parametrized() and (channel := find_infinite_channel(sequence)):
                 message = f"give pulses on channel {channel!r} that are not finite, such as 1/0 or the root of -1"

@@ -68,7 +68,7 @@ class Distribution(QutipState, Measurable):
         return indices, chances / np.sum(chances)
 
 
-class StatesInstead:
+class StatesInResults:
     """A configuration that records states in place of bitstrings."""
 
     def __init__(self, config: EmulationConfig[Any]) -> None:
@@ -81,7 +81,7 @@ class StatesInstead:
         )
         self.config: EmulationConfig[Any] = config.with_changes(observables=observables)
 
-    def evolution(self, results: Results) -> Evolution:
+    def make_evolution(self, results: Results) -> Evolution:
         steps: list[Step] = [
             (t, place, Distribution(value) if isinstance(self._requested.observables[place], BitStrings) else value)
             for t, place, value in list_steps(self.config, results)
@@ -126,10 +126,10 @@ class Qutip:
     def is_deterministic(self, config: EmulationConfig[Any], sequence: Sequence[Any]) -> bool:
         return is_deterministic(config, sequence, draws_jumps=config.solver.value == "MonteCarlo")
 
-    def unmeasured(self, config: EmulationConfig[Any]) -> StatesInstead:
-        return StatesInstead(config)
+    def make_unmeasured(self, config: EmulationConfig[Any]) -> StatesInResults:
+        return StatesInResults(config)
 
-    def emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> Emulation:
+    def make_emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> Emulation:
         duration_ns = sequence.get_duration(include_fall_time=config.with_modulation)
         if duration_ns * config.sampling_rate < _FEWEST_SAMPLES:
             message = (

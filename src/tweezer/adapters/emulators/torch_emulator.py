@@ -106,7 +106,7 @@ class KeptState(Measurable):
         return Counter({"".join(bits[place] for place in order): count for bits, count in counter.items()})
 
 
-class KeptInstead:
+class StatesInMemory:
     """A configuration that keeps states in place of bitstrings."""
 
     def __init__(self, config: EmulationConfig[Any]) -> None:
@@ -121,7 +121,7 @@ class KeptInstead:
         )
         self.config: EmulationConfig[Any] = config.with_changes(observables=observables)
 
-    def evolution(self, results: Results) -> Evolution:
+    def make_evolution(self, results: Results) -> Evolution:
         steps: list[Step] = [
             (t, place, KeptState(state, [order.index(atom) for atom in results.atom_order]))
             for place, observer in self._observers.items()
@@ -240,10 +240,10 @@ class TorchEmulator:
             raise Refusal(Fault("user", message, SEQUENCE))
         return sequence
 
-    def unmeasured(self, config: EmulationConfig[Any]) -> KeptInstead:
-        return KeptInstead(config)
+    def make_unmeasured(self, config: EmulationConfig[Any]) -> StatesInMemory:
+        return StatesInMemory(config)
 
-    def emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> TorchEmulation:
+    def make_emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> TorchEmulation:
         progress = EvolutionProgress(
             watch, 1.0, 1 if self.is_deterministic(config, sequence) else config.n_trajectories
         )

@@ -36,8 +36,8 @@ from tweezer.adapters.lane.messages import (
     Start,
     ToChild,
     ToWorker,
-    body_bytes,
     pack,
+    read_body_size,
     unpack_for_child,
 )
 from tweezer.model.errors import FaultKind
@@ -146,7 +146,7 @@ class LaneProcess:
 
     def _receive(self) -> ToChild:
         header = self._read_exactly(HEADER_BYTES)
-        return unpack_for_child(self._read_exactly(body_bytes(header)))
+        return unpack_for_child(self._read_exactly(read_body_size(header)))
 
     def _read_exactly(self, size: int) -> bytes:
         buffer = bytearray(size)

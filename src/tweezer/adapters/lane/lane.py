@@ -303,7 +303,7 @@ class ChildLane:
                             report(Progress(Stage.ON_DEVICE, message.fraction))
                     case Nothing():
                         limit_mb = self._options.memory_limit_mb
-                        if limit_mb is not None and child.resident_mb() > limit_mb:
+                        if limit_mb is not None and child.get_resident_mb() > limit_mb:
                             return await self._break(_Broken(_End.OUT_OF_MEMORY, _MEMORY.format(limit_mb)))
                     case Died():
                         if stopping is not None:

@@ -125,7 +125,7 @@ def pack(message: ToChild | ToWorker) -> bytes:
     return _header.pack(len(body)) + body
 
 
-def body_bytes(header: bytes) -> int:
+def read_body_size(header: bytes) -> int:
     """Return the length of the body that follows this header. Raises ``ValueError`` if it is too large."""
     length: int = _header.unpack(header)[0]
     if length > MAX_BODY_BYTES:

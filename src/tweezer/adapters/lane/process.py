@@ -12,7 +12,7 @@ import sys
 import msgspec
 
 from tweezer.adapters.lane.jail.home import Scratch, build_environment
-from tweezer.adapters.lane.messages import HEADER_BYTES, ToChild, ToWorker, body_bytes, pack, unpack_for_worker
+from tweezer.adapters.lane.messages import HEADER_BYTES, ToChild, ToWorker, pack, read_body_size, unpack_for_worker
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -97,7 +97,7 @@ class ChildProcess:
         """Make a waiting :meth:`receive` return ``Nothing``."""
         self._inbox.put_nowait(Nothing())
 
-    def resident_mb(self) -> float:
+    def get_resident_mb(self) -> float:
         """Return the process's resident memory in MB (2**20 bytes); 0 if the system does not report it (not Linux)."""
         if self._statm is None:
             return 0.0
@@ -144,7 +144,7 @@ class ChildProcess:
         try:
             while True:
                 header = await self._reader.readexactly(HEADER_BYTES)
-                body = await self._reader.readexactly(body_bytes(header))
+                body = await self._reader.readexactly(read_body_size(header))
                 self._inbox.put_nowait(unpack_for_worker(body))
         except (asyncio.IncompleteReadError, OSError, ValueError, msgspec.DecodeError):
             pass  # in each of these cases the process cannot be used any more

@@ -22,12 +22,12 @@ _TIMEOUT_S = 60.0
 _NO_PULSER = 3  # exit code of tweezer.adapters.specs.check
 
 
-def virtual_specs(device: str) -> DeviceSpecs:
+def make_virtual_specs(device: str) -> DeviceSpecs:
     """Return the specs of an emulator without limits: Pulser's ``MockDevice``, renamed to this device."""
     return _load_renamed("virtual.json", device)
 
 
-def analog_specs(device: str) -> DeviceSpecs:
+def make_analog_specs(device: str) -> DeviceSpecs:
     """Return the default specs of an emulated machine: Pulser's ``AnalogDevice``, renamed to this device."""
     return _load_renamed("analog.json", device)
 

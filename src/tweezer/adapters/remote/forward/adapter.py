@@ -56,12 +56,12 @@ class ForwardAdapter:
         return RemoteLane(ForwardService(self._api, self._options))
 
     async def specs_text(self) -> str:
-        return await self._api.specs()
+        return await self._api.get_specs()
 
     async def probe(self) -> Condition:
         """Return the device's condition on the server. While it is down, jobs wait here and can be cancelled unsent."""
         try:
-            device = await self._api.device()
+            device = await self._api.get_device()
         except RemoteError as error:
             return Condition(MachineState.UNKNOWN, error.message)
         if device is None:
@@ -97,7 +97,7 @@ class ForwardService(RemoteService[ServerJob]):
     # -- submit -------------------------------------------------------------------------------------
 
     async def find(self, context: JobContext, intent: Intent) -> RemoteId | None:
-        batch_id = await self._api.find(_make_tag(context.job))
+        batch_id = await self._api.find_batch(_make_tag(context.job))
         return None if batch_id is None else RemoteId(batch_id)
 
     async def send(self, context: JobContext, before_send: Callable[[], None]) -> RemoteId:
@@ -131,7 +131,7 @@ class ForwardService(RemoteService[ServerJob]):
     # -- follow -------------------------------------------------------------------------------------
 
     async def poll(self, context: JobContext, uid: str) -> Observed[ServerJob]:
-        job = await self._api.job(uid)
+        job = await self._api.get_job(uid)
         return Observed(
             job,
             job.status,
@@ -151,7 +151,7 @@ class ForwardService(RemoteService[ServerJob]):
         """
         began, poll_s = time.monotonic(), self._options.poll_s
         if self._held is None or self._held.done():
-            self._held = asyncio.create_task(self._api.status(uid))
+            self._held = asyncio.create_task(self._api.get_batch_status(uid))
             self._held.add_done_callback(lambda _: context.wake())
         held_s = poll_s if through_cancel else _HELD * poll_s
         await context.sleep(held_s, through_cancel=through_cancel, until=self._held.done)
@@ -193,7 +193,7 @@ class ForwardService(RemoteService[ServerJob]):
         return None
 
     async def _fetch_result(self, job: ServerJob) -> Result | None:
-        result = await self._api.result(job.id)
+        result = await self._api.get_result(job.id)
         if result is None:
             return None
         made = result.provenance or Provenance(backend=self._options.device)

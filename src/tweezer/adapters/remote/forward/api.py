@@ -189,12 +189,12 @@ class ForwardApi(RemoteClient):
 
     # -- devices --------------------------------------------------------------------------------------
 
-    async def device(self) -> ServerDevice | None:
+    async def get_device(self) -> ServerDevice | None:
         """Return the device's state; None if the server has no such device. Raises RemoteError."""
         devices = await self._data("GET", "/api/v1/devices", list[ServerDevice])
         return next((device for device in devices if device.device_type == self._options.device), None)
 
-    async def specs(self) -> str:
+    async def get_specs(self) -> str:
         """Return the device's specs, in Pulser's abstract representation. Raises RemoteError."""
         specs = await self._data("GET", "/api/v1/devices/specs", dict[str, str])
         found = specs.get(self._options.device)
@@ -218,7 +218,7 @@ class ForwardApi(RemoteClient):
         headers = {"Idempotency-Key": idempotency_key}
         return _read_submitted(await self._submit("/api/v1/batches", msgspec.json.encode(body), before_send, headers))
 
-    async def find(self, tag: str) -> str | None:
+    async def find_batch(self, tag: str) -> str | None:
         """Return the id of the batch with this tag; None if the server's lists, which may be outdated, do not have it.
 
         Raises RemoteError.
@@ -229,14 +229,14 @@ class ForwardApi(RemoteClient):
         batches = await self._data("GET", "/api/v1/batches", list[ServerBatch], query)
         return next((batch.id for batch in batches if tag in (batch.tags or ()) and batch.parent_id is None), None)
 
-    async def job(self, batch_id: str) -> ServerJob:
+    async def get_job(self, batch_id: str) -> ServerJob:
         """Return the one job of a batch. Raises UnknownRemoteJob and RemoteError."""
         jobs = await self._data("GET", "/api/v2/jobs", list[ServerJob], {"batch_id": batch_id})
         if not jobs:
             raise UnknownRemoteJob(f"the server has no batch {batch_id}", status=404)
         return jobs[0]
 
-    async def status(self, batch_id: str) -> str:
+    async def get_batch_status(self, batch_id: str) -> str:
         """Return the status of a batch. Some servers delay the answer until the batch has ended. Raises RemoteError."""
         return (await self._data("GET", f"/api/v1/batches/{batch_id}/status", ServerBatchStatus)).status
 
@@ -244,7 +244,7 @@ class ForwardApi(RemoteClient):
         """Cancel a batch; may be sent several times. Raises RemoteUnreachable, or RemoteRefused if it has ended."""
         await self._data("PATCH", f"/api/v2/batches/{batch_id}/cancel", dict[str, Any])
 
-    async def result(self, job_id: str) -> Result | None:
+    async def get_result(self, job_id: str) -> Result | None:
         """Return the results of a job; None while it has none. Raises RemoteError."""
         link = (await self._data("GET", f"/api/v1/jobs/{job_id}/results_link", ServerResultsLink)).results_link
         if link is None:

@@ -55,7 +55,7 @@ class QpuAdapter:
         Raises ``ExecutionError``: transient if the machine cannot be reached, internal if it refuses.
         """
         try:
-            specs = await self._api.system()
+            specs = await self._api.get_specs()
         except RemoteError as error:
             kind = FaultKind.TRANSIENT if error.retryable else FaultKind.INTERNAL
             raise ExecutionError(kind, error.message) from error
@@ -64,11 +64,11 @@ class QpuAdapter:
         return RemoteLane(QpuService(self._api, builder, self._options))
 
     async def specs_text(self) -> str:
-        return await self._api.system()
+        return await self._api.get_specs()
 
     async def probe(self) -> Condition:
         try:
-            status = await self._api.operational()
+            status = await self._api.get_status()
         except RemoteError as error:
             return Condition(MachineState.UNKNOWN, error.message)
         if status is Operational.UP:
@@ -132,7 +132,7 @@ class QpuService(RemoteService[QpuJob]):
         tries = 0
         while not context.cancel_requested:
             try:
-                if await self._api.operational() is Operational.UP:
+                if await self._api.get_status() is Operational.UP:
                     return None
                 raise DeviceUnavailable("the machine is down")
             except RemoteError as error:
@@ -153,7 +153,7 @@ class QpuService(RemoteService[QpuJob]):
     async def decide_refused(self, context: JobContext, error: SubmitRefused) -> Outcome | None:
         """Fail a job that was refused twice while the machine is up. Raises DeviceUnavailable if it is not up."""
         try:
-            is_up = await self._api.operational() is Operational.UP
+            is_up = await self._api.get_status() is Operational.UP
         except RemoteError as unknown:
             message = f"the machine refused a job, and it is unknown whether it is up: {unknown.message}"
             raise DeviceUnavailable(message) from unknown
@@ -195,7 +195,7 @@ class QpuService(RemoteService[QpuJob]):
         """Return the id that its client gave a job. Cached, because after a restart of Redis many jobs are searched."""
         name = self._names.get(uid)
         if name is None:
-            name = (await self._api.job(uid)).pasqman_job_id or ""
+            name = (await self._api.get_job(uid)).pasqman_job_id or ""
             self._names.put(uid, name)
             self._last_named = uid, name
         return name
@@ -239,7 +239,7 @@ class QpuService(RemoteService[QpuJob]):
 
     async def _job_if_any(self, uid: int) -> QpuJob | None:
         try:
-            return await self._api.job(uid)
+            return await self._api.get_job(uid)
         except UnknownRemoteJob:
             return None
 
@@ -248,7 +248,7 @@ class QpuService(RemoteService[QpuJob]):
     async def poll(self, context: JobContext, uid: str) -> Observed[QpuJob] | Outcome:
         if self._has_names is None:
             self._has_names = (await context.guard.mark()).has_names
-        job = await self._api.job(int(uid), patient=False)
+        job = await self._api.get_job(int(uid), patient=False)
         if not self._is_ours(job, context):
             await self.note_forgotten(context)
             return _fail_stranger(job)

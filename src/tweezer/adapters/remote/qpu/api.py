@@ -204,15 +204,15 @@ class QpuApi(RemoteClient):
     ) -> None:
         await self.close()
 
-    async def system(self) -> str:
+    async def get_specs(self) -> str:
         """Return the device's specs, in Pulser's abstract representation. Raises RemoteError."""
         return json.dumps((await self._get("/system", _System)).specs)
 
-    async def operational(self) -> Operational:
+    async def get_status(self) -> Operational:
         """Return whether the QPU runs jobs now. Raises RemoteError if that is unknown, which does not mean ``DOWN``."""
         return (await self._get("/system/operational", _OperationalStatus)).operational_status
 
-    async def job(self, uid: int, *, patient: bool = True) -> QpuJob:
+    async def get_job(self, uid: int, *, patient: bool = True) -> QpuJob:
         """Return the job's current state. Raises UnknownRemoteJob and RemoteError.
 
         patient: Whether to retry for a while.
