@@ -129,6 +129,9 @@ async def test_a_sequence_must_fit_the_machine_of_the_operators_specs(twin: Chil
     fault = await refusal(twin, job())
     assert fault.field == "sequence"
     assert "does not fit the device TWIN" in fault.message
+    limit = AnalogDevice.channels["rydberg_global"].max_amp
+    expected = f"channel 'channel' has an amplitude of 100 rad/µs at 0 ns, the limit is {limit:.6g} rad/µs"
+    assert fault.message.endswith(expected)
 
 
 async def test_the_machines_errors_are_there_unless_the_client_has_its_own(twin: ChildLane) -> None:

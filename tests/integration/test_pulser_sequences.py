@@ -67,3 +67,14 @@ def test_the_cause_of_a_librarys_error_is_shown() -> None:
     changed["device"]["max_atom_num"] = -1
     with pytest.raises(Refusal, match=r"Device deserialization failed: .*max_atom_num"):
         ParsedSequence(json.dumps(changed))
+
+
+def test_a_value_beyond_a_channels_limit_is_explained_with_the_channel_and_the_limit() -> None:
+    parsed = ParsedSequence(json.dumps(document()))
+    with pytest.raises(Refusal) as raised:
+        parsed.build({"amplitude": 20.0})
+    assert raised.value.fault.field == "variables"
+    limit = DigitalAnalogDevice.channels["rydberg_global"].max_amp
+    assert raised.value.fault.message.endswith(
+        f"; channel 'channel' has an amplitude of 20 rad/µs at 0 ns, the limit is {limit:.6g} rad/µs"
+    )

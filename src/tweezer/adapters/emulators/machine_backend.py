@@ -14,7 +14,7 @@ from pulser_simulation import QutipBackendV2
 from tweezer.adapters.emulators.pulser_backend import Emulation, PulserBackend
 from tweezer.adapters.emulators.pulser_configuration import set_shots
 from tweezer.adapters.emulators.pulser_sampling import is_steady
-from tweezer.adapters.emulators.pulser_sequences import FIELD, describe_error
+from tweezer.adapters.emulators.pulser_sequences import FIELD, describe_error, explain_limit
 from tweezer.adapters.emulators.qutip_backend import Qutip, install
 from tweezer.adapters.lane.backend import Refusal, Watch
 from tweezer.model.messages import Fault
@@ -58,7 +58,9 @@ class MachineTwin(Qutip):
             QutipBackendV2.validate_sequence(sequence, mimic_qpu=True)
         except (ValueError, TypeError, NotImplementedError) as error:
             name = self._machine.name if self._machine else sequence.device.name
-            raise Refusal(Fault("user", f"does not fit the device {name}: {describe_error(error)}", FIELD)) from error
+            limit = explain_limit(sequence, self._machine or sequence.device, {})
+            message = f"does not fit the device {name}: {describe_error(error)}{limit}"
+            raise Refusal(Fault("user", message, FIELD)) from error
         return sequence
 
     def make_emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> Emulation:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from jsonschema import ValidationError
 from pulser import Sequence
+from pulser.devices import MockDevice
 from pulser.register.mappable_reg import MappableRegister
 from pulser.sampler import sample
 
@@ -73,7 +75,8 @@ class ParsedSequence:
         except MemoryError:
             raise
         except Exception as error:  # the sequence was valid, so the values are at fault
-            message = f"the sequence cannot be built with these values: {describe_error(error)}"
+            problem = f"{describe_error(error)}{explain_limit(sequence, sequence.device, values)}"
+            message = f"the sequence cannot be built with these values: {problem}"
             raise Refusal(Fault("user", message, "variables")) from error
 
 
@@ -123,6 +126,36 @@ def describe_error(error: BaseException) -> str:
         text = ": ".join(one.strip().removesuffix(".") if one is not messages[-1] else one for one in messages)
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
+
+
+def explain_limit(sequence: Sequence[Any], device: Any, values: Mapping[str, Any]) -> str:
+    """Return which limit of a device's channel a pulse exceeds, to end a message; empty if that cannot be found.
+
+    values: The values with which the sequence is built; empty if it is built already.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            unlimited = sequence.with_new_device(MockDevice)
+            samples = sample(unlimited.build(**values) if values else unlimited).channel_samples
+    except Exception:  # noqa: BLE001  # the message is complete without it
+        return ""
+    for name, declared in sequence.declared_channels.items():
+        limits = next(
+            (device.channels.get(key) for key, it in sequence.device.channels.items() if it == declared), None
+        )
+        if limits is None or name not in samples:
+            continue
+        for quantity, part, most in (
+            ("an amplitude", samples[name].amp, limits.max_amp),
+            ("a detuning", samples[name].det, limits.max_abs_detuning),
+        ):
+            strength = np.abs(part.as_array(detach=True))
+            exceeding = [] if most is None else np.flatnonzero(np.round(strength, 6) > most)
+            if len(exceeding):
+                found = f"{quantity} of {strength[exceeding[0]]:.6g} rad/µs at {exceeding[0]} ns"
+                return f"; channel {name!r} has {found}, the limit is {most:.6g} rad/µs"
+    return ""
 
 
 def find_infinite_channel(sequence: Sequence[Any]) -> str | None:

@@ -11,7 +11,7 @@ from pulser.backend import Results
 from pulser.json.abstract_repr.deserializer import deserialize_device
 
 from tweezer.adapters.emulators.pulser_backend import collect_versions
-from tweezer.adapters.emulators.pulser_sequences import FIELD, ParsedSequence, Sequences, describe_error
+from tweezer.adapters.emulators.pulser_sequences import FIELD, ParsedSequence, Sequences, describe_error, explain_limit
 from tweezer.adapters.lane.backend import Execution, Refusal, Watch
 from tweezer.model.messages import BatchWork, Fault, JobWork, Provenance, Result
 
@@ -69,7 +69,8 @@ class SequenceBuilder:
         try:
             parsed.sequence = parsed.sequence.with_new_device(machine, strict=True)
         except (ValueError, TypeError, NotImplementedError) as error:
-            message = f"is made for {device.name} and does not fit {machine.name}: {describe_error(error)}"
+            limit = "" if parsed.sequence.is_parametrized() else explain_limit(parsed.sequence, machine, {})
+            message = f"is made for {device.name} and does not fit {machine.name}: {describe_error(error)}{limit}"
             raise Refusal(Fault("user", message, FIELD)) from error
 
     def _check_runs(self, runs: int | None) -> None:
