@@ -271,7 +271,7 @@ def check_submit(
     if 400 <= status < 500 and status not in _UNDECIDED:
         if status != _TOO_LARGE and not is_by_api:
             raise SubmitTurnedAway(
-                f"{unsent}: {status} did not come from {client.api}; check the proxy in front of it: {problem}"
+                f"{unsent}: a proxy in front of {client.api} seems to have returned {status}; check it: {problem}"
             )
         raise SubmitRefused(problem, status=status, field=field)
 

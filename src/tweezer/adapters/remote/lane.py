@@ -256,7 +256,7 @@ class _RemoteRun:
     async def _recover(self, intent: Intent, patience_s: float) -> str | Outcome | None:
         """Search for a job that may have been submitted, until no submit can arrive any more.
 
-        While the remote recognises the same submit, send it again instead. Return None if its holder has recorded that
+        While the remote recognises the same submit, send it again. Return None if its holder has recorded that
         the job was not submitted.
         """
         began, tries = time.monotonic(), 0
@@ -278,7 +278,7 @@ class _RemoteRun:
                     found = await self._send()
             except SubmitRefused as error:
                 if error.status != _CONFLICT:
-                    await self._guard.withdraw()  # if it had arrived, this one would have got the same answer
+                    await self._guard.withdraw()  # if the first submit had arrived, this one would have got its answer
                     return await self._service.decide_refused(self._context, error)
             except RemoteError as error:
                 self._log.warning("remote.search_failed", error=error.message, tries=tries)

@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 _MARGIN = 0.9  # of the time for which the server knows an idempotency key
 _ENDS = frozenset({"DONE", "ERROR", "CANCELED", "TIMED_OUT"})
 _HELD = 5  # the factor by which polls are rarer while a long poll for the batch's status is open
-_STRANDED = 5  # how often a job must be seen running in an ended batch before that is believed
+_STRANDED = 5  # how often a job must be seen unfinished in an ended batch before that is believed
 _FIELD_NAMES = {"sequence_builder": "sequence", "device_type": "device"}
 
 
