@@ -187,7 +187,7 @@ async def test_sequences_that_cannot_run_are_refused_and_not_counted(
 
 
 async def test_a_missing_job_is_unknown(qpu: QpuProcess, api: QpuApi) -> None:
-    for call in (api.job, api.cancel):
+    for call in (api.get_job, api.cancel):
         with pytest.raises(UnknownRemoteJob):
             await call(4711)
     assert qpu.ask("GET", "/api/v1/programs/4711")["status"] == "fail"
@@ -311,7 +311,7 @@ async def test_reads_are_retried_and_submits_are_not(qpu: QpuProcess, api: QpuAp
     qpu.misbehave(read_errors=1)
     async with qpu.api(retry_s=0.5) as hasty:
         with pytest.raises(RemoteUnreachable, match="GET /jobs/1: the QPU's API returned 500"):
-            await hasty.job(job.uid)
+            await hasty.get_job(job.uid)
     assert qpu.counts()[job.pasqman_job_id or ""].submits == 1
 
 

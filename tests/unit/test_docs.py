@@ -384,7 +384,7 @@ def test_the_adapters_page_names_every_device_and_every_option() -> None:
         and all(isinstance(argument, ast.Set) for argument in node.value.args)
         and node.value.args
     }
-    assert told == [options["_OF_ALL"], options["_DROPPED"], options["_UNLESS_USED"]]
+    assert told == [options["_COMMON_KEYS"], options["_IGNORED_KEYS"], options["_OPERATOR_KEYS"]]
     own = [
         {
             field.target.id

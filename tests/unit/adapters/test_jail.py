@@ -159,8 +159,8 @@ print(jail.enter(jail.Jail()))
 def test_a_private_folder_among_the_libraries_is_refused() -> None:
     within = Path(os.__file__).parent / "tweezer-data"
     with pytest.raises(Exposed, match="tweezer-data cannot be hidden from lanes, because it is inside"):
-        jail._check_private(jail._readable(gpu=False), [str(within)])
-    jail._check_private(jail._readable(gpu=False), ["/var/lib/tweezer"])
+        jail._check_private(jail._list_readable(gpu=False), [str(within)])
+    jail._check_private(jail._list_readable(gpu=False), ["/var/lib/tweezer"])
 
 
 def test_the_environment_is_passed_by_a_list_and_without_urls(tmp_path: Path) -> None:

@@ -151,9 +151,10 @@ def explain_limit(sequence: Sequence[Any], device: Any, values: Mapping[str, Any
             ("a detuning", samples[name].det, limits.max_abs_detuning),
         ):
             strength = np.abs(part.as_array(detach=True))
-            exceeding = [] if most is None else np.flatnonzero(np.round(strength, 6) > most)
-            if len(exceeding):
-                found = f"{quantity} of {strength[exceeding[0]]:.6g} rad/µs at {exceeding[0]} ns"
+            exceeds = np.round(strength, 6) > (np.inf if most is None else most)
+            if exceeds.any():
+                at_ns = int(np.argmax(exceeds))
+                found = f"{quantity} of {strength[at_ns]:.6g} rad/µs at {at_ns} ns"
                 return f"; channel {name!r} has {found}, the limit is {most:.6g} rad/µs"
     return ""
 

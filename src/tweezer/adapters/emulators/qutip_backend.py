@@ -102,7 +102,9 @@ class Qutip:
     dialect = Dialect(
         QutipConfig,
         QutipKeys,
-        lacks={"interaction_matrix": "QuTiP cannot replace the interactions; use EMU_SV or EMU_MPS, or remove it"},
+        unsupported={
+            "interaction_matrix": "QuTiP cannot replace the interactions; use EMU_SV or EMU_MPS, or remove it"
+        },
     )
 
     def settle(self, config: EmulationConfig[Any], sequence: Sequence[Any], runs: int | None) -> EmulationConfig[Any]:
