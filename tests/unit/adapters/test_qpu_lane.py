@@ -208,7 +208,7 @@ async def test_another_job_with_the_noted_id_is_neither_followed_nor_cancelled()
     outcome = await follow(history, work(), Intent("a", 1, "2"))
     assert outcome.fault is not None
     assert (outcome.kind, outcome.fault.code, outcome.result) == (OutcomeKind.ERROR, "unknown", None)
-    assert "somebody's" in outcome.fault.message
+    assert "now another client's (named another's 2)" in outcome.fault.message
 
 
 @pytest.mark.parametrize(
