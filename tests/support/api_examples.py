@@ -16,7 +16,7 @@ import httpx
 from tests.support.api_rig import DEVICE, DONE, FAILED, SOON_S, ApiRig, bearer
 from tests.support.waiting import until
 
-from tweezer.adapters.specs import virtual_specs
+from tweezer.adapters.specs import make_virtual_specs
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.access.projects import create_project
 from tweezer.ledger.access.users import add_to_project, create_user, hash_password
@@ -281,7 +281,7 @@ async def _call_service_side(examples: Examples, operator: str) -> None:
 
 async def _call_devices(examples: Examples, operator: str) -> None:
     call = examples.call
-    specs = virtual_specs("FRESNEL").text
+    specs = make_virtual_specs("FRESNEL").text
     new = {"device_type": "FRESNEL", "specs": specs, "status": "UP", "is_emulator": False}
     await call("POST /api/v1/devices", new, key=operator)
     for version in ("v1", "v2"):

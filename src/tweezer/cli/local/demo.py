@@ -140,7 +140,7 @@ def demo(
             began = time.monotonic()
             stack.start()
             with interrupts.allowed():
-                sequence = ring.build_sequence(load_device_specs(None).text if qpu else None)  # while the processes start
+                sequence = ring.build_sequence(load_device_specs(None).text if qpu else None)  # while they start
                 stack.wait_ready(interrupts.came)
                 say(f"  ready after {show.duration(time.monotonic() - began)}: {stack.redis_place}, {stack.api_url}")
                 outcome = _run(settings, stack.redis_url, sequence, ring.final_detunings(jobs), say, interrupts)
