@@ -356,6 +356,18 @@ def test_the_protocol_names_every_script() -> None:
     assert told == {file.name for file in (PACKAGE / "store" / "lua").glob("*.lua")}
 
 
+def test_the_code_that_the_protocol_names_exists() -> None:
+    page = (DOCS / "explanation/protocol.md").read_text()
+    sources = "\n".join(path.read_text() for kind in ("*.py", "*.lua") for path in PACKAGE.rglob(kind))
+    places = re.findall(r"\*Where:\*(.*?)(?=\n\n|\Z)", page, re.DOTALL)
+    names = {
+        name for place in places for name in spans(place) if re.fullmatch(r"[A-Za-z]\w*\.[a-z_]+|_?[a-z]+[a-z_]+", name)
+    }
+    assert len(names) > 50
+    missing = {name for name in names for part in name.split(".") if not re.search(rf"\b{part}\b", sources)}
+    assert not {name for name in missing if not name.endswith(".lua") and not name.startswith("test_")}
+
+
 def test_the_protocol_names_every_key() -> None:
     rows = table_rows((DOCS / "explanation/protocol.md").read_text(), "key", "type", "holds", "removed")
     assert {name for row in rows for name in _SPAN.findall(row[0])} == {key.value for key in Key}
