@@ -51,7 +51,7 @@ def _describe(command: click.Command, context: click.Context) -> Iterator[str]:
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     yield f"```text\n{usage}\n```"
     records = [record for param in command.get_params(context) if (record := param.get_help_record(context))]
-    rows = [f"| `{_cell(option)}` | {_cell(text)} |" for option, text in records if not option.endswith("--help")]
+    rows = [f"| `{_cell(option)}` | {_cell(text)} |" for option, text in records if text and "--help" not in option]
     if rows:
         yield "\n".join(["| option | description |", "| --- | --- |", *rows])
 
@@ -66,4 +66,4 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _cell(text: str) -> str:
-    return re.sub(r"\s+", " ", text).replace("|", "\\|")
+    return re.sub(r"\s+", " ", text).replace(" RANGE", "").replace("|", "\\|")

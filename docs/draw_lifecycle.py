@@ -109,7 +109,7 @@ def _arrow(start: float, end: float, y: int, events: str) -> Iterator[str]:
         yield f'  <text class="event" x="{start + 32:g}" y="{y + 2}" style="text-anchor: start">{events}</text>'
     else:
         yield f'  <path class="row" d="M{start:g} {y} H{end:g}"/>'
-        yield f'  <text class="event" x="{(start + end) / 2:g}" y="{y - 5}">{events}</text>'
+        yield f'  <text class="event" x="{(start + end) / 2:g}" y="{y - 8}">{events}</text>'
 
 
 def matrix(table: Table, statuses: type[StrEnum], events: type[StrEnum], over: frozenset[StrEnum]) -> str:

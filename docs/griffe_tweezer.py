@@ -12,6 +12,8 @@ from typing import Any
 
 import griffe
 
+from tweezer.sync import _ASYNC_WORDS
+
 _MADE = re.compile(r"_(?:blocking|iterating|returning_batch|opening)\((?P<name>[\w.]+)\)")
 _ROLE = re.compile(r":\w+:`~?([^`]+)`")
 
@@ -36,11 +38,12 @@ class TweezerExtension(griffe.Extension):
 
 
 def _without_async(name: str, function: griffe.Function) -> griffe.Function:
+    assert function.docstring is not None
     return griffe.Function(
         name,
         lineno=function.lineno,
         endlineno=function.endlineno,
         parameters=function.parameters,
         returns=None if function.returns is None else str(function.returns).replace("Async", ""),
-        docstring=function.docstring,
+        docstring=griffe.Docstring(_ASYNC_WORDS.sub("", function.docstring.value), parent=function),
     )
