@@ -1,4 +1,4 @@
-"""A check of the base install, run by .ci/run in a virtual environment that has nothing but it.
+"""A check of the base install, which .ci/run runs in a virtual environment that has nothing else.
 
     python tests/base_install.py
 
@@ -45,7 +45,7 @@ EXTRAS = (
 
 
 async def announce(url: str) -> None:
-    """Says what a worker of a device would say."""
+    """Send the heartbeat of a worker of a device."""
     async with Store.open(Connect(url=url)) as store:
         about = {"adapter": "null", "exclusive": 0, "checks_sequence": 0, "max_runs": 1000, "max_backlog": 0}
         worker = {"lanes": 1, "started": 1}
@@ -53,7 +53,7 @@ async def announce(url: str) -> None:
 
 
 def enqueue_and_read(url: str) -> None:
-    """Submits, reads and cancels a batch."""
+    """Submit, read and cancel a batch."""
     with tweezer.connect(url) as queue:
         batch = queue.submit(None, [tweezer.Job(runs=10, variables={"omega": 1.5})] * 3, device="SHELF")
         assert [job.spec.variables for job in batch.jobs()] == [{"omega": 1.5}] * 3

@@ -1,4 +1,4 @@
-"""Pasqal's clients, each in the environment that pip made for it, as seen from a test."""
+"""Pasqal's clients for tests, each in its own environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SERVE = Path(__file__).parent / "scripts" / "serve.py"
 
 
 class ClientError(Exception):
-    """What the client raised. kind: the name of its class."""
+    """An error that the client raised. ``kind`` is the name of its class."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -23,12 +23,12 @@ class ClientError(Exception):
 
     @property
     def sentence(self) -> str:
-        """Its first line: what a user reads first."""
+        """Return its first line, which a user reads first."""
         return str(self).partition("\n")[0]
 
 
 class Client:
-    """An interpreter in which scripts call the client, until the end of the session.
+    """An interpreter that calls the client by scripts until the end of the session.
 
     requests: those of the last call that were answered, in order. took_s: how long it took.
     """
@@ -61,7 +61,7 @@ class Client:
                 pipe.close()
 
     def call(self, function: str, *, through: Mapping[str, Any] | None = None, **arguments: Any) -> Any:
-        """What a function of the scripts returns, called at the usual door with changes. Raises ClientError."""
+        """Call a function of the scripts at the usual door with changes; return its result or raise ClientError."""
         call = {"function": function, "door": {**self.door, **(through or {})}, "arguments": arguments}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -75,5 +75,5 @@ class Client:
         return told["answer"]
 
     def paths(self, *, ending: str = "") -> list[str]:
-        """The paths of the last call's requests that end so."""
+        """Return the paths of the last call's requests that end with this text."""
         return [request["path"] for request in self.requests if request["path"].endswith(ending)]

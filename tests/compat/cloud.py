@@ -1,4 +1,4 @@
-"""An installation as its operator starts it: a Redis, a ledger, and the processes of the command line."""
+"""An installation as an operator starts it: a Redis, a ledger, and the processes of the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.waiting import wait_until
 
 from tweezer.cli import main
 
-PROJECT = "6f1c2b3a-0d4e-4f5a-8b6c-7d8e9f0a1b2c"  # the client's filters take UUIDs only
+PROJECT = "6f1c2b3a-0d4e-4f5a-8b6c-7d8e9f0a1b2c"  # the client's filters accept only UUIDs
 SECOND = "7a2d3c4b-1e5f-4a6b-9c7d-8e9f0a1b2c3d"
 FOREIGN = "8b3e4d5c-2f6a-4b7c-8d8e-9f0a1b2c3d4e"
 ADA, PASSWORD = "ada", "correct horse battery"
@@ -30,7 +30,7 @@ _START_S = 60.0
 
 
 class Cloud:
-    """Three projects, the first two of which are the user ada's; keys of the first and of the last.
+    """An installation with three projects, two of them of the user ada, and keys of the first and the last one.
 
     qpu_specs: of a device FRESNEL that is emulated behind a QPU's specs.
     """
@@ -81,14 +81,14 @@ class Cloud:
         assert not failures, f"the API failed at a request of a client: {failures[:3]}"
 
     def get(self, path: str, **query: Any) -> Any:
-        """What the API itself says, for comparison with what a client makes of it."""
+        """Return the data of the API itself, to compare a client's view with it."""
         response = httpx.get(f"{self.base}{path}", params=query, headers={"Authorization": f"Bearer {self.key}"})
         assert response.status_code == 200, response.text
         return response.json()["data"]
 
     @contextlib.contextmanager
     def serving(self, device: str) -> Iterator[None]:
-        """A worker of one device more, as long as it is needed: each takes half a gigabyte."""
+        """Run a worker of another device while it is needed: each takes half a gigabyte."""
         self._start("worker", "--device", device, "--lanes", "1")
         try:
             wait_until(lambda: self._serves(device), within_s=_START_S)
@@ -97,7 +97,7 @@ class Cloud:
             self._end(device, self._processes.pop(device))
 
     def tweezer(self, *arguments: str, input: str | None = None) -> str:
-        """Runs a command of the operator's; what it prints."""
+        """Run a command of the operator and return its output."""
         ran = CliRunner(env=self._settings).invoke(main, arguments, input=input)
         assert ran.exit_code == 0, ran.output
         return ran.stdout.strip()
@@ -126,7 +126,7 @@ class Cloud:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        sys.stderr.write(f"---- log of {name}\n{self._log(name)[-3000:]}\n")  # seen when a test fails
+        sys.stderr.write(f"---- log of {name}\n{self._log(name)[-3000:]}\n")  # shown when a test fails
 
     def _listens(self) -> bool:
         self._check_alive()
@@ -152,7 +152,7 @@ class Cloud:
 
 
 def recorded(cloud: Cloud, ids: Iterable[str], **wanted: Any) -> None:
-    """Waits until the lists know these batches, as they are wanted."""
+    """Wait until the lists have these batches in the expected state."""
     ids = list(ids)
 
     def known() -> bool:

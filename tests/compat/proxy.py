@@ -18,20 +18,20 @@ _BAD_GATEWAY = b'{"status": "error", "message": "Bad Gateway", "code": "502"}'
 
 
 class Fault(StrEnum):
-    """What happens to a POST."""
+    """The fault that a POST meets."""
 
     IN_THE_BODY = auto()
-    """Half of its body arrives; then both connections are cut."""
+    """Half of its body is passed on; then both connections are cut."""
     BEFORE_THE_ANSWER = auto()
-    """All of it arrives, together with the end of the connection; the client is cut off, too."""
+    """All of it is passed on, together with the end of the connection; the client is cut off, too."""
     AT_THE_GATEWAY = auto()
-    """As before, but the client hears of a bad gateway, which makes it try again by itself."""
+    """As before, but the client gets a 502, after which it retries by itself."""
 
 
 class Proxy:
-    """Passes on what comes, and has the next POSTs meet the ``faults`` that were put there, one each.
+    """A proxy that passes on everything, except that the next POSTs meet one of the ``faults`` each.
 
-    posts: how many POSTs came.
+    ``posts`` counts the POSTs.
     """
 
     def __init__(self, base: str) -> None:
@@ -63,7 +63,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 class _Exchange(socketserver.StreamRequestHandler):
-    """One request and its answer; the connection ends with it."""
+    """Pass on one request and its response, then close the connection."""
 
     timeout = _PATIENCE_S
     server: _Server
@@ -92,7 +92,7 @@ class _Exchange(socketserver.StreamRequestHandler):
     def _pass_on(self, head: bytes, body: bytes, *, fault: Fault | None) -> None:
         with socket.create_connection(self.server.upstream, timeout=_PATIENCE_S) as upstream:
             if fault is not None:
-                # MSG_MORE: the kernel sends the rest along with the end of the connection, so no answer comes between
+                # MSG_MORE: the kernel sends the rest together with the end of the connection, before any response
                 upstream.sendall(head + (body[: len(body) // 2] if fault is Fault.IN_THE_BODY else body), _MORE)
             else:
                 upstream.sendall(head + body)

@@ -1,4 +1,4 @@
-"""Who one is, by key or by name and password; which projects and devices there are; workloads."""
+"""Authentication by key or by name and password; projects and devices; workloads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COVERED = {
     *("get_workload", "project_id", "rebatch", "set_batch_tags", "switch_to_project", "user_token"),
     *("wait_for_workload",),
 }
-"""What is called by the scripts of these tests; the last one only waits for workloads, which there are none of."""
+"""The methods that the scripts call; the last one waits for workloads, which do not exist."""
 
 LOGIN = {"key": None, "username": ADA, "password": PASSWORD}
 NOBODY = "00000000-0000-8000-8000-000000000000"
@@ -73,7 +73,7 @@ def test_pulser_can_read_the_specs_of_every_device(client: Client, through: dict
 
 def test_workloads_are_reported_as_missing(client: Client) -> None:
     for function, says in (
-        ("create_workload", "Job creation failed: 501: "),  # in the client's words
+        ("create_workload", "Job creation failed: 501: "),  # a text of the client
         ("get_workload", "Workload fetching failed: 501: "),
         ("cancel_workload", "Workload cancelling failed: 501: "),
     ):
@@ -81,4 +81,4 @@ def test_workloads_are_reported_as_missing(client: Client) -> None:
         with pytest.raises(ClientError) as caught:
             client.call(f"account.{function}", **arguments)
         assert caught.value.sentence.startswith(says)
-        assert len(client.requests) == 1  # it does not try again
+        assert len(client.requests) == 1  # it does not retry

@@ -1,4 +1,4 @@
-"""Pulser's own backends on a connection to Tweezer: emulators, a device behind a QPU's specs, open batches."""
+"""Pulser's backends on a connection to Tweezer: emulators, an emulator with a QPU's specs, open batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_an_emulation_gives_shots_and_observables(client: Client) -> None:
 
 def test_the_single_run_of_the_old_connection_is_a_placeholder(client: Client) -> None:
     (counts,) = client.call("backends.emulate_by_default")
-    assert sum(counts.values()) == 1000  # the default of the configuration; stack B sends runs: 1, and means nothing
+    assert sum(counts.values()) == 1000  # the default of the configuration; stack B sends runs: 1, which has no meaning
 
 
 def test_runs_that_a_user_gives_are_used(client_a: Client) -> None:
@@ -45,7 +45,7 @@ def test_the_old_backend_without_configurations_still_runs(client_b: Client) -> 
 def test_an_unsupported_option_of_the_old_backend_is_refused(client_b: Client) -> None:
     with pytest.raises(ClientError) as caught:
         client_b.call("backends.emulate_the_older_way", with_noise=True)
-    assert caught.value.kind == "BatchCreationError"  # refused when it is submitted
+    assert caught.value.kind == "BatchCreationError"  # refused at the submit
 
 
 def test_a_missing_emulator_is_reported(client: Client) -> None:
@@ -55,7 +55,7 @@ def test_a_missing_emulator_is_reported(client: Client) -> None:
 
 @pytest.fixture(scope="module")
 def emulators(cloud: Cloud) -> Iterator[None]:
-    """The other emulators, while the tests that need them run."""
+    """Run the other emulators for the tests that need them."""
     pytest.importorskip("emu_mps", reason="the extra torch is not installed")
     with contextlib.ExitStack() as serving:
         for device in (EMU_SV, EMU_MPS, EMU_TN, EMU_FRESNEL):
@@ -110,7 +110,10 @@ def test_missing_results_are_left_out_of_the_available_ones(client: Client) -> N
     for job_id in (done, failed):
         client.call("batches.read_job", job_id=job_id, wait=True)
     told = client.call("backends.results_of", batch_id=batch["id"])
-    assert (told["available"], told["counts"]) == ([done], [{"0": 10}])  # by the counter: it has nothing serialised
+    assert (told["available"], told["counts"]) == (
+        [done],
+        [{"0": 10}],
+    )  # from the counter: there are no serialised results
     assert (told["error"], told["because"][:34]) == ("RemoteResultsError", "The results are not yet available,")
     client.call("batches.cancel", batch_id=batch["id"])
 

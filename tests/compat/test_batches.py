@@ -1,4 +1,4 @@
-"""Batches and jobs through the client itself: what it sends is understood, what it needs is there."""
+"""Batches and jobs through the client itself: the API understands its requests and returns what it needs."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_wait_ends_with_the_batch_and_not_some_seconds_later(client_a: Client)
     batch = client_a.call("batches.create_null", jobs=jobs, wait=True)
     assert batch["status"] == "DONE"
     assert len(client_a.paths(ending="/status")) == 1
-    assert client_a.took_s < 3.5  # by polling it would be 6: at 0, 2 and 6 s
+    assert client_a.took_s < 3.5  # polling at 0, 2 and 6 s would take 6 s
 
 
 def test_a_job_is_waited_for_in_the_same_way(client_a: Client) -> None:
@@ -138,7 +138,7 @@ def test_jobs_are_cancelled_one_by_one_and_by_filter(client: Client) -> None:
     assert (again["jobs"], list(again["errors"])) == ([], [ids[4]])
 
 
-# -------------------------------------------------------------------------------------- again, and with tags
+# ------------------------------------------------------------------------------------------ repeats and tags
 
 
 def test_the_jobs_of_a_batch_are_repeated_in_a_new_one(client: Client) -> None:
@@ -241,7 +241,7 @@ def test_more_jobs_than_a_page_holds_are_found_page_by_page(client: Client) -> N
     assert sorted(first["ids"] + rest["ids"]) == sorted(job["id"] for job in batch["jobs"])
 
 
-# ------------------------------------------------------------------------------------------------ what is said
+# ---------------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The code of docs/guides/pasqal-clients.md, run as it stands but for the URL, the key and the project."""
+"""The code of docs/guides/pasqal-clients.md, run unchanged but for the URL, the key and the project."""
 
 from __future__ import annotations
 

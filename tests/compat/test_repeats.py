@@ -1,4 +1,4 @@
-"""Calls that are repeated: by the client because something was cut, which counts once, or by its user, which counts."""
+"""Repeated calls: by the client after a cut connection, which count once, or by its user, which count each time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def proxy(cloud: Cloud) -> Iterator[Proxy]:
 
 
 class Since:
-    """What was submitted since then, in the order of its arrival."""
+    """Return the batches submitted since then, in order of arrival."""
 
     def __init__(self, cloud: Cloud, client: Client) -> None:
         self._cloud = cloud
@@ -32,7 +32,7 @@ class Since:
         self._began = datetime.now(UTC)
 
     def batches(self, device: str) -> int:
-        """How many of a device; those of before a marker, which is recorded last, are all recorded."""
+        """Return the number of batches of a device, after a marker that is recorded after all others."""
         marker = self._client.call("batches.create_null", jobs=[], open=True, tags=[str(uuid4())])["id"]
         wait_until(lambda: bool(self._cloud.get("/api/v2/batches", id=marker)))
         found = self._cloud.get("/api/v2/batches", min_created_at=self._began.isoformat(), device_type=device)
@@ -92,6 +92,6 @@ def test_equal_jobs_may_be_added_twice(client: Client) -> None:
 
 def test_equal_calls_of_short_scripts_make_a_batch_each(client: Client) -> None:
     ids: list[str] = []
-    for number in (1, 30) * 5:  # on a connection each, that is closed after the last answer
+    for number in (1, 30) * 5:  # on one connection each, which is closed after the last response
         ids += client.call("batches.create_many", number=number)
     assert len(set(ids)) == len(ids)

@@ -1,4 +1,4 @@
-"""What one release of pasqal-cloud submits, every other release reads."""
+"""Every release of pasqal-cloud can read what any other release submits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).parent / "scripts" / "read_project.py"
 def test_an_old_client_reads_batches_of_newer_ones(
     cloud: Cloud, client_a: Client, client_b: Client, stack: str, version: str
 ) -> None:
-    """Where a configuration has the shots, the newest one submits no ``runs``, and the one before it ``runs: 1``."""
+    """If a configuration has the shots, the newest release submits no ``runs``, and the previous one ``runs: 1``."""
     for client, runs in ((client_a, 70), (client_b, 1)):
         told = client.call("backends.emulate", shots=70)
         recorded(cloud, [told["batch"]])

@@ -61,7 +61,7 @@ SOME_HASH = "$argon2id$some"
 
 
 def make_key(database: Database, **options: object) -> NewKey:
-    """A key of the project ``ours``."""
+    """Make a key of the project ``ours``."""
     with database.write() as connection:
         project_no(connection, "ours")
         given = {"name": "k", "project_id": "ours", **options}
@@ -76,7 +76,7 @@ def look(database: Database, identity: str) -> KeyLookup:
 
 
 def shift(database: Database, identity: str, column: str, by_ms: int) -> None:
-    """Moves a time of a key."""
+    """Move a time of a key."""
     with database.write() as connection:
         connection.execute(update(keys).where(keys.c.id == identity).values({column: now_ms() + by_ms}))
 
@@ -273,7 +273,7 @@ def test_a_rotated_key_has_a_successor_with_its_rights_and_works_during_the_over
     assert new.about.id != old.about.id
     assert new.about.expires is not None
     assert old.about.expires is not None
-    assert abs((new.about.expires - old.about.expires).total_seconds()) < 60  # as long a life, from now
+    assert abs((new.about.expires - old.about.expires).total_seconds()) < 60  # valid for as long, from now
     assert ending.expires is not None
     assert abs((ending.expires - new.about.created).total_seconds() - 3600) < 1
     for key in (old, new):

@@ -1,4 +1,4 @@
-"""One way of using SQLite and PostgreSQL: transactions, threads, loading, and what is said when it cannot be used."""
+"""SQLite and PostgreSQL behind one interface: transactions, threads, loading, and errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_the_threads_of_an_account_are_limited_and_others_do_not_wait(sqli
             calls = [asyncio.create_task(database.run(work)) for _ in range(5)]
         await until(lambda: begun.acquire(blocking=False))
         await until(lambda: begun.acquire(blocking=False))
-        calls[0].cancel()  # its thread goes on, so that nobody gets its turn
+        calls[0].cancel()  # its thread continues, so that no other call gets its turn
         with sharing("other"):
             assert await database.run(int, "7") == 7
         assert await database.run(int, "8") == 8
@@ -190,7 +190,7 @@ def test_many_rows_are_loaded_in_the_transaction(database: Database) -> None:
         assert connection.execute(select(secrets.c.value).distinct()).scalars().all() == [b"\0\xff\\x"]
 
 
-# --- what can go wrong
+# --- errors
 
 
 @pytest.mark.parametrize(

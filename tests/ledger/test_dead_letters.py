@@ -1,4 +1,4 @@
-"""What the recorder cannot record is parked; everything else is recorded, and operators try again or give it up."""
+"""Work that cannot be recorded is parked, and everything else is recorded; operators retry or drop parked work."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def repair(bench: LedgerRig, batch_id: UUID, field: str, value: bytes | No
 POISONS: dict[str, tuple[str, bytes]] = {
     "doc": ("doc", b"\xc1"),
     "tags": ("tags", b"no JSON"),
-    "number": ("updated", str(2**70).encode()),  # decodes, and no database takes it
+    "number": ("updated", str(2**70).encode()),  # valid, but too large for any database
     "newer": ("v", b"2"),
 }
 
@@ -71,7 +71,7 @@ async def test_a_batch_that_cannot_be_recorded_is_parked_and_others_continue(ben
     assert letter.origin == position_id(letter.position)
     assert letter.error
     assert bench.rows("SELECT position FROM recorder") == [(await rig.store.events.last(),)]
-    # Its transitions are recorded: whoever reads the feed misses nothing.
+    # Its transitions are recorded, so a reader of the feed misses nothing.
     assert len(bench.rows("SELECT position FROM transitions")) == 7
 
     await repair(bench, bad, field, fine)

@@ -1,4 +1,4 @@
-"""The feed of events: each once and in order, wherever they are when they are read."""
+"""The feed of events: each once and in order, whether they are in Redis or in the ledger."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TIME_US = 1_700_000_000_000_017
 
 
 class Reader:
-    """Reads a selection page by page from a place on, and remembers the ids that it was told."""
+    """A reader of a selection, page by page from a position on, that keeps the ids it got."""
 
     def __init__(self, feed: Feed, selection: Selection = ALL, cursor: Cursor | None = None) -> None:
         self._feed = feed
@@ -54,14 +54,14 @@ def feed(bench: LedgerRig) -> Feed:
 
 
 class Course:
-    """What happens to the events of a bench, and all that there were, in order."""
+    """The history of a bench: moves its events, and keeps all ids in order."""
 
     def __init__(self, bench: LedgerRig) -> None:
         self._bench = bench
         self._all: dict[str, None] = {}
 
     async def ids(self) -> list[str]:
-        """Of all events but the internal ones."""
+        """Return the ids of all events but the internal ones."""
         for entry in await self._bench.rig.store.events.read(most=100_000):
             if entry.told_before:
                 continue
@@ -141,7 +141,7 @@ async def test_every_event_is_returned_once_and_in_order_despite_recorder_and_tr
 
 
 def interrupt(bench: LedgerRig, course: Course, chance: random.Random) -> None:
-    """Lets the recorder come by, now and then, between what a page reads from the ledger and from the stream."""
+    """Let the recorder run now and then between a page's reads of the ledger and of the stream."""
     stream = bench.rig.store.events
     read_on = stream.read_on
 
@@ -291,7 +291,7 @@ async def test_the_number_of_rows_scanned_for_a_page_is_limited(
 async def test_one_type_is_found_as_among_all(
     bench: LedgerRig, feed: Feed, monkeypatch: pytest.MonkeyPatch, recorded: bool
 ) -> None:
-    """Whatever the database picks by itself, in windows of any size, of all projects or some."""
+    """The database filters by itself, in windows of any size, for all projects or some."""
     monkeypatch.setattr("tweezer.ledger.queries.feed._STEP", 4)
     for project in ("a", "b", "a"):
         await run_a_batch(bench, 3, project=project)

@@ -1,4 +1,4 @@
-"""Producers and commands read what Redis has forgotten from the ledger, and cannot change it any more."""
+"""Producers and commands read batches that Redis has forgotten from the ledger, and cannot change them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A ledger and a Redis of different installations are joined on purpose only."""
+"""A ledger and a Redis of different installations are only joined on purpose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What earlier versions kept, in Redis and in the ledger, is read and used by this one."""
+"""This version can read and use the data of earlier versions, in Redis and in the ledger."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_kept_work_continues(kept: tuple[LedgerRig, dict[str, Any]]) -> No
     await rig.announce(lanes=2)
     leases = rig.keys(Key.LEASES, DEVICE)
     (lease,) = await rig.redis.zrange(leases, 0, -1)
-    await rig.redis.zadd(leases, {lease: 1})  # long over, as that of a file
+    await rig.redis.zadd(leases, {lease: 1})  # long expired, like that of a file
     await rig.tickets.sweep()
     await rig.commands.close(batches["open"], project=PROJECT)
     await rig.commands.resume(batches["paused"], project=PROJECT)

@@ -1,4 +1,4 @@
-"""The keys that sign links to results: encrypted at rest, made once, rotated, and taken over from older versions."""
+"""The keys that sign links to results: encrypted at rest, made once, rotated, and migrated from older versions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def vault() -> Vault:
 
 
 def keep_plain(database: Database) -> None:
-    """As older versions did."""
+    """Write a key as older versions did."""
     with database.write() as connection:
         connection.execute(insert(secrets).values(name=NAME, value=PLAIN))
 

@@ -1,4 +1,4 @@
-"""The steps of the ledger's tables, and what a process says whose tables are not at the last one."""
+"""The migrations of the ledger, and the errors of a process whose tables are at another step."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def blank(blank_url: str) -> Iterator[Database]:
 
 
 def all_about(database: Database) -> list[list[tuple[object, ...]]]:
-    """Everything that the database says of its tables."""
+    """Return everything that the database knows about its tables."""
     queries = [_SQLITE] if database.is_sqlite else [_COLUMNS, f"{_INDEXES} ORDER BY 1", f"{_CONSTRAINTS} ORDER BY 1, 2"]
     with database.read() as connection:
         return [[tuple(row) for row in connection.execute(text(query))] for query in queries]
@@ -86,7 +86,7 @@ def test_upgrades_at_the_same_time_make_the_tables_once(blank: Database) -> None
 
 @pytest.fixture
 def next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Adds a step that does what it is told to, as a later version of Tweezer would."""
+    """Add a step with this body, as a later version of Tweezer would."""
 
     def add(body: str) -> None:
         steps = tmp_path / "100%"
@@ -114,7 +114,7 @@ def test_an_upgrade_keeps_what_the_tables_hold(database: Database, next_step: Ca
 
 @pytest.fixture
 def at_step(monkeypatch: pytest.MonkeyPatch, blank: Database) -> Callable[[str], None]:
-    """Brings blank tables to an older step."""
+    """Bring an empty database to an older step."""
 
     def bring(step: str) -> None:
         with monkeypatch.context() as patched:

@@ -1,4 +1,4 @@
-"""What is asked of the ledger, on both databases, against the same questions asked of all its records in Python."""
+"""Queries of the ledger on both databases, compared with the same queries over all its records in Python."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ALL = PageRequest(limit=100_000)
 
 
 class Ledger:
-    """A filled ledger, and everything in it."""
+    """A filled ledger with all its records."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -64,7 +64,7 @@ class Ledger:
 
 @pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def ledger(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
-    """One for all tests that only ask, on both databases."""
+    """A ledger for all tests that only read, on both databases."""
     template = request.getfixturevalue(f"{request.param}_template")
     if request.param == "sqlite":
         url = f"sqlite:///{shutil.copy(template, tmp_path_factory.mktemp('queries') / 'ledger.db')}"
@@ -77,7 +77,7 @@ def ledger(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def own_ledger(database: Database) -> Ledger:
-    """One that the test may change."""
+    """A ledger that the test may change."""
     return Ledger(database)
 
 
@@ -86,7 +86,7 @@ def _first(ledger: Ledger, status: JobStatus) -> JobRecord:
 
 
 def _job_filters(ledger: Ledger) -> dict[str, JobFilter]:
-    """Each filter alone."""
+    """Return each filter alone."""
     some = ledger.jobs[77]
     few = tuple(job.id for job in ledger.jobs[10:200:37])
     return {
@@ -166,7 +166,7 @@ def test_filters_together_mean_what_all_of_them_mean(ledger: Ledger) -> None:
 
 
 def test_every_filter_finds_something_and_leaves_something_out(ledger: Ledger) -> None:
-    """Or the tests above would show nothing."""
+    """Otherwise the tests above would show nothing."""
     empty = {"another origin", "an unknown tag"}
     for name, wanted in _job_filters(ledger).items():
         found = len(ledger.wanted_jobs(OPERATOR, wanted))
@@ -196,7 +196,7 @@ def test_jobs_come_in_the_order_that_is_asked_for(ledger: Ledger, order: JobOrde
 
 
 def _in_order(keys: dict[UUID, Any], *, descending: bool) -> list[UUID]:
-    """By key and id; those without a key last."""
+    """Sort by key and id, with records without a key last."""
     with_key = sorted(((key, identity) for identity, key in keys.items() if key is not None), reverse=descending)
     without = sorted((identity for identity, key in keys.items() if key is None), reverse=descending)
     return [identity for _, identity in with_key] + without
@@ -392,7 +392,7 @@ def test_counters_equal_the_counted_rows(ledger: Ledger, who: str) -> None:
     ):
         expected = Counter(job.status for job in ledger.wanted_jobs(caller, wanted))
         assert ledger.queries.job_counts(caller, wanted) == {status: expected[status] for status in JobStatus}
-        counted = msgspec.structs.replace(wanted, origins=(Origin.CLIENT,))  # which the counters do not know
+        counted = msgspec.structs.replace(wanted, origins=(Origin.CLIENT,))  # the counters do not have it
         assert ledger.queries.job_counts(caller, counted) == {status: expected[status] for status in JobStatus}
     of_batches = Counter(batch.status for batch in ledger.batches.values() if caller.sees(batch.project))
     assert ledger.queries.batch_counts(caller, BatchFilter()) == {status: of_batches[status] for status in BatchStatus}

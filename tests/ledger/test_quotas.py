@@ -1,4 +1,4 @@
-"""What the ledger tells Redis of quotas: limits of single projects, and results that Redis has forgotten."""
+"""What the ledger publishes to Redis for quotas: limits of projects, and bytes of results that Redis has forgotten."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tweezer.store.keys import Key
 
 
 async def _ended(bench: LedgerRig, project: str = "a") -> tuple[UUID, int]:
-    """A recorded batch that has ended, and the bytes of its results."""
+    """Record a batch that has ended; return it and the bytes of its results."""
     before = await _results(bench, project)
     batch_id = await bench.rig.submit(2, project=project)
     await bench.rig.run_all()
@@ -32,7 +32,7 @@ async def _results(bench: LedgerRig, project: str = "a") -> int:
 
 
 async def _look(bench: LedgerRig) -> None:
-    """What a recorder does that has recorded all."""
+    """Do what a recorder does after it has recorded everything."""
     await QuotaPublisher(bench.rig.store, bench.database).look()
 
 

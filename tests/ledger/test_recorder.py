@@ -1,4 +1,4 @@
-"""The recorder writes into the ledger what happened in Redis: all of it, once, whoever dies when."""
+"""The recorder writes everything that happens in Redis into the ledger, once, even if processes die."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ async def test_a_job_that_is_tried_again_is_pending_in_between(bench: LedgerRig)
 
 
 async def test_the_first_end_of_a_job_is_kept(bench: LedgerRig) -> None:
-    """Redis may come back without an end that is recorded, and tell another one before it is put right."""
+    """Redis may restart without a recorded end, and report another one before the ledger corrects it."""
     batch_id = await bench.rig.submit(1, open=True)
     grant = await bench.rig.take()
     await bench.rig.settle(grant, {0: DONE})

@@ -1,4 +1,4 @@
-"""A Redis that came back without the end of its append-only file is given what the ledger has: the ledger wins."""
+"""A Redis that lost the end of its append-only file is restored from the ledger: the ledger wins."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DONE, ERROR = OutcomeKind.DONE, OutcomeKind.ERROR
 
 
 class Mortal(LedgerRig):
-    """A bench on a Redis of its own, whose file can be cut."""
+    """A bench on a private Redis whose file can be cut."""
 
     def __init__(self, server: RedisServer, database: Database) -> None:
         self.server = server
@@ -43,11 +43,11 @@ class Mortal(LedgerRig):
         return rig
 
     def size(self) -> int:
-        """How long the file is now."""
+        """Return the current length of the file."""
         return self._file().stat().st_size
 
     async def come_back_with(self, size: int) -> None:
-        """Redis dies, and comes back with that much of its file."""
+        """Kill Redis, and start it with this much of its file."""
         await self.rig.store.close()
         self.server.kill()
         os.truncate(self._file(), size)
@@ -70,7 +70,7 @@ class Mortal(LedgerRig):
         return not (await self.rig.store.recovery.gate()).is_shut
 
     def ends_of_jobs(self) -> dict[tuple[UUID, int], int]:
-        """How many ends are recorded of each job."""
+        """Return how many ends are recorded for each job."""
         query = "SELECT batch, sequence_number, time_us, words FROM transitions"
         ends: collections.Counter[tuple[UUID, int]] = collections.Counter()
         for batch, first, time_us, words in self.rows(query):
@@ -135,7 +135,7 @@ async def test_jobs_that_redis_lost_are_restored_from_the_ledger_and_do_not_run_
     assert set(await rig.reader.results(half, range(10))) == {0, 1, 2, 3, 4, 6}
 
     late = await rig.tickets.settle(grant.ticket, grant.token, [], want=1, used_s=0, lease_s=LEASE_S)
-    for job in late.jobs:  # the holder from before goes on with what is left
+    for job in late.jobs:  # the old holder continues with the rest
         await rig.settle(grant, {job.index: DONE}, want=10)
     await rig.redis.zadd(rig.keys.prefix + "device:EMU:leases", {str(grant.ticket): 1}, xx=True)
     await rig.run_all()

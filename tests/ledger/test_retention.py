@@ -1,4 +1,4 @@
-"""What is deleted is gone for good, everywhere; what is live, or not recorded, stays."""
+"""Deleted batches are gone everywhere and for good; live or unrecorded ones are kept."""
 
 from __future__ import annotations
 

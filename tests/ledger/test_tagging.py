@@ -1,4 +1,4 @@
-"""Tags that are replaced: the ledger follows, live or ended, and keeps those of what Redis has forgotten."""
+"""Replaced tags: the ledger gets them for live and ended batches, and keeps those of forgotten ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tweezer.model.ids import new_batch_id
 
 
 def tagged(bench: LedgerRig, tag: str) -> tuple[list[UUID], int]:
-    """The batches that lists find by a tag, and the number of jobs."""
+    """Return the batches that lists find by a tag, and the number of jobs."""
     found = bench.queries.batches(OPERATOR, BatchFilter(tags_any=(tag,)))
     return [batch.id for batch in found.rows], bench.queries.jobs(OPERATOR, JobFilter(tags_any=(tag,))).total
 

@@ -1,4 +1,4 @@
-"""What the client does beside batches and jobs: projects, devices, workloads, and what it is itself."""
+"""The client's calls apart from batches and jobs: projects, devices, workloads, and its own methods."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pulser.json.abstract_repr.deserializer import deserialize_device
 
 
 def public_methods(door: Door) -> list[str]:
-    """Names of the client's public methods."""
+    """Return the names of the client's public methods."""
     client = door.client()
     return sorted(name for name in dir(type(client)) if not name.startswith("_"))
 
@@ -19,19 +19,19 @@ def token(door: Door) -> Any:
 
 
 def projects(door: Door) -> dict[str, str]:
-    """Names of the projects by id."""
+    """Return the names of the projects by id."""
     return {project.id: project.name for project in door.client().get_all_projects()}
 
 
 def switch(door: Door, project_id: str) -> str:
-    """Switches to another project and submits there; the project of the batch."""
+    """Switch to another project, submit there, and return the project of the batch."""
     client = door.client()
     assert client.switch_to_project(project_id) == project_id
     return str(client.create_batch("{}", [{"runs": 1}], device_type="NULL").project_id)
 
 
 def devices(door: Door) -> dict[str, str]:
-    """Names in the specs of each device that is there, which Pulser must be able to read."""
+    """Return the names in the specs of all devices, after Pulser has read them."""
     return {name: deserialize_device(specs).name for name, specs in door.client().get_device_specs_dict().items()}
 
 

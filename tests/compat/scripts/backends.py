@@ -1,4 +1,4 @@
-"""Pulser's backends on a connection to the server, as the tutorials of either stack use them."""
+"""Pulser's backends on a connection to the server, used as in the tutorials of both stacks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Told = dict[str, Any]
 
 
 def emulate(door: Door, *, shots: int, wait: bool = True) -> Told:
-    """Emulates with a configuration that asks for shots and an observable besides."""
+    """Emulate with a configuration that asks for shots and an observable."""
     config: EmulationConfig[Any] = EmulationConfig(
         observables=[
             BitStrings(num_shots=shots, evaluation_times=[1.0]),
@@ -44,7 +44,7 @@ def emulate(door: Door, *, shots: int, wait: bool = True) -> Told:
 
 
 def emulate_with_tensors(door: Door, *, kind: str, shots: int, **options: Any) -> Told:
-    """On emu-sv or emu-mps, with options of their own; the backend's own configuration where nothing is asked."""
+    """Emulate on emu-sv or emu-mps with their options, or with the backend's own configuration if there are none."""
     backend_type: Any = {"EMU_SV": SVBackend, "EMU_MPS": MPSBackend}[kind]
     config: EmulationConfig[Any] = EmulationConfig(
         observables=[
@@ -69,14 +69,14 @@ def emulate_with_tensors(door: Door, *, kind: str, shots: int, **options: Any) -
 
 
 def emulate_by_default(door: Door, job_params: list[Any] | None = None, *, name: str = "rabi") -> list[dict[str, int]]:
-    """Emulates with the configuration of the backend itself; the counters."""
+    """Emulate with the configuration of the backend itself, and return the counters."""
     sequence = {"rabi": sequences.rabi, "sweep": sequences.sweep, "mappable": sequences.mappable}[name]()
     results = RemoteEmuFreeBackend(sequence, door.connection()).run(job_params, wait=True)
     return [dict(result.final_bitstrings) for result in results.results]
 
 
 def emulate_the_older_way(door: Door, **options: Any) -> list[dict[str, int]]:
-    """By the backend of before there were configurations for all emulators: stack B only."""
+    """Emulate with the old backend from before configurations: stack B only."""
     config = EmulatorConfig(evaluation_times="Final", sampling_rate=0.25, backend_options=options)
     backend = EmuFreeBackend(sequences.sweep(), door.connection(), config=config)
     job_params = [{"runs": 20, "variables": {"omega": 0.0}}, {"runs": 30, "variables": {"omega": 5.0}}]
@@ -84,7 +84,7 @@ def emulate_the_older_way(door: Door, **options: Any) -> list[dict[str, int]]:
 
 
 def emulate_by_tensor_networks(door: Door, **options: Any) -> list[dict[str, int]]:
-    """By the older name of emu-mps: stack B only."""
+    """Emulate with the old name of emu-mps: stack B only."""
     config = EmulatorConfig(evaluation_times="Final", sampling_rate=0.02, backend_options=options)
     backend = EmuTNBackend(sequences.sweep(qubits=3), door.connection(), config=config)
     results = backend.run([{"runs": 20, "variables": {"omega": 0.0}}], wait=True)
@@ -92,12 +92,12 @@ def emulate_by_tensor_networks(door: Door, **options: Any) -> list[dict[str, int
 
 
 def emulate_elsewhere(door: Door) -> None:
-    """On a device that is not there."""
+    """Emulate on a missing device."""
     SVBackend(sequences.rabi(), door.connection()).run(wait=True)
 
 
 def emulate_in_an_open_batch(door: Door) -> Told:
-    """Runs twice in an open batch, and reads the results when it is closed."""
+    """Run twice in an open batch, and read the results after it was closed."""
     connection = door.connection()
     backend = RemoteEmuFreeBackend(sequences.sweep(), connection)
     with backend.open_batch():
@@ -108,7 +108,7 @@ def emulate_in_an_open_batch(door: Door) -> Told:
 
 
 def add_over_a_new_way(door: Door, base: str) -> Told:
-    """Opens a batch, and runs in it through another base; how many jobs it has then."""
+    """Open a batch, run in it through another base, and return its number of jobs."""
     backend = RemoteEmuFreeBackend(sequences.rabi(), door.connection())
     with backend.open_batch():
         backend._connection = door.moved(base).connection()
@@ -117,7 +117,7 @@ def add_over_a_new_way(door: Door, base: str) -> Told:
 
 
 def partial_results(door: Door) -> Told:
-    """Asks for the results of a batch of which one job cannot be run and the other can."""
+    """Read the results of a batch with a job that cannot run and one that can."""
     connection = door.connection()
     config: EmulationConfig[Any] = EmulationConfig(observables=[BitStrings(num_shots=10)])
     backend = RemoteEmuFreeBackend(sequences.sweep(), connection, config=config)
@@ -132,7 +132,7 @@ def partial_results(door: Door) -> Told:
 
 
 def results_of(door: Door, batch_id: str) -> Told:
-    """What there is of a batch, and what the client says when it is asked for all of it."""
+    """Return the available results of a batch, and the client's error when it reads all results."""
     results = door.connection().get_results(batch_id)
     available = results.get_available_results()
     counts = [dict(result.final_bitstrings) for result in available.values()]
@@ -144,12 +144,12 @@ def results_of(door: Door, batch_id: str) -> Told:
 
 
 def devices(door: Door) -> dict[str, str]:
-    """Name of each device that the connection fetches, and of its specs."""
+    """Return the name of each device that the connection fetches, and that of its specs."""
     return {name: device.name for name, device in door.connection().fetch_available_devices().items()}
 
 
 def run_on_the_qpu(door: Door, job_params: list[Any]) -> Told:
-    """By QPUBackend, which names no device: the sequence does."""
+    """Run with QPUBackend, which takes the device from the sequence."""
     connection = door.connection()
     results = QPUBackend(sequences.for_the_analog_device(), connection).run(job_params, wait=True)
     return {
@@ -169,13 +169,13 @@ def run_on_the_qpu_in_an_open_batch(door: Door) -> Told:
 
 
 def run_by_a_third_party(door: Door) -> list[dict[str, int]]:
-    """On the paths of a cloud that resells the service."""
+    """Run on the paths of a cloud that resells the service."""
     backend = RemoteEmuFreeBackend(sequences.rabi(), door.third_party())
     return [dict(result.final_bitstrings) for result in backend.run(wait=True).results]
 
 
 def await_end(connection: Any, batch_id: str) -> None:
-    """Waits until nothing of a batch is pending or running, by the client's own way."""
+    """Wait with the client until no job of a batch is pending or running."""
     if NEW:
         connection.cloud_client._wait_for_batch_terminal(batch_id)
         return

@@ -1,4 +1,4 @@
-"""What a user of the client does with batches and jobs. Each function returns what the client told."""
+"""The calls of a user with batches and jobs. Each function returns what the client returned."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _WORDS = {"BatchFilters": BatchStatus, "JobFilters": JobStatus, "RebatchFilters"
 def create(
     door: Door, jobs: list[Any], *, sequence: str | None = "rabi", results: bool = False, **options: Any
 ) -> Told:
-    """Creates a batch of one of our sequences; with the results of its jobs if they are wanted."""
+    """Create a batch with one of our sequences; return it, on demand with the results of its jobs."""
     text = None if sequence is None else sequences.text(sequence)
     return _batch(door.client(webhook=options.pop("webhook", None)).create_batch(text, _own(jobs), **options), results)
 
 
 def create_null(door: Door, jobs: list[Any], **options: Any) -> Told:
-    """Creates a batch of the device that does what the variables of its jobs say."""
+    """Create a batch for the device whose jobs do what their variables ask for."""
     return _batch(door.client().create_batch("{}", jobs, device_type="NULL", **options))
 
 
 def create_many(door: Door, number: int) -> list[str]:
-    """Creates as many closed batches of the null device; their ids."""
+    """Create this many closed batches for the null device, and return their ids."""
     client = door.client()
     return [client.create_batch("{}", [{"runs": 1}], device_type="NULL").id for _ in range(number)]
 
 
 def create_the_older_way(door: Door, jobs: list[Any]) -> Told:
-    """With the words that the newer ones replaced."""
+    """Create a batch with the old names of fields."""
     batch = door.client().create_batch(
         sequences.text("rabi"),
         jobs,
@@ -50,7 +50,7 @@ def create_the_older_way(door: Door, jobs: list[Any]) -> Told:
 
 
 def fill_an_open_batch(door: Door) -> list[Told]:
-    """Opens a batch without jobs, adds some by both ways, repeats one, closes it; how it stood after each step."""
+    """Open a batch without jobs, add some in both ways, repeat one, and close it; return its state after each step."""
     client = door.client()
     batch = client.create_batch(sequences.text("sweep"), [], open=True, device_type="EMU_FREE")
     steps = [_batch(batch)]
@@ -77,7 +77,7 @@ def close_the_older_way(door: Door, batch_id: str) -> list[Told]:
 
 
 def read(door: Door, batch_id: str) -> Told:
-    """Reads a batch by all ways there are."""
+    """Read a batch in every possible way."""
     client = door.client()
     batch = client.get_batch(batch_id)
     told = _batch(batch, results=True)
@@ -101,7 +101,7 @@ def read_job(door: Door, job_id: str, *, wait: bool = False) -> Told:
 
 
 def jobs_of(door: Door, batch_id: str) -> list[int]:
-    """The runs of all jobs of a batch, in the order in which the client gives them."""
+    """Return the runs of all jobs of a batch, in the client's order."""
     return [job.runs for job in door.client().get_batch(batch_id).ordered_jobs]
 
 
@@ -164,7 +164,7 @@ def tag_itself(door: Door, batch_id: str, tags: list[str]) -> Told:
 
 
 def _own(jobs: list[Any]) -> list[Any]:
-    """The jobs, where a sequence of their own is given by its name."""
+    """Return the jobs; the name of a sequence in a job becomes the sequence itself."""
     return [
         job | {"serialized_sequence": sequences.text(job["serialized_sequence"])}
         if "serialized_sequence" in job
@@ -185,7 +185,7 @@ def _keyed(errors: dict[Any, str]) -> dict[str, str]:
 
 
 def _batch(batch: Batch, results: bool = False) -> Told:
-    """All that the client knows of a batch."""
+    """Return all fields of a batch in the client."""
     fields = {name: getattr(batch, name) for name in Batch.model_fields}
     if isinstance(batch.configuration, BaseConfig):
         fields["configuration"] = batch.configuration.to_dict()

@@ -1,4 +1,4 @@
-"""Points the client of either stack at a server, changing nothing but its endpoints, and notes what was answered."""
+"""Connect the client of either stack to a server by changing only its endpoints, and note the responses."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pasqal_cloud.authentication import TokenProvider
 from pasqal_cloud.endpoints import Endpoints, TokenProviderConf
 
 NEW = not version("pasqal-cloud").startswith("0.22.")
-"""Whether this is stack A: pasqal-cloud with Pulser's connections in it."""
+"""Whether this is stack A: pasqal-cloud with Pulser's connections."""
 
 if NEW:
     from pasqal_cloud import OVHConnection, PasqalCloudConnection
     from pasqal_cloud.pasqal_cloud_client import PasqalCloudClient
 else:
-    from pasqal_cloud import SDK as PasqalCloudClient  # noqa: N811  # its older name
+    from pasqal_cloud import SDK as PasqalCloudClient  # noqa: N811  # its old name
     from pulser_pasqal import OVHConnection
     from pulser_pasqal import PasqalCloud as PasqalCloudConnection
 
@@ -30,9 +30,9 @@ class _Key(TokenProvider):
 
 
 class Door:
-    """A way to the server: by a key, by name and password, or by neither.
+    """A way to reach the server: with a key, with name and password, or with neither.
 
-    prefix: of the core's paths. plain: bodies are not packed.
+    ``prefix`` is that of the core's paths; with ``plain`` bodies are not compressed.
     """
 
     def __init__(
@@ -60,21 +60,21 @@ class Door:
             self._options |= {"username": username, "password": password, "auth_config": self._login()}
 
     def moved(self, base: str) -> Door:
-        """A door with the same key at another base."""
+        """Return a door with the same key at another base."""
         return Door(base, self._project, self._key)
 
     def client(self, **options: Any) -> Any:
-        """The client itself."""
+        """Return the client itself."""
         return self._noted(PasqalCloudClient(**self._options, **options))
 
     def connection(self) -> Any:
-        """Pulser's connection."""
+        """Return Pulser's connection."""
         connection = PasqalCloudConnection(**self._options)
         self._noted(connection.cloud_client if NEW else connection._sdk_connection)
         return connection
 
     def third_party(self) -> Any:
-        """Pulser's connection as OVH's customers have it: its token comes from the environment."""
+        """Return Pulser's connection for customers of OVH: its token comes from the environment."""
         os.environ["PASQAL_PULSER_ACCESS_TOKEN"] = self._key or ""
         connection = OVHConnection(endpoints=self._options["endpoints"])
         self._noted(connection.cloud_client if NEW else connection._sdk_connection)

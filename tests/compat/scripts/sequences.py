@@ -1,4 +1,4 @@
-"""Sequences as a physicist writes them, built by the Pulser of the environment."""
+"""Typical sequences, built by the Pulser of the environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHANNEL = "rydberg_global"
 
 
 def rabi(*, qubits: int = 4, measured: bool = True) -> Sequence[Any]:
-    """A pulse of 400 ns with no variable."""
+    """Return a pulse of 400 ns without variables."""
     sequence = Sequence(_line(qubits), MockDevice)
     sequence.declare_channel(CHANNEL, CHANNEL)
     sequence.add(Pulse.ConstantPulse(400, 6.0, 0.0, 0.0), CHANNEL)
@@ -22,12 +22,12 @@ def rabi(*, qubits: int = 4, measured: bool = True) -> Sequence[Any]:
 
 
 def single() -> Sequence[Any]:
-    """The same for one qubit, which is what the null device counts."""
+    """Return the same for one qubit, which is what the null device counts."""
     return rabi(qubits=1)
 
 
 def sweep(*, qubits: int = 4) -> Sequence[Any]:
-    """A pulse whose amplitude is the variable omega."""
+    """Return a pulse whose amplitude is the variable omega."""
     sequence = Sequence(_line(qubits), MockDevice)
     sequence.declare_channel(CHANNEL, CHANNEL)
     omega = sequence.declare_variable("omega")
@@ -37,7 +37,7 @@ def sweep(*, qubits: int = 4) -> Sequence[Any]:
 
 
 def mappable() -> Sequence[Any]:
-    """Two of three qubits may be placed in the traps of a layout; their places are the variable qubits."""
+    """Return a sequence that places two of three qubits in the traps of a layout by the variable qubits."""
     layout = RegisterLayout([(0.0, 0.0), (8.0, 0.0), (16.0, 0.0), (24.0, 0.0), (32.0, 0.0), (40.0, 0.0)])
     sequence = Sequence(layout.make_mappable_register(3), MockDevice)
     sequence.declare_channel(CHANNEL, CHANNEL)
@@ -46,7 +46,7 @@ def mappable() -> Sequence[Any]:
 
 
 def for_the_analog_device() -> Sequence[Any]:
-    """A sequence that a QPU accepts: on its layout, within its limits, with the variable omega."""
+    """Return a sequence that a QPU accepts: on its layout, within its limits, with the variable omega."""
     layout = AnalogDevice.pre_calibrated_layouts[0] if AnalogDevice.pre_calibrated_layouts else _layout()
     sequence = Sequence(layout.define_register(0, 1, qubit_ids=("q0", "q1")), AnalogDevice)
     sequence.declare_channel(CHANNEL, CHANNEL)
@@ -65,13 +65,13 @@ _NAMED: dict[str, Any] = {
 
 
 def text(name: str, **options: Any) -> str:
-    """One of the above as it is sent."""
+    """Return one of the above in serialised form."""
     sequence = _NAMED[name](**options)
     return str(sequence.to_abstract_repr())
 
 
 def analog_specs(_: Any) -> str:
-    """The specs of Pulser's device that stands for a QPU."""
+    """Return the specs of Pulser's device that represents a QPU."""
     return str(AnalogDevice.to_abstract_repr())
 
 

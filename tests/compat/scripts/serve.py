@@ -1,4 +1,4 @@
-"""Makes calls of one of Pasqal's clients for a test: one JSON object a line in, one out, until the input ends.
+"""Make calls of one of Pasqal's clients for a test: for each JSON object on a line of stdin, print another.
 
 Runs in the client's own environment, which lacks Tweezer and its tests. A call names a function of a module beside
 this one, the door by which to reach the server, and arguments.
@@ -17,7 +17,7 @@ from door import Door
 
 
 def answer(call: dict[str, Any]) -> dict[str, Any]:
-    """What a call gave, or how it failed; with the requests that were answered, and the seconds it took."""
+    """Make a call; return its result or its error, with the answered requests and the seconds it took."""
     door = Door(**call["door"])
     began = time.monotonic()
     try:
@@ -25,13 +25,13 @@ def answer(call: dict[str, Any]) -> dict[str, Any]:
         outcome = {"answer": getattr(importlib.import_module(module), function)(door, **call["arguments"])}
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # the client's own errors are no Exceptions
+    except BaseException as error:  # some of the client's errors are not subclasses of Exception
         outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
     return {**outcome, "requests": door.requests, "took_s": time.monotonic() - began}
 
 
 def main() -> None:
-    """Answers until the input ends. What the libraries print goes to stderr."""
+    """Answer until the input ends. Output of libraries goes to stderr."""
     said = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:
