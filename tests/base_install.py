@@ -69,7 +69,7 @@ def main() -> None:
 
     assert tweezer.__version__ == importlib.metadata.version("tweezer")
     folder = Path(tweezer.__file__).parent
-    assert (folder / "py.typed").is_file(), "the package does not say that it is typed"
+    assert (folder / "py.typed").is_file(), "the package is not marked as typed"
     assert list((folder / "store" / "lua").glob("*.lua")), "the scripts of the store are not in the package"
     assert list((folder / "ledger" / "migrations" / "versions").glob("0*.py")), "the ledger's steps are not in it"
 

@@ -26,7 +26,7 @@ from tweezer.ledger.database import Database
 from tweezer.store.keys import Key
 
 PATH = "/api/v1/batches"
-LARGE = {"sequence_builder": " " * 4_000_000}  # comes back with the answer
+LARGE = {"sequence_builder": " " * 4_000_000}  # the response contains it
 
 
 def body(**parts: Any) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def body(**parts: Any) -> dict[str, Any]:
 
 
 class Service:
-    """Two API processes on one Redis, and a key."""
+    """Two API processes with one Redis, and a key."""
 
     def __init__(self, site: Site, apis: list[tuple[Process, str]], key: str) -> None:
         self.site = site
@@ -43,19 +43,19 @@ class Service:
         self.headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 
     async def post(self, content: Any = None, *, at: int = 0, path: str = PATH) -> Any:
-        """The data of a success; each call has a connection of its own."""
+        """Return the data of a successful response; each call has its own connection."""
         async with httpx.AsyncClient(base_url=self.urls[at], headers=self.headers, timeout=PATIENCE_S) as http:
             response = await http.post(path, json=body() if content is None else content)
         assert response.status_code == 200, response.text
         return response.json()["data"]
 
     async def written(self) -> int:
-        """How many batches were submitted: each makes one entry in the stream of events."""
+        """Return how many batches were submitted: each makes one entry in the stream of events."""
         redis: Any = self.site.store.redis
         return int(await redis.xlen(self.site.store.keys(Key.EVENTS)))
 
     async def settled(self) -> None:
-        """Waits until every process has noted how its calls ended."""
+        """Wait until every process has noted how its calls ended."""
         redis: Any = self.site.store.redis
 
         async def noted() -> bool:
@@ -68,7 +68,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def redis_waiting(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """While Redis lets all writes wait; gives what waits for one."""
+        """Let all writes to Redis wait until the block ends; yield a function that waits for such a write."""
         redis: Any = self.site.store.redis
         await redis.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
 
@@ -82,7 +82,7 @@ class Service:
     def sending(
         self, content: Any = None, *, part: float = 1.0, at: int = 0, packed: bool = False
     ) -> Iterator[socket.socket]:
-        """A connection on which a submit, or a part of it, was sent and nothing read."""
+        """Open a connection, send a submit or a part of it, and read nothing."""
         data = json.dumps(body() if content is None else content, separators=(",", ":")).encode()
         data = gzip.compress(data) if packed else data
         headers = {"Host": "h", "Content-Length": str(len(data)), **self.headers}

@@ -1,4 +1,4 @@
-"""The API as a process of its own, in front of a real Redis and a worker with the null adapter."""
+"""The API as a real process, with a real Redis and a worker with the null adapter."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ from tweezer.worker.config import WorkerConfig
 from tweezer.worker.worker import TicketWorker
 
 DEVICE = "NULL"
-DEADLINE_S = 20.0  # of what should happen at once; shorter than a hold, so that no hold can pass for it
+DEADLINE_S = (
+    20.0  # the deadline for what should happen at once; shorter than a hold, so that no hold can be mistaken for it
+)
 HOLD_S = 20.0
 
 SERVE = """
@@ -132,7 +134,7 @@ async def working(redis_url: str) -> AsyncIterator[None]:
 
 
 class Setting:
-    """All of it together."""
+    """An API process with its Redis, worker and client."""
 
     def __init__(self, redis_url: str, server: Server, http: httpx.AsyncClient, queue: AsyncQueue) -> None:
         self.redis_url = redis_url
@@ -151,7 +153,7 @@ class Setting:
         return int(number)
 
     async def held(self, path: str, batch: AsyncBatch) -> asyncio.Task[httpx.Response]:
-        """A request that is being held: the API listens to the news of the batch."""
+        """Send a request and wait until it is held: the API listens to the news of the batch."""
         request = asyncio.create_task(self.http.get(path))
 
         async def listening() -> bool:
@@ -295,13 +297,13 @@ async def test_without_redis_every_route_reports_it_in_json_until_it_is_back(tmp
 
 
 def _exchange(port: int, request: bytes, *, hang_up: bool) -> bytes:
-    """What the server says until it closes the connection; hang_up: it hears that nothing more will come."""
+    """Return what the server sends until it closes the connection; with ``hang_up`` close our side after sending."""
     with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as connection:
         connection.sendall(request)
         if hang_up:
             connection.shutdown(socket.SHUT_WR)
         answer = b""
-        with contextlib.suppress(ConnectionResetError):  # what it did not read of the request
+        with contextlib.suppress(ConnectionResetError):  # the rest of the request that it did not read
             while data := connection.recv(65536):
                 answer += data
         return answer
@@ -352,7 +354,7 @@ NOT_HTTP = [
 
 
 async def test_bytes_that_are_not_http_are_refused_and_do_no_harm(real_redis_url: str, tmp_path: Path) -> None:
-    """By uvicorn's parser, in its words, or by the edge or the routes: which one depends on the parser."""
+    """uvicorn's parser refuses it, or the header limits, or the routes: which one depends on the parser."""
     async with serving(real_redis_url, tmp_path) as server, httpx.AsyncClient(base_url=await server.url()) as http:
         port = http.base_url.port
         assert port is not None

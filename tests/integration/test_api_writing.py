@@ -1,4 +1,4 @@
-"""The routes that write, in a process of its own on real sockets: what clients send, and what nobody should."""
+"""The routes that write, in a real process on real sockets: valid and hostile requests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BODY_MAX_KB = 512
 
 
 class Setting:
-    """A site with an API, and a client of a project's."""
+    """A site with an API, and the client of a project."""
 
     def __init__(self, site: Site, api: Process, url: str, http: httpx.AsyncClient, key: str) -> None:
         self.site = site
@@ -63,9 +63,9 @@ class Setting:
         return await self.data("GET", f"/api/v2/batches/{batch_id}")
 
     def raw(self, *parts: bytes) -> bytes:
-        """Sends bytes to the API and reads until it closes the connection."""
+        """Send bytes to the API and read until it closes the connection."""
         with socket.create_connection(self.address, timeout=PATIENCE_S) as connection:
-            with contextlib.suppress(OSError):  # it may be closed while we send: what counts is what it said
+            with contextlib.suppress(OSError):  # it may be closed while we send; the response counts
                 for part in parts:
                     connection.sendall(part)
             answer = b""
@@ -75,7 +75,7 @@ class Setting:
         return answer
 
     async def refused(self, *parts: bytes) -> tuple[int, str]:
-        """Status and reason of the answer to these bytes."""
+        """Return the status and the reason of the response to these bytes."""
         head, _, content = (await asyncio.to_thread(self.raw, *parts)).partition(b"\r\n\r\n")
         return int(head.split()[1]), json.loads(content)["data"]["reason"]
 
@@ -84,7 +84,7 @@ class Setting:
         return "\r\n".join(all_lines).encode()
 
     async def written(self) -> int:
-        """How many entries the stream of events has: each write makes one."""
+        """Return the number of entries in the stream of events: each write makes one."""
         redis: Any = self.site.store.redis
         return int(await redis.xlen(self.site.store.keys(Key.EVENTS)))
 
@@ -123,7 +123,7 @@ async def setting(real_redis_url: str, tmp_path: Path, database_url: str, key: s
         headers = {"Authorization": f"Bearer {key}", "User-Agent": "PasqalCloudSDK/0.24.0"}
         async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE_S) as http:
             yield Setting(site, api, url, http, key)
-            assert (await http.get("/health")).status_code == 200  # whatever was done to it, it lives
+            assert (await http.get("/health")).status_code == 200  # it survived
 
 
 async def test_a_batch_can_be_used_entirely_over_http(setting: Setting) -> None:
@@ -268,7 +268,7 @@ async def test_bombs_do_not_grow_the_process(setting: Setting) -> None:
 async def bare_server(
     app: ASGIApp, connected: header_limits.ConnectionLimits | None = None
 ) -> AsyncIterator[tuple[str, int]]:
-    """A server in this process."""
+    """Run a server in this process."""
     protocol: Any = functools.partial(header_limits.LimitedProtocol, connected=connected)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

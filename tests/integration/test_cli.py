@@ -1,4 +1,4 @@
-"""The commands against everything that ``tweezer up`` starts, as a user in another terminal has them."""
+"""The commands with everything that ``tweezer up`` starts, as a user runs them in another terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
-    """The same for what runs in this process."""
+    """Set the same variables in this process."""
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ.keys() - environment().keys():
             patch.delenv(name)
@@ -60,7 +60,7 @@ def gone(process: psutil.Process) -> bool:
 
 
 class Up:
-    """``tweezer up`` of a device, with its output in a file."""
+    """A ``tweezer up`` with a device, and its output in a file."""
 
     def __init__(self, folder: Path, *, device: str = "NULL", lanes: int = 2) -> None:
         self.data = folder / "data"
@@ -80,7 +80,7 @@ class Up:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()  # what it owns dies with it
+        self.process.kill()  # its children die with it
         self.process.wait()
 
     @property
@@ -104,7 +104,7 @@ class Up:
         return running_environment(self.data)["TWEEZER_REDIS_URL"]
 
     def children(self) -> dict[str, psutil.Process]:
-        """By the command of tweezer, or the name of the program."""
+        """Return its processes by the command of tweezer, or by the name of the program."""
         found = {}
         for child in psutil.Process(self.process.pid).children():
             words = child.cmdline()
@@ -112,12 +112,12 @@ class Up:
         return found
 
     def tweezer(self, *arguments: str, input: str | None = None) -> Result:
-        """A command in this process: starting one takes longer than the command."""
+        """Run a command in this process, because starting one takes longer than the command."""
         runner = CliRunner(env={"TWEEZER_DATA_DIR": str(self.data)})
         return runner.invoke(main, ["--redis", self.redis_url, *arguments], input=input)
 
     def call(self, *arguments: str, input: str | None = None) -> str:
-        """What a command that goes well prints."""
+        """Return the output of a successful command."""
         ran = self.tweezer(*arguments, input=input)
         assert ran.exit_code == 0, ran.output
         return ran.stdout.strip()
@@ -128,7 +128,7 @@ class Up:
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Up]:
-    request.getfixturevalue("_any_server")  # skipped or failed there when no server is installed
+    request.getfixturevalue("_any_server")  # it skips or fails if no server is installed
     with Up(tmp_path_factory.mktemp("up")) as started:
         yield started.wait_ready()
 
@@ -161,7 +161,7 @@ def test_a_batch_runs_through_real_commands(up: Up, tmp_path: Path) -> None:
         (("cancel",), "has ended\n"),
     ):
         if "--plot" in arguments and importlib.util.find_spec("matplotlib") is None:
-            continue  # it comes with the emulators
+            continue  # part of the emulators
         ran = tweezer("--redis", up.redis_url, *submit, "--idempotency-key", "real")
         batch = ran.stdout.strip()
         assert (ran.returncode, ran.stderr) == (0, "")
@@ -361,7 +361,7 @@ def test_a_child_that_dies_is_started_again_and_redis_too(tmp_path: Path) -> Non
         server.kill()
         wait_until(
             lambda: "restarting it in" in up.text and "Redis died; restarting it" in up.text,
-            "it says so",
+            "its output",
             PATIENCE_S,
         )
         wait_until(lambda: up.tweezer("devices").exit_code == 0, "Redis answers again", PATIENCE_S)

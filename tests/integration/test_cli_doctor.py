@@ -1,4 +1,4 @@
-"""The doctor at the bedside of real servers."""
+"""The doctor on real servers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tweezer.store.streams.feed import START, EntryGroup
 
 @pytest.fixture(autouse=True)
 def ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sqlite_template: Path) -> Path:
-    """An empty ledger in the data folder, and no other setting."""
+    """Make an empty ledger in the data folder, and unset all settings."""
     for name in os.environ:
         if name.startswith("TWEEZER_"):
             monkeypatch.delenv(name)
@@ -42,7 +42,7 @@ def ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sqlite_template: Pat
 
 
 def doctor(url: str, *arguments: str) -> Result:
-    """What it says to the operator, unless the URL names another user."""
+    """Return its report to the operator, unless the URL names another user."""
     if "@" not in url:
         url = as_user(url, RedisUser.OPERATOR)
     return CliRunner().invoke(main, ["--redis", url, "doctor", *arguments])
@@ -56,7 +56,7 @@ def findings(url: str) -> dict[str, dict[str, Any]]:
     "kind", [pytest.param("redis", marks=pytest.mark.redis), pytest.param("valkey", marks=pytest.mark.valkey)]
 )
 def test_a_normal_server_is_healthy(kind: ServerKind, request: pytest.FixtureRequest) -> None:
-    request.getfixturevalue(f"{kind}_server")  # skipped or failed there when the binary is missing
+    request.getfixturevalue(f"{kind}_server")  # it skips or fails if the binary is missing
     with RedisServer(kind=kind, options={"maxmemory": "256mb"}) as server:
         result = doctor(server.url)
         found = findings(server.url)
@@ -69,7 +69,7 @@ def test_a_normal_server_is_healthy(kind: ServerKind, request: pytest.FixtureReq
 
 @pytest.mark.parametrize("key", ["intake", "scheduler", "courier", "devices", "events"])
 def test_a_key_of_another_type_is_named_with_advice(real_redis_url: str, key: str) -> None:
-    """The processes that read it wait until it is gone, and say so in their logs only."""
+    """The processes that read it wait until it is removed, and report it only in their logs."""
     client = redis.Redis.from_url(real_redis_url)
     client.set(f"tweezer:{key}", "junk")
     found = findings(real_redis_url)
@@ -244,7 +244,7 @@ async def test_a_worker_that_works_without_a_heartbeat_is_named(real_redis_url: 
         await store.tickets.heartbeat("here:1:a", "NULL", ttl_s=0, about_device={}, about_worker={})
         found = await asyncio.to_thread(findings, real_redis_url)
         assert (found["heartbeats"]["level"], "here:1:a" in found["heartbeats"]["says"]) == ("FAIL", True)
-        assert "workers" not in found, "the doctor also says that no worker lives"
+        assert "workers" not in found, "the doctor also reports that no worker is running"
 
 
 async def test_the_couriers_are_checked(real_redis_url: str, ledger: Path) -> None:

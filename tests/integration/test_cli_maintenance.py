@@ -1,4 +1,4 @@
-"""The commands that take a device out of use, and what the others show of it."""
+"""The commands that take a device out of service, and how other commands show it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Terminal:
-    """A device with one lane, and commands on its queue; a test is its worker."""
+    """A device with one lane whose worker is the test, and commands on its queue."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -64,7 +64,7 @@ class Terminal:
         self.ask(lambda it: it.tickets.settle(grant.ticket, grant.token, [done], want=0, used_s=0.0, lease_s=LEASE_S))
 
     def note(self, key: Key, owner: object, field: str, value: int) -> None:
-        """A field of a hash is that by now."""
+        """Return whether the field of a hash has this value now."""
         self.ask(lambda it: it.redis.execute_command("HSET", it.keys(key, owner), field, value))
 
     def call(self, *arguments: str) -> str:
@@ -78,7 +78,7 @@ class Terminal:
         return ran.stderr.strip().splitlines()[-1]
 
     def shown(self) -> str:
-        """What `tweezer devices` says of the device's status."""
+        """Return the device's status in the output of `tweezer devices`."""
         return self.call("devices").splitlines()[-1]
 
 

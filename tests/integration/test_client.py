@@ -1,4 +1,4 @@
-"""The producers' API for asyncio, against a real Redis and a real worker."""
+"""The asyncio API with a real Redis and a real worker."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
 
 @pytest.fixture
 async def worked(site: Site) -> Site:
-    """With a worker of two lanes for the null device."""
+    """A site with a worker of two lanes for the null device."""
     await site.workers(1, lanes=2)
     return site
 
 
 async def announce(site: Site, device: str, **about: Any) -> None:
-    """A device without anybody who serves it."""
+    """Announce a device without a worker."""
     await site.store.tickets.heartbeat(
         "nobody",
         device,
@@ -66,7 +66,7 @@ async def announce(site: Site, device: str, **about: Any) -> None:
 
 @pytest.fixture
 async def unserved(site: Site) -> AsyncIterator[Site]:
-    """With a null device that nobody serves: what is submitted stays, until the test ends."""
+    """A site with a null device that has no worker: batches stay pending until the test ends."""
     await announce(site, "NULL")
     yield site
     for batch_id in {event.batch_id for event in await site.events()}:
@@ -218,7 +218,7 @@ async def test_a_repeated_submit_makes_one_batch(unserved: Site) -> None:
         await unserved.submit([{}, {}], idempotency_key="k")
     assert raised.value.code == "idempotency"
     assert (await first.record()).jobs == 1
-    async with unserved.connect("theirs") as theirs:  # keys are each project's own
+    async with unserved.connect("theirs") as theirs:  # idempotency keys belong to a project
         other = await theirs.submit(None, [{"runs": 1}], device="NULL", idempotency_key="k")
     assert other.id != first.id
 
@@ -278,7 +278,7 @@ async def test_invalid_and_unknown_ids_are_refused(unserved: Site) -> None:
         await queue.batch(NOBODY).record()
     batch = await unserved.submit([{}])
     with pytest.raises(tweezer.NotFound):
-        await queue.job(UUID(int=batch.id.int + 1))  # it has one job only
+        await queue.job(UUID(int=batch.id.int + 1))  # it has only one job
 
 
 # ------------------------------------------------------------------------------------------------------ bad input
@@ -301,7 +301,7 @@ async def test_invalid_and_unknown_ids_are_refused(unserved: Site) -> None:
         ("jobs[0].sequence", {"sequence": None}),
         ("priority", {"priority": "URGENT"}),
         ("tags", {"tags": ["a", "a"]}),
-        ("not_before", {"not_before": datetime(2026, 1, 1)}),  # noqa: DTZ001  # without a zone: that is the fault
+        ("not_before", {"not_before": datetime(2026, 1, 1)}),  # noqa: DTZ001  # the fault is the missing time zone
         ("webhook", {"webhook": "ftp://example.org"}),
         ("limits", {"limits": Limits(job_timeout_s=-1)}),
         ("backend_configuration", {"backend_configuration": "{"}),
@@ -401,13 +401,13 @@ async def test_a_wait_that_takes_too_long_raises_and_may_be_repeated(unserved: S
 
 
 async def reads(site: Site) -> int:
-    """How often a batch's record was read since the counters of the server were reset."""
+    """Return how often a batch's record was read since the counters of the server were reset."""
     stats = await cast(Any, site.store.redis).info("commandstats")
     return int(stats.get("cmdstat_hgetall", {"calls": 0})["calls"])
 
 
 async def test_a_wait_is_woken_and_does_not_poll(site: Site) -> None:
-    await site.workers(1, worker_lease_s=60)  # which tells progress once a second
+    await site.workers(1, worker_lease_s=60)  # it reports progress once a second
     batch = await site.submit([{"sleep_s": 2.0}])
     await cast(Any, site.store.redis).config_resetstat()
     await batch.wait(PATIENCE_S)
@@ -446,7 +446,7 @@ async def test_a_wait_that_is_cancelled_leaves_the_others_alone(worked: Site) ->
 
 
 async def test_a_wait_can_be_cancelled_at_any_moment(unserved: Site) -> None:
-    """Also where Python 3.11 swallows the cancellation: when it meets an answer of Redis."""
+    """Even if Python 3.11 swallows the cancellation because a reply of Redis arrives at the same moment."""
     batch = await unserved.submit([{}])
     for turn in range(120):
         wait = asyncio.create_task(batch.wait(PATIENCE_S) if turn % 2 else collected(batch))
@@ -472,12 +472,12 @@ async def test_changes_yields_every_change_of_a_batch(worked: Site) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
-    """A server that the test may kill; asked for after the shared one, which skips where there is none."""
+    """A server that the test may kill; the shared one comes first, which skips the test if there is no server."""
     with RedisServer(tmp_path / "redis") as server:
         yield server
 
 
-async def test_calls_wait_for_redis_to_come_back(server: RedisServer, tmp_path: Path) -> None:
+async def test_calls_wait_until_redis_is_back(server: RedisServer, tmp_path: Path) -> None:
     async with Site(server.url, tmp_path) as site:
         await announce(site, "NULL")
         batch = await site.submit([{}])
@@ -493,7 +493,7 @@ async def test_calls_wait_for_redis_to_come_back(server: RedisServer, tmp_path: 
 
 
 async def test_a_submit_whose_answer_was_lost_is_repeated_and_makes_one_batch(worked: Site) -> None:
-    """The connection breaks after Redis did its work: the call is repeated, with its idempotency key."""
+    """The connection breaks after Redis has executed the call: it is repeated with its idempotency key."""
     async with connect(worked) as queue:
         scripts: Any = queue.store.scripts
         call = scripts.call

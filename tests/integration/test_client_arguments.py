@@ -1,4 +1,4 @@
-"""Each argument of each public function, given what it cannot use: InvalidInput that names it, nothing written."""
+"""Every public function with wrong values for each argument: InvalidInput names it, and nothing is written."""
 
 from __future__ import annotations
 
@@ -124,10 +124,10 @@ VALID: dict[str, dict[str, Any]] = {
     "drop_maintenance": {"name": DEVICE, "window_id": "5f3a90c1"},
 }
 LONG = 2000
-"""Characters of a message that nobody reads to its end."""
+"""The number of characters from which a message is too long to read."""
 
 FIELDS = {"batch_ids": "batch_id"}
-"""Fields that are not named as the argument, but as what is in it."""
+"""Fields with another name than their argument."""
 
 
 def cases(functions: dict[str, dict[str, list[Any]]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -150,14 +150,14 @@ async def events(url: str) -> int:
 
 
 def complaint(error: Exception | None, name: str, argument: str, given: dict[str, Any]) -> str | None:
-    """What is wrong with how a call ended; None for InvalidInput with the field."""
+    """Return what is wrong with the error of a call; None for InvalidInput with the right field."""
     if isinstance(error, tweezer.InvalidInput) and error.field.startswith((argument, FIELDS.get(argument, argument))):
         return None if len(str(error)) < LONG else f"{name}({argument}): {len(str(error))} characters"
     return f"{name}({argument}={reprlib.repr(given[argument])}): {type(error).__name__}: {error}"
 
 
 async def outcome(function: Callable[..., Any], given: dict[str, Any]) -> Exception | None:
-    """The error of a call, once its answer was awaited, or its first item asked for."""
+    """Return the error of a call, after awaiting its result or reading its first item."""
     try:
         answer = function(**given)
         if hasattr(answer, "__anext__"):

@@ -43,7 +43,7 @@ def worker(real_redis_url: str, tmp_path: Path) -> Iterator[Process]:
 
 
 def run(program: str, url: str, *options: str) -> str:
-    """What a program prints that has ``url``; it must end well, and warn of nothing."""
+    """Return the output of a program that uses ``url``; it must succeed without warnings."""
     text = f"import tweezer\nurl = {as_user(url, RedisUser.PRODUCER)!r}\n{textwrap.dedent(program)}"
     command = [sys.executable, *options, "-c", text]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=PROGRAM_S, check=False)

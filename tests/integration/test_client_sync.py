@@ -1,4 +1,4 @@
-"""The producers' API without asyncio: the same calls, on a thread."""
+"""The Python API without asyncio: the same calls on a thread."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ WAITS = {
 
 @pytest.mark.parametrize("way", WAITS)
 def test_an_interrupt_ends_a_wait_at_once(queue: tweezer.Queue, real_redis_url: str, way: str) -> None:
-    """Ctrl-C, as in a notebook or a script: KeyboardInterrupt, and the queue closes in order."""
+    """Ctrl-C in a notebook or a script raises KeyboardInterrupt, and the queue closes in order."""
     batch = submit(queue, {"sleep_s": 60})
     wait_until(lambda: running(batch))
     program = f"""

@@ -1,4 +1,4 @@
-"""The courier on a real Redis and both databases, with receivers that behave and others that do not."""
+"""The courier with a real Redis and both databases, with healthy and misbehaving receivers."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ from tweezer.webhooks.subscriptions import read_registered
 NAMESPACE = "test"
 POLICY = WebhookPolicy.parse("127.0.0.0/8", "443")
 NEVER_S = 3600.0
-SOON_S = 20.0  # far less than until entries count as abandoned
+SOON_S = 20.0  # much less than the time after which entries count as abandoned
 
 
 class Post:
-    """A store, a ledger, and couriers that are started one by one."""
+    """A store, a ledger, and couriers that a test starts one by one."""
 
     def __init__(self, rig: StoreRig, store: Store, database: Database, folder: Path) -> None:
         self.rig = rig
@@ -109,7 +109,7 @@ class Post:
         )
 
     async def kill(self, courier: Courier) -> None:
-        """Ends it without a word: nothing is given back."""
+        """End the courier like a crash: it gives nothing back."""
         for other, tasks in self.running:
             if other is courier:
                 await end_tasks(*tasks)
@@ -170,7 +170,7 @@ def all_delivered(post: Post, count: int) -> Callable[[], bool]:
 
 
 def assert_chained(received: list[Received]) -> None:
-    """Each names the one before it, of one batch and receiver."""
+    """Check that each webhook of a batch to a receiver names the previous one."""
     chain = sorted((it.data["sequence"], it.data["previous_sequence"]) for it in received)
     assert [before for _, before in chain] == [None, *(number for number, _ in chain[:-1])]
 
@@ -226,7 +226,7 @@ async def test_a_courier_waits_while_events_are_new_and_then_reads_them(post: Po
         post.endpoint(receiver.url(), "batch.created")
 
         async def step(**tuning: Any) -> asyncio.Task[int]:
-            """Begins a step about one new batch, and returns once that is taken care of."""
+            """Begin a step with one new batch, and return once its events are processed."""
             courier = post.courier(post.deliverer(), **tuning)
             post.running.append((courier, []))
             await courier.join()
@@ -364,7 +364,7 @@ async def test_nothing_is_sent_before_it_is_written_so_that_one_id_has_one_body(
         await post.start(abandoned_s=0.3)
         await post.batch(2)
         await until(lambda: len(tries) == 1, "the write that fails")
-        await post.rig.run_all()  # a body that is made now tells of other jobs
+        await post.rig.run_all()  # a body made now would have other counts of jobs
         await until(all_delivered(post, 1), "the delivery")
     (row,) = post.rows()
     assert [it.body.decode() for it in receiver.received] == [row.body]
@@ -378,7 +378,7 @@ async def test_another_courier_sends_the_deliveries_of_a_killed_one(post: Post) 
         first = await post.start(connections=2)
         await until(lambda: len(receiver.received) == 2, "two attempts that hang")
         await post.kill(first)
-        with post.database.write() as connection:  # its hold is over
+        with post.database.write() as connection:  # its hold has expired
             connection.execute(deliveries.update().values(due_ms=1))
         receiver.answer = lambda _: 200
         second = await post.start()
@@ -432,7 +432,7 @@ async def test_both_secrets_sign_while_one_is_rotated(post: Post) -> None:
         receiver.received[0].verify(new)
 
 
-async def test_projects_get_events_of_their_own_batches_and_of_all_devices(post: Post) -> None:
+async def test_projects_get_events_of_only_their_batches_and_of_all_devices(post: Post) -> None:
     async with Receiver() as receiver:
         for project in ("a", "b"):
             post.endpoint(receiver.url(f"/{project}"), "batch.created", "device.paused", "device.up", project=project)
@@ -491,14 +491,14 @@ async def test_an_endpoint_is_given_up_at_once_and_disabled_once_that_is_written
     assert (disabled.disabled is not None, disabled.disabled_why) == (True, "410")
     with post.database.write() as connection:
         enable_endpoint(connection, endpoint.id)
-    await deliverer.disable(notice)  # by a courier that was given it again
+    await deliverer.disable(notice)  # by a courier that received it again
     assert post.find(endpoint).disabled is None
     await deliverer.close()
 
 
 async def test_the_event_of_a_disabled_endpoint_is_repeated_if_redis_lost_it(post: Post) -> None:
     endpoint, events = post.endpoint("http://127.0.0.1:1/"), post.rig.store.events
-    for _ in range(2):  # of two couriers, or of one after a while
+    for _ in range(2):  # from two couriers, or from one later
         deliverer = post.deliverer()
         await deliverer.give_up(endpoint.id, "410")
         await deliverer.close()
@@ -590,7 +590,7 @@ async def test_the_position_is_written_together_with_the_deliveries(post: Post) 
 
 
 async def test_an_event_that_cannot_be_sent_is_parked_and_others_are_sent(post: Post) -> None:
-    """And once it was put right, it is told with all that waited behind it, in order."""
+    """Once the record is repaired, the event is sent with all those that waited behind it, in order."""
     recorder = Recorder(post.rig.store, post.database, namespace=NAMESPACE)
     async with Receiver() as receiver:
         post.endpoint(receiver.url("/a"))
@@ -624,7 +624,7 @@ async def test_an_event_that_cannot_be_sent_is_parked_and_others_are_sent(post: 
         await post.rig.redis.hset(name, "doc", doc)
         courier = post.running[0][0]
         await courier.retry_letters()
-        assert len(parked()) == 3, "it waits until the recorder has what is to be told; the others fail again"
+        assert len(parked()) == 3, "it waits until the recorder has its event; the others fail again"
         await recorder.resume()
         await recorder.catch_up()
         await courier.retry_letters()
@@ -639,12 +639,12 @@ async def test_an_event_that_cannot_be_sent_is_parked_and_others_are_sent(post: 
 
 
 async def held(post: Post) -> bool:
-    """Whether a courier was given something that is not acknowledged."""
+    """Return whether a courier has entries that are not acknowledged."""
     return bool((await post.rig.redis.xpending(post.rig.keys(Key.EVENTS), GROUP))["pending"])
 
 
 def lose_a_reply(courier: Courier) -> list[int]:
-    """The next reply with entries is lost on its way, as when the connection is cut; counts the entries in it."""
+    """Lose the next reply with entries, like a cut connection; count its entries."""
     read, lost = courier._group.read, list[int]()
 
     async def lose(**options: Any) -> Any:
@@ -698,7 +698,7 @@ async def test_a_courier_that_is_stopped_leaves_nothing_for_others_to_wait_for(p
 
         async def hold(**options: Any) -> Any:
             if (given := await read(**options)).entries:
-                await asyncio.Event().wait()  # its reply arrives as it is stopped
+                await asyncio.Event().wait()  # its reply arrives while it is being stopped
             return given
 
         leaving._group.read = hold  # type: ignore[method-assign]
@@ -727,7 +727,7 @@ async def test_a_courier_that_is_stopped_while_it_writes_leaves_nothing_on_hold(
         await post.batch(1)
         await until(is_written.is_set, "the row is written")
         stopping = asyncio.create_task(post.kill(leaving))
-        await asyncio.sleep(0)  # until it is told to stop
+        await asyncio.sleep(0)  # until it is asked to stop
         is_stopping.set()
         await stopping
         await leaving.close()

@@ -1,4 +1,4 @@
-"""Credentials in running processes: keys that are revoked, log-ins, the commands, and the key of ``tweezer up``."""
+"""Credentials in running processes: revoked keys, log-ins, the commands, and the key of ``tweezer up``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FORM = {"client_id": "local", "grant_type": "password", "realm": "local", "audie
 
 
 class Setting:
-    """Two APIs on one ledger and one Redis, and the command line on the same."""
+    """Two APIs with one ledger and one Redis, and the command line on the same."""
 
     def __init__(self, site: Site, urls: list[str], environment: dict[str, str]) -> None:
         self.site = site
@@ -50,12 +50,12 @@ class Setting:
         return json.loads(self.tweezer(*arguments, "--json"))
 
     async def statuses(self, key: str) -> set[int]:
-        """Of a request to each of the APIs."""
+        """Return the statuses of a request to each of the APIs."""
         headers = {"Authorization": f"Bearer {key}"}
         return {(await self.http.get(f"{url}{DEVICES}", headers=headers)).status_code for url in self.urls}
 
     async def ends_within(self, key: str, seconds: float) -> None:
-        """The key, which has been revoked just now, opens nothing after that time."""
+        """Check that the key, which was just revoked, is refused after this time."""
         began = time.monotonic()
 
         async def ended() -> bool:
@@ -112,7 +112,7 @@ async def test_a_user_logs_in_like_pasqals_client(setting: Setting) -> None:
     setting.tweezer("users", "add-to", "ada", "lab")
     answer = await setting.log_in(username="ada", password=PASSWORD)
     assert answer.status_code == 200
-    assert answer.json()["expires_in"] > 60  # or the client logs in before each request
+    assert answer.json()["expires_in"] > 60  # otherwise the client would log in before each request
     token = answer.json()["access_token"]
     assert await setting.statuses(token) == {200}
     setting.tweezer("users", "disable", "ada")
@@ -145,7 +145,7 @@ async def test_use_of_a_key_is_written_when_the_process_ends(setting: Setting) -
 
 
 class Up:
-    """``tweezer up`` on a folder, from its start until it is killed."""
+    """A ``tweezer up`` on a folder, from its start until it is killed."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.log = folder / "log"
@@ -170,7 +170,7 @@ class Up:
 
     @property
     def variables(self) -> dict[str, str]:
-        """Those that it holds ready once it is up."""
+        """Return the variables that it provides once it is up."""
         self.find(r"(API)")
         return running_environment(self.data)
 
@@ -179,7 +179,7 @@ class Up:
         return self.variables["TWEEZER_API_KEY"]
 
     def projects(self) -> list[str]:
-        """The projects of its key."""
+        """Return the projects of its key."""
         url = self.find(r"API +(http://\S+)")
         headers = {"Authorization": f"Bearer {self.key}"}
         answer = httpx.get(f"{url}/account/api/v1/projects", headers=headers, timeout=PATIENCE_S)
@@ -193,7 +193,7 @@ class Up:
 
 @pytest.fixture
 def ups() -> Iterator[list[Up]]:
-    """Those that a test starts; they are killed at its end."""
+    """A function that starts one; they are killed at the end of the test."""
     started: list[Up] = []
     yield started
     for up in started:

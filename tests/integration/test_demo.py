@@ -34,7 +34,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a demo whose temporary folder is ``tmp``; it is killed at the end if it still runs."""
+    """A function that starts a demo with the temporary folder ``tmp``; it is killed at the end if it still runs."""
     started: list[subprocess.Popen[str]] = []
 
     def run(*arguments: str) -> subprocess.Popen[str]:
@@ -60,7 +60,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def left_behind(temporary: Path, family: list[psutil.Process]) -> list[object]:
-    """Files, and processes that still run."""
+    """Return files, and processes that still run."""
     live = [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     return [*temporary.iterdir(), *live]
 
@@ -128,7 +128,7 @@ def test_a_kept_demo_can_be_used_until_it_is_stopped(start: Start, tmp_path: Pat
 
 
 def family_of(running: subprocess.Popen[str], *, at_least: int) -> list[psutil.Process]:
-    """All descendants, once there are so many."""
+    """Return all descendants, once there are this many."""
     found: list[psutil.Process] = []
 
     def complete() -> bool:

@@ -1,4 +1,4 @@
-"""Each background task of each process in turn is harmed: it goes on, or its process ends and says why."""
+"""Each background task of each process is disturbed in turn: it continues, or its process ends with the reason."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DUTIES = [
 
 @pytest.fixture
 async def server() -> AsyncIterator[RedisServer]:
-    """A server of the test's own, which it may harm."""
+    """A private server that the test may disturb."""
     async with RedisServer() as server:
         yield server
 
@@ -47,7 +47,7 @@ async def site(real_redis_url: str, sqlite_url: str, tmp_path: Path) -> AsyncIte
 
 @pytest.fixture
 async def frail(server: RedisServer, sqlite_url: str, tmp_path: Path) -> AsyncIterator[Site]:
-    """The same on the server that may be harmed."""
+    """A site on the private server."""
     async with Site(server.url, tmp_path, database_url=sqlite_url, data_dir=tmp_path, api_port=0) as site:
         yield site
 

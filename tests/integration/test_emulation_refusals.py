@@ -1,4 +1,4 @@
-"""Input that an emulator cannot take is refused with the user's own field and what to change."""
+"""Input that an emulator cannot run is refused with the user's field and what to change."""
 
 from __future__ import annotations
 

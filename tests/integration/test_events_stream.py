@@ -29,7 +29,7 @@ from tweezer.store.acl import RedisUser
 
 
 class Place(Site):
-    """A site with a ledger beside it."""
+    """A site with a ledger."""
 
     def __init__(self, url: str, folder: Path, ledger: Path) -> None:
         self.ledger_url = f"sqlite:///{shutil.copy(ledger, folder / 'ledger.db')}"
@@ -38,19 +38,19 @@ class Place(Site):
         self.recorder = Recorder(self.store, self.database, namespace="tweezer")
 
     def key(self) -> str:
-        """Of the API, for the project."""
+        """Make a key of the API for the project."""
         with self.database.write() as connection:
             project_no(connection, "ours")
             return create_key(connection, name="test", project_id="ours").text
 
     async def record(self) -> None:
-        """Records and trims: the stream holds one entry."""
+        """Record and trim the stream, so that it has one entry."""
         await self.recorder.resume()
         await self.recorder.catch_up()
         await self.store.tickets.trim(self.recorder.position)
 
     async def readers(self) -> int:
-        """How many wait for the end of the stream in Redis."""
+        """Return how many clients wait for the end of the stream in Redis."""
         clients = await self.store.redis.client_list()
         return sum(client["cmd"] == "xread" and "b" in client["flags"] for client in clients)
 
@@ -60,7 +60,7 @@ class Place(Site):
         )
 
     def call(self, *arguments: str) -> list[str]:
-        """What a command prints."""
+        """Return the output of a command."""
         environment = {"TWEEZER_DATABASE_URL": self.ledger_url, "TWEEZER_PROJECT_ID": "ours"}
         ran = CliRunner(env=environment).invoke(main, ["--redis", as_user(self.url, RedisUser.OPERATOR), *arguments])
         assert ran.exit_code == 0, ran.output
@@ -77,7 +77,7 @@ async def placed(url: str, folder: Path, ledger: Path) -> AsyncIterator[Place]:
 
 @pytest.fixture
 async def place(real_redis_url: str, tmp_path: Path, sqlite_template: Path) -> AsyncIterator[Place]:
-    """With a worker of two lanes."""
+    """A place with a worker of two lanes."""
     async with placed(real_redis_url, tmp_path, sqlite_template) as place:
         yield place
 
@@ -107,7 +107,7 @@ async def test_a_producer_continues_after_an_event_or_from_now(place: Place) -> 
             assert [it async for it in batch.events(place_of, follow=False)] == before[at + 1 :]
     from_now = batch.events("now", timeout_s=PATIENCE_S)
     first = asyncio.ensure_future(anext(from_now))
-    while not first.done():  # when its "now" is over nobody else can tell
+    while not first.done():  # no one else can know when its "now" has passed
         await batch.add_jobs([{"runs": 1}])
         await asyncio.sleep(0.05)
     await batch.close()
@@ -205,7 +205,7 @@ async def test_the_command_shows_the_events_of_a_batch_and_of_the_project(place:
 
 
 class Told:
-    """A stream of server-sent events, as it comes."""
+    """Return a stream of server-sent events as it is received."""
 
     def __init__(self, http: httpx.AsyncClient, path: str, last_id: str | None = None) -> None:
         headers = {} if last_id is None else {"Last-Event-ID": last_id}

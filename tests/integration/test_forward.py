@@ -1,6 +1,6 @@
-"""Jobs that another Tweezer runs, over its HTTP API: sent on once, and followed across crashes, cuts and cancels.
+"""Jobs that another Tweezer runs, over its HTTP API: forwarded once, and followed across crashes, cuts and cancels.
 
-Two installations, each with a Redis of its own; the far one's is the witness of what arrived.
+There are two installations, each with its own Redis; that of the other server shows which jobs arrived.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def sequence() -> str:
 
 
 class Pair:
-    """An installation that forwards, and one that runs what is forwarded."""
+    """An installation that forwards jobs, and one that runs them."""
 
     def __init__(self, near: Site, far: Site, api: Process, url: str, key: str) -> None:
         self.near = near
@@ -54,7 +54,7 @@ class Pair:
         self._key = key
 
     async def serving(self, *, to: str = NULL, lanes: int = 4, base_url: str = "", **options: Any) -> Process:
-        """Starts a forwarder, and waits until it serves."""
+        """Start a forwarder and wait until it serves."""
         given = {"base_url": base_url or self.url, "device": to, "api_key": self._key, "idempotency_s": 86_400}
         quick = {"poll_s": 0.1, "probe_s": 0.2, "retry_s": 0.3, "ask_again_s": 0.3, "lag_s": 5.0, "submit_timeout_s": 5}
         devices = {DEVICE: {"adapter": "forward", "options": given | quick | options}}
@@ -63,14 +63,14 @@ class Pair:
         return process
 
     async def submit(self, *jobs: dict[str, Any], **doc: Any) -> AsyncBatch:
-        """Submits jobs of the null adapter, which have no sequence, by their variables."""
+        """Submit jobs of the null adapter, which have no sequence, by their variables."""
         specs = [JobSpec(runs=10, variables=variables) for variables in jobs]
         doc = {"device": DEVICE, **doc}
         batch_id = await self.near.store.commands.submit(new_batch_id(), "ours", BatchDoc(**doc), specs)
         return self.near.queue.batch(batch_id)
 
     async def sent(self, batch: AsyncBatch, index: int = 0) -> AsyncBatch:
-        """Waits until a job is known to be there; the batch there."""
+        """Wait until the server has a job, and return the batch there."""
 
         async def known() -> bool:
             intent = await self.near.store.remote.known(batch.id, index)
@@ -83,7 +83,7 @@ class Pair:
         return self.far.queue.batch(intent.uid)
 
     async def arrived(self) -> int:
-        """How many batches the far one was ever given: none is forgotten within a day."""
+        """Return how many batches the server ever received: none is forgotten within a day."""
         redis: Any = self.far.store.redis
         return len({name.split(b":")[2] for name in await redis.keys("tweezer:batch:*")})
 
@@ -109,7 +109,7 @@ def key(database_url: str) -> Iterator[str]:
 
 @pytest.fixture
 def durable_redis(valkey_server: RedisServer) -> Iterator[RedisServer]:
-    """The near one's, which must not forget what it has sent on."""
+    """The Redis of the forwarder, which must not lose what it has forwarded."""
     with RedisServer(kind="valkey", appendfsync="everysec") as server:
         yield server
 
@@ -231,7 +231,7 @@ async def test_the_error_of_a_forwarded_job_comes_back_unchanged(pair: Pair) -> 
 async def test_a_refusal_by_the_server_is_an_error_with_our_name_of_the_field(pair: Pair) -> None:
     await pair.far.workers(1, EMU_FREE)
     await pair.serving(to=EMU_FREE)
-    batch = await pair.submit({"omega": 1.0}, {"omega": "high"}, sequence=sequence())  # past the checks of here
+    batch = await pair.submit({"omega": 1.0}, {"omega": "high"}, sequence=sequence())  # the checks here accept it
     await batch.wait(60)
     done, refused = await batch.jobs()
     assert done.status is JobStatus.DONE

@@ -1,4 +1,4 @@
-"""Each option and argument of each command, given what it cannot use: one sentence that names it, and no change.
+"""Every command with wrong values for each option and argument: one sentence names it, and nothing changes.
 
 Commands and their parameters are those that click has, so that a new one is tested without being listed here.
 """
@@ -35,11 +35,11 @@ from tweezer.store.connection import Connect, Store
 DEVICE = "NULL"
 SOON_S = 20.0
 LONG = 3000
-"""Characters of a message that nobody reads to its end."""
+"""The number of characters from which a message is too long to read."""
 
 VALUES = {
     **TEXTS,
-    "half a surrogate pair": os.fsdecode(b"a\xed\xa0\x80b"),  # as a shell gives it
+    "half a surrogate pair": os.fsdecode(b"a\xed\xa0\x80b"),  # as a shell passes it
     "NaN": "NaN",
     "1e400": "1e400",
     "a depth of 10,000": "[" * DEPTH,
@@ -48,7 +48,7 @@ VALUES = {
 }
 NEVER_TAKEN = ("NUL", "ESC", "half a surrogate pair")
 ENDLESS = {"demo", "up", "worker", "recorder", "courier", "scheduler", "api", "qpu-sim", "webhooks listen"}
-"""Commands that serve until they are told to stop, if they take what they are given."""
+"""Commands that serve until a signal, if they accept the value."""
 
 NO_QUESTIONS = {"delete", "projects delete", "webhooks remove", "dead-letters drop"}
 GIVEN = {
@@ -61,11 +61,11 @@ GIVEN = {
 }
 SHOWN = {"NUL": "\\x00", "ESC": "\\x1b", "half a surrogate pair": "\\udced", "U+202E": "\\u202e"}
 STATES = ("no job has ended yet", "the ledger is not empty")
-"""What may stop a command before it looks at a value."""
+"""Reasons for which a command may stop before it reads a value."""
 
 
 class Command(NamedTuple):
-    """A command. words: that call it; after: what follows its own arguments."""
+    """A command. ``words`` call it; ``after`` follows its own arguments."""
 
     name: str
     command: click.Command
@@ -78,7 +78,7 @@ class Stuck(Exception):
 
 
 class Terminal:
-    """Commands on a queue and a ledger that have little in them."""
+    """Commands on a queue and a ledger with little content."""
 
     def __init__(self, url: str, database_url: str, folder: Path) -> None:
         self.url, self.folder = url, folder
@@ -104,7 +104,7 @@ class Terminal:
         self.batch = str(asyncio.run(self._furnish()))
 
     def valid(self, parameter: click.Parameter) -> list[str]:
-        """What a parameter that must be given is given."""
+        """Return a valid value for a required parameter."""
         values = {
             "batch": self.batch,
             "batches": self.batch,
@@ -128,7 +128,7 @@ class Terminal:
         return [values[str(parameter.name)]]
 
     def arguments(self, command: Command, wrong: click.Parameter, value: str) -> list[str]:
-        """The words of a call that is right but for one parameter."""
+        """Return the words of a call that is valid but for one parameter."""
         options, arguments = [], []
         for parameter in command.command.params:
             values = [value] if parameter is wrong else self.valid(parameter) if parameter.required else []
@@ -201,7 +201,7 @@ def commands() -> Iterator[Command]:
 
 
 def names(parameter: click.Parameter) -> set[str]:
-    """By what a message may name a parameter."""
+    """Return the names under which a message may refer to a parameter."""
     if isinstance(parameter, click.Option):
         words = {*parameter.opts}
     else:
@@ -213,7 +213,7 @@ def names(parameter: click.Parameter) -> set[str]:
 
 
 def complaint(command: Command, parameter: click.Parameter, name: str, value: str, ran: Result) -> str:
-    """What is wrong with how a call ended; '' if nothing is."""
+    """Return what is wrong with how a call ended, or ''."""
     is_path = isinstance(parameter.type, (click.Path, click.File))
     if ran.exception is not None and not isinstance(ran.exception, SystemExit):
         return f"raised {type(ran.exception).__name__}"
@@ -224,7 +224,7 @@ def complaint(command: Command, parameter: click.Parameter, name: str, value: st
     if "Traceback" in ran.stderr or "bug" in ran.stderr:
         return "failed"
     if len(ran.stderr) > LONG:
-        return f"is told in {len(ran.stderr)} characters"
+        return f"has a message of {len(ran.stderr)} characters"
     said = ran.stderr.strip().splitlines()[-1]
     shown = SHOWN.get(name, value)[:20]
     if any(word in said for word in names(parameter)) or (shown and shown in said):
@@ -251,7 +251,7 @@ def test_a_hostile_value_is_refused_with_its_parameter_or_kept(terminal: Termina
                 values = {name: VALUES[name]}
             seen.add(known)
             if isinstance(parameter.type, (click.Path, click.File)):
-                values.pop("NUL", None)  # no shell can give it
+                values.pop("NUL", None)  # no shell can pass it
                 if command.name in ENDLESS:
                     continue
             if command.name in ENDLESS:

@@ -1,4 +1,4 @@
-"""Each parameter and field of each HTTP route, given what it cannot use: an answer that names it, and no change.
+"""Every HTTP route with wrong values for each parameter and field: the response names it, and nothing changes.
 
 Routes and their parameters are those of the OpenAPI document, so that a new one is tested without being listed here.
 """
@@ -32,7 +32,7 @@ from tweezer.settings import ApiSettings, Settings
 
 LATER, LATEST = "2030-11-01T09:00:00Z", "2030-11-01T19:00:00Z"
 VALUES = {**TEXTS, **NUMBERS, **TYPES, **LARGE}
-LONG = 2000  # characters of a description that nobody reads to its end
+LONG = 2000  # the number of characters from which a description is too long to read
 NEVER_TAKEN = ("NUL", "ESC", "half a surrogate pair")
 FORM = "application/x-www-form-urlencoded"
 NOT_SERVED = "/workloads"  # answers 501
@@ -41,22 +41,22 @@ QUERIES = {"scope": "MONTH", "project_id": PROJECT}
 """Parameters that a request of an operator needs."""
 
 NOT_SHOWN = {"jobs[0].sequence", "[0].sequence", "ed25519", "all"}
-"""Fields that no answer has."""
+"""Fields that no response has."""
 
 PASSED_OVER = {("signature", "link_expired"), ("expires", "not_found"), ("issued", "not_found")}
-"""Parameters of links: one that is wrong makes no good link, and without a signature the others are not read."""
+"""Parameters of links: a wrong one makes the link invalid, and without a signature the others are not read."""
 
 OTHERS_NAMED = {
-    "device_type": "sequence_builder",  # without a device, the one that the sequence is for
-    "is_emulator": "specs",  # which are not valid here; to read valid ones takes seconds
+    "device_type": "sequence_builder",  # without a device, that of the sequence
+    "is_emulator": "specs",  # they are invalid here; reading valid ones takes seconds
     "active": "specs",
     "jobs": "project_id",
 }
-"""Fields that are right, and which other one is then wrong."""
+"""Fields that are valid, and the other field that is then wrong."""
 
 
 class Place(NamedTuple):
-    """Where in a request a value goes. name: of the field, as errors have it."""
+    """The place of a value in a request. ``name`` is that of the field in errors."""
 
     kind: str
     name: str
@@ -79,7 +79,7 @@ class Operation(NamedTuple):
 
 
 class Rig(ApiRig):
-    """A rig with a batch, a device and a webhook to name in requests."""
+    """A rig with a batch, a device and a webhook for use in requests."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         super().__init__(settings, database)
@@ -92,7 +92,7 @@ class Rig(ApiRig):
         self.seen: set[tuple[str, str]] = set()
 
     async def furnish(self) -> None:
-        """Make new things, on which no request has acted."""
+        """Make a new batch, device and webhook."""
         await self.store.redis.flushdb()
         self.devices += 1
         device = f"NULL{self.devices}"
@@ -118,7 +118,7 @@ class Rig(ApiRig):
         }
 
     def body(self, schema: str) -> Any:
-        """A body that is valid."""
+        """Return a valid body."""
         jobs = [{"runs": 1, "variables": {"a": 1.0}}]
         bodies: dict[str, Any] = {
             "BatchBody": {
@@ -170,7 +170,7 @@ class Rig(ApiRig):
                 yield Place("body", f"{name}.x", (*path, "x"))
 
     def values(self, operation: Operation, place: Place) -> dict[str, Any]:
-        """What a place is sent: all of it, but in a short run only where no route before has the same."""
+        """Return the values for a place: in a short run only if no earlier route has the same place."""
         values = dict(VALUES)
         if place.kind == "header" or operation.content_type == FORM:
             values = dict(TEXTS)
@@ -278,7 +278,7 @@ def complaint(operation: Operation, place: Place, name: str, value: Any, answer:
     assert told["code"] == str(answer.status_code)
     field, description = told["data"]["field"], told["data"]["description"]
     if len(description) > LONG:
-        return "is told at length"
+        return "has a long description"
     if field is not None and description.startswith(f"{field}: "):
         if field.startswith(place.name) or place.name.startswith(field):
             return ""

@@ -221,7 +221,7 @@ def with_value(message: dict[str, Any], place: str, value: Any) -> Any:
 
 OPEN = BatchDoc(device="NULL")
 LONG = 2000
-"""Characters of a message that nobody reads to its end."""
+"""The number of characters from which a message is too long to read."""
 
 HOSTILE = {name: value for name, value in {**TEXTS, **NUMBERS, **TYPES}.items() if value != HALF}
 """Without half of a surrogate pair, which MessagePack cannot hold."""
@@ -231,7 +231,7 @@ def complaint(place: str, error: SerializationError) -> str:
     """What is wrong with how a message was refused; '' if nothing is."""
     told = str(error)
     if len(told) > LONG:
-        return f"is told in {len(told)} characters"
+        return f"has a message of {len(told)} characters"
     if place in told or (place in ("project", "batch_id") and "there is no batch" in told):
         return ""
     return f"is not named: {told}"
@@ -359,7 +359,7 @@ async def test_junk_is_dropped_and_the_intake_continues(site: Site, pool: ArqRed
 
 @pytest.fixture
 def small_server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
-    """A server with little memory; asked for after the shared one, which skips where there is none."""
+    """A server with little memory; the shared one comes first, which skips the test if there is no server."""
     with RedisServer(tmp_path / "redis", options={"maxmemory": f"{MAXMEMORY_MB}mb"}) as server:
         yield server
 
@@ -398,7 +398,7 @@ async def test_while_redis_is_full_a_message_waits_and_is_processed_later(
 async def test_unusable_messages_are_parked_and_others_are_processed(
     site: Site, pool: ArqRedis, tmp_path: Path
 ) -> None:
-    """Whatever stands in the queue: the process that reads it goes on, and operators find it among dead letters."""
+    """After any content of the queue its reader continues, and operators find the message among dead letters."""
     database = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"), create=True)
     queue: Any = site.store.redis
 

@@ -1,4 +1,4 @@
-"""A lane and its process, whatever the backend in it does."""
+"""A lane and its process, with all kinds of misbehaviour of the backend."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def job(act: str, value: Any = None) -> JobWork:
 
 
 def ignore(progress: Progress) -> None:
-    """A report that nobody reads."""
+    """Ignore a report."""
 
 
 def running(pid: int) -> bool:
@@ -235,7 +235,7 @@ async def test_a_process_that_dies_during_a_job_is_a_crash_and_is_replaced(
     assert outcome.fault is not None
     assert words in outcome.fault.message
     again = await lane.run(job("echo"), ignore)
-    assert again.result == Result({"prepared": 1})  # by the new process, which nobody asked to prepare
+    assert again.result == Result({"prepared": 1})  # by the new process, which had no call to prepare
     assert lane.pid != pid
 
 

@@ -54,7 +54,7 @@ def job(runs: int | None = 100, seed: int = 1) -> JobWork:
 
 
 def ignore(progress: Progress) -> None:
-    """A report that nobody reads."""
+    """Ignore a report."""
 
 
 async def run(lane: ChildLane, work: JobWork) -> Outcome:

@@ -50,7 +50,7 @@ VALUES: dict[str, Any] = {"omega": 6.0, "delta": 8.0}
 
 
 def adiabatic(atoms: int = 4, duration_ns: int = 400) -> Sequence[Any]:
-    """Towards antiferromagnetic order; ``omega`` and ``delta`` are left open."""
+    """Return a sweep to antiferromagnetic order; ``omega`` and ``delta`` are variables."""
     sequence: Sequence[Any] = Sequence(Register.rectangle(2, atoms // 2, spacing=6.0, prefix="q"), MockDevice)
     sequence.declare_channel("rydberg", "rydberg_global")
     omega = sequence.declare_variable("omega", dtype=float)
@@ -80,7 +80,7 @@ def job(runs: int | None = 200, seed: int = 1, sequence: str | None = None, **va
 
 
 def ignore(progress: Progress) -> None:
-    """A report that nobody reads."""
+    """Ignore a report."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -109,7 +109,7 @@ async def counter(lane: ChildLane, work: JobWork) -> dict[str, int]:
 
 
 class SeedBeforeMeasuring(Observable):
-    """Seeds numpy when it is asked for the first time, which is before the observables that follow it."""
+    """An observable that seeds numpy at its first call, which is before the observables that follow it."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(default_aggregation_method=AggregationMethod.SKIP)
@@ -128,11 +128,11 @@ class SeedBeforeMeasuring(Observable):
         return self
 
     def apply(self, **options: Any) -> None:
-        """Observes nothing."""
+        """Return nothing."""
 
 
 def bare_results(config: QutipConfig, seed: int, **variables: Any) -> Results:
-    """The same with Pulser alone."""
+    """Emulate the same with Pulser alone."""
     seeded = config.with_changes(observables=(SeedBeforeMeasuring(seed), *config.observables))
     results = QutipBackendV2(adiabatic().build(**variables), config=seeded).run()
     assert isinstance(results, Results)
@@ -407,7 +407,7 @@ PLAIN = json.loads(EmulationConfig(observables=[BitStrings(evaluation_times=[1.0
 
 
 def configured(**options: Any) -> str:
-    """A configuration with more options in it, as Python writes them: infinity is a bare ``Infinity``."""
+    """Return a configuration with more options in Python's JSON, where infinity is ``Infinity``."""
     return json.dumps(PLAIN | options)
 
 
@@ -464,7 +464,7 @@ async def test_an_old_configuration_with_unsupported_options_is_refused(lane: Ch
 
 
 def mixed(measured: str | None, *, pulses: tuple[str, ...] = ("raman", "rydberg")) -> Sequence[Any]:
-    """Atom a goes to the hyperfine state, then atom b to the Rydberg state."""
+    """Return a sequence that moves atom a to the hyperfine state, then atom b to the Rydberg state."""
     sequence: Sequence[Any] = Sequence(Register({"a": (0, 0), "b": (30, 0)}), MockDevice)
     for name, atom in (("raman", "a"), ("rydberg", "b")):
         if name in pulses:
@@ -527,7 +527,7 @@ async def test_progress_comes_from_within_the_solver_and_a_cancel_is_noticed() -
     assert outcome.kind is OutcomeKind.CANCELED
     assert fractions == sorted(fractions)
     assert 0.0 < fractions[0] < fractions[-1] < 1.0
-    assert lane.pid == pid  # it was soft
+    assert lane.pid == pid  # it was a soft cancel
     await lane.prepare(batch())
     assert (await run(lane, job(5, **VALUES))).kind is OutcomeKind.DONE
     await lane.close()

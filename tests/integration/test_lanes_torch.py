@@ -55,7 +55,7 @@ PLACES = {"q0": (0.0, 0.0), "q1": (6.0, 0.0), "q2": (0.0, 7.0)}
 
 
 def pulsed(atoms: int = 3, duration_ns: int = 400, channel: str = "rydberg_global") -> Sequence[Any]:
-    """Atoms that are all different, so that their order shows; the amplitude is the variable ``omega``."""
+    """Return a sequence whose atoms all differ, so that their order shows; the amplitude is the variable ``omega``."""
     places = dict(list(PLACES.items())[:atoms]) if atoms <= 3 else Register.square(4, 6.0, prefix="q").qubits
     sequence: Sequence[Any] = Sequence(Register(places), MockDevice)
     sequence.declare_channel("channel", channel)
@@ -68,7 +68,7 @@ TEXT = pulsed().to_abstract_repr()
 
 
 def plain(*observables: Observable, **options: Any) -> str:
-    """A configuration with coarse steps, and more in it."""
+    """Return a configuration with coarse steps and these options."""
     asked = observables or (BitStrings(evaluation_times=[1.0]),)
     config: EmulationConfig[Any] = EmulationConfig(observables=asked)
     return json.dumps({**json.loads(config.to_abstract_repr()), "dt": DT, **options})
@@ -85,7 +85,7 @@ def job(runs: int | None = 200, seed: int = 1, **variables: Any) -> JobWork:
 
 
 def ignore(progress: Progress) -> None:
-    """A report that nobody reads."""
+    """Ignore a report."""
 
 
 async def open_lane(device: str, options: LaneOptions | None = None) -> ChildLane:
@@ -110,7 +110,7 @@ async def lane_mps() -> AsyncIterator[ChildLane]:
 
 @pytest.fixture(params=[SV, MPS])
 def lane(request: pytest.FixtureRequest, lane_sv: ChildLane, lane_mps: ChildLane) -> ChildLane:
-    """Both in turn."""
+    """Both emulators in turn."""
     return lane_sv if request.param == SV else lane_mps
 
 
@@ -134,7 +134,7 @@ async def counter(lane: ChildLane, work: JobWork) -> dict[str, int]:
 
 
 def bare(device: str, text: str, seed: int) -> Results:
-    """What the library itself gives, in this process."""
+    """Return the results of the library itself, in this process."""
     import emu_mps
     import emu_sv
 
@@ -154,7 +154,7 @@ def bare(device: str, text: str, seed: int) -> Results:
 async def test_a_job_gives_what_the_bare_library_gives(device: str, lane_sv: ChildLane, lane_mps: ChildLane) -> None:
     lane = lane_sv if device == SV else lane_mps
     observables = (BitStrings(evaluation_times=[1.0], num_shots=300), Occupation(evaluation_times=[1.0]))
-    text = plain(*observables, optimize_qubit_ordering=False)  # emu-mps draws the order that it tries first
+    text = plain(*observables, optimize_qubit_ordering=False)  # emu-mps chooses the first order at random
     await lane.prepare(batch(backend_configuration=text))
     work = job(None, 7)
     theirs = bare(device, text, 7)
@@ -232,7 +232,7 @@ async def test_a_noisy_job_runs_by_itself_and_its_seed_decides(lane_mps: ChildLa
     text = json.dumps({**json.loads(config.to_abstract_repr()), "dt": 100})
     await lane_mps.prepare(batch(backend_configuration=text))
     first = await counter(lane_mps, job(40, 1))
-    assert sum(first.values()) == 80  # Pulser samples as often in each trajectory
+    assert sum(first.values()) == 80  # Pulser takes the same number of samples in each trajectory
     before = lane_mps.evolutions
     assert await counter(lane_mps, job(40, 1)) == first
     assert lane_mps.evolutions == before + 1
@@ -370,7 +370,7 @@ async def test_progress_comes_from_within_the_solver_and_a_cancel_is_noticed_the
     assert outcome.kind is OutcomeKind.CANCELED
     assert fractions == sorted(fractions)
     assert 0.0 < fractions[-1] < 1.0
-    assert lane.pid == pid  # it was soft
+    assert lane.pid == pid  # it was a soft cancel
     await lane.prepare(batch())
     assert (await run(lane, job(5))).kind is OutcomeKind.DONE
 

@@ -1,4 +1,4 @@
-"""Large results between a worker, a real Redis, and whoever reads them."""
+"""Large results from a worker through a real Redis to their readers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ INLINE_KB = 64
 
 
 def measured(job: JobWork) -> Result:
-    """What a lane of these tests makes of a job: as much as its variable asks for, hard to compress."""
+    """Return a result of the size that the job's variable asks for; it hardly compresses."""
     kib = int(job.spec.variables["kib"])
     return Result(counter={"0": 1}, serialised_results=random.Random(kib).randbytes(512 * kib).hex())
 
@@ -52,7 +52,7 @@ def expected(kib: int) -> str:
 
 
 class BulkyLane(NullLane):
-    """Gives results of any size."""
+    """An adapter with results of any size."""
 
     async def run(self, job: JobWork, report: Report) -> Outcome:
         outcome = await super().run(job, report)
@@ -73,7 +73,7 @@ class Setting:
         self.queue = queue
 
     def store(self, user: RedisUser) -> Store:
-        """For a process of this kind, which the test closes."""
+        """Return a store for a process of this kind, which the test closes."""
         return Store.open(Connect(as_user(self.url, user), results_dir=self.folder))
 
     async def submit(self, *kib: int) -> AsyncBatch:
@@ -83,7 +83,7 @@ class Setting:
         return [path for path in self.folder.rglob("*") if path.is_file()]
 
     async def in_redis(self, batch: AsyncBatch) -> list[int]:
-        """Sizes of the results that Redis holds."""
+        """Return the sizes of the results in Redis."""
         redis: Any = self.queue.store.redis
         return [len(data) for data in await redis.hvals(self.queue.store.keys(Key.RESULT, batch.id))]
 
@@ -146,7 +146,7 @@ async def test_a_producer_without_asyncio_reads_them_too(setting: Setting, monke
 
     assert await asyncio.to_thread(read, results_dir=setting.folder) == expected(300)
     monkeypatch.setenv("TWEEZER_DATA_DIR", str(setting.folder.parent))
-    assert await asyncio.to_thread(read) == expected(300), "as `tweezer up` says where it keeps things"
+    assert await asyncio.to_thread(read) == expected(300), "`tweezer up` provides the folder of results"
     monkeypatch.setenv("TWEEZER_DATA_DIR", str(setting.folder / "elsewhere"))
     monkeypatch.setenv("TWEEZER_RESULTS_DIR", str(setting.folder))
     assert await asyncio.to_thread(read) == expected(300)
@@ -189,7 +189,7 @@ async def test_no_settle_carries_more_than_a_mebibyte(setting: Setting, monkeypa
         return await call(self, name, **arguments)
 
     monkeypatch.setattr(Scripts, "call", measuring)
-    batch = await setting.submit(*[100] * 200)  # each just below the limit of what Redis takes
+    batch = await setting.submit(*[100] * 200)  # each just below the limit for Redis
     await batch.wait(PATIENCE_S)
     assert setting.files() == []
     assert 10 * (INLINE_KB << 10) < max(sizes) <= MAX_SETTLE_BYTES
@@ -200,7 +200,7 @@ async def test_a_job_whose_result_cannot_be_written_is_run_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "disk" / "results"
-    (tmp_path / "disk").touch()  # in the way, as a disk that is full would be
+    (tmp_path / "disk").touch()  # it blocks the folder, like a full disk
     async with (
         working(real_redis_url, folder),
         connect_async(as_user(real_redis_url, RedisUser.PRODUCER), results_dir=folder) as queue,
@@ -235,7 +235,7 @@ async def test_a_job_whose_result_cannot_be_written_is_run_again(
 
 @contextlib.asynccontextmanager
 async def recording(setting: Setting, database: Database) -> AsyncIterator[None]:
-    """A recorder that forgets at once what has ended."""
+    """Run a recorder that forgets ended batches at once."""
     async with setting.store(RedisUser.RECORDER) as store:
         recorder = asyncio.create_task(Recorder(store, database, namespace="tweezer", grace_s=0).run())
         try:
@@ -248,7 +248,7 @@ async def recording(setting: Setting, database: Database) -> AsyncIterator[None]
 
 @contextlib.asynccontextmanager
 async def asking(setting: Setting, database: Database, role: Role) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the API with a key of this role."""
+    """Return a client of the API with a key of this role."""
     with database.write() as connection:
         key = create_key(connection, name="test", role=role).text
     headers = {"Authorization": f"Bearer {key}"}

@@ -1,4 +1,4 @@
-"""The API is as its OpenAPI document says, whatever is sent: by schemathesis, with keys of two projects."""
+"""The API matches its OpenAPI document for any request: by schemathesis, with keys of two projects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.furnished_api import FurnishedApi, furnished_api
 from tests.support.processes import NULL
 from tests.support.waiting import PATIENCE_S
 
-EXAMPLES = effort(short=1, full=4)  # of each operation, with each key, as described and not as described
+EXAMPLES = effort(short=1, full=4)  # for each operation and key, valid and invalid
 CHECKS = [
     checks.not_a_server_error,
     checks.status_code_conformance,
@@ -32,7 +32,7 @@ CHECKS = [
     checks.response_schema_conformance,
 ]
 KEYLESS = {"/health", "/ready", "/oauth/token", "/api/v1/devices/public-specs"}
-NOT_THERE = "/workloads"  # is answered, with 501
+NOT_THERE = "/workloads"  # it returns 501
 
 Call = tuple[int, str]
 
@@ -79,10 +79,10 @@ def _fuzz(api: FurnishedApi, operation: APIOperation[Any, Any, Any, Any], key: s
         if NOT_THERE in operation.path and response.status_code == 501:
             excluded = [checks.not_a_server_error]
         if response.status_code in (400, 414) and response.json().get("data", {}).get("field") == "url":
-            excluded = [checks.status_code_conformance]  # it never came to its route
+            excluded = [checks.status_code_conformance]  # the request did not reach its route
         case.validate_response(response, checks=CHECKS, excluded_checks=excluded)
 
-    with contextlib.suppress(Unsatisfiable):  # where there is nothing to send, nothing of it can be wrong
+    with contextlib.suppress(Unsatisfiable):  # an operation without input has no invalid input
         ask()
 
 

@@ -1,4 +1,4 @@
-"""One user's input, or a stranger's, stops no process that works for all: real processes, on both databases."""
+"""Bad input of one user or stranger stops no shared process: with real processes, on both databases."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_poison_of_every_kind_stops_no_other_work(
         redis: Any = site.store.redis
         events, key = site.store.keys(Key.EVENTS), site.store.keys
 
-        tagged = await site.queue.submit(None, JOBS, device=NULL, open=True)  # as an older version let it in
+        tagged = await site.queue.submit(None, JOBS, device=NULL, open=True)  # as an older version accepted it
         await redis.hset(key(Key.BATCH, tagged.id), "tags", r'["a\u0000b"]')
         damaged = await site.queue.submit(None, JOBS, device=NULL, open=True)
         await redis.hset(key(Key.BATCH, damaged.id), mapping={"doc": b"\xc1", "updated": 2**70})

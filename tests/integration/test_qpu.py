@@ -1,5 +1,7 @@
-"""Jobs on a QPU: submitted once, followed across crashes, drains and losses. The machine is a simulated one, in a
-process of its own, whose journal says what was really asked of it."""
+"""Jobs on a QPU: submitted once, and followed across crashes, drains and losses.
+
+The machine is simulated by a separate process, whose journal shows the requests that it really got.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ def sequence(*, variable: bool = False, atoms: int = 3) -> str:
 
 
 class Laboratory:
-    """A QPU, a Redis that keeps what it answers, and an installation."""
+    """A QPU, a Redis that keeps acknowledged writes, and an installation."""
 
     def __init__(self, qpu: QpuProcess, redis: RedisServer, site: Site) -> None:
         self.qpu = qpu
@@ -66,7 +68,7 @@ class Laboratory:
         return await self.site.queue.submit(sequence(), given, device=DEVICE, **options)
 
     async def on_machine(self, batch: AsyncBatch, index: int = 0) -> None:
-        """Waits until the machine runs a job of the batch and its uid is known."""
+        """Wait until the machine runs a job of the batch and its uid is known."""
 
         async def known() -> bool:
             intent = await self.site.store.remote.known(batch.id, index)
@@ -87,12 +89,12 @@ def qpu(tmp_path: Path) -> Iterator[QpuProcess]:
 
 
 both_kinds = pytest.mark.parametrize("durable_redis", ["redis", "valkey"], indirect=True)
-"""On redis-server before 7.2, which must fsync each write, and on Valkey, which can be waited for."""
+"""Run on redis-server before 7.2, which must sync each write, and on Valkey, which supports WAITAOF."""
 
 
 @pytest.fixture
 def durable_redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """A Redis that does not forget what a machine was given: Valkey, unless a test is of ``both_kinds``."""
+    """A Redis that does not lose submits: Valkey, unless a test is of ``both_kinds``."""
     kind: ServerKind = getattr(request, "param", "valkey")
     request.getfixturevalue(f"{kind}_server")
     with RedisServer(
@@ -200,7 +202,7 @@ async def test_a_cancel_reaches_the_machine_and_measurements_are_kept(lab: Labor
 
 async def test_a_cancel_before_the_submit_prevents_it(lab: Laboratory) -> None:
     await lab.serving()
-    lab.qpu.misbehave(read_errors=1.0)  # so it is not known whether the machine is up
+    lab.qpu.misbehave(read_errors=1.0)  # so that it is unknown whether the machine is up
     batch = await lab.submit()
 
     async def prepares() -> bool:
@@ -219,7 +221,7 @@ async def test_a_cancel_that_the_machine_does_not_confirm_ends_as_unconfirmed(la
     await lab.serving(confirm_s=1.0)
     batch = await lab.submit()
     await lab.on_machine(batch)
-    lab.qpu.misbehave(submit_errors=1.0)  # of cancels too
+    lab.qpu.misbehave(submit_errors=1.0)  # cancels fail, too
     await batch.cancel()
     await batch.wait(60)
     (job,) = await batch.jobs()
@@ -233,7 +235,7 @@ async def test_the_next_worker_recognises_a_requested_stop(lab: Laboratory) -> N
     first = await lab.serving()
     batch = await lab.submit()
     await lab.on_machine(batch)
-    lab.qpu.misbehave(read_errors=0.5)  # a cancel goes out after a read that says "ours"; its result stays unknown
+    lab.qpu.misbehave(read_errors=0.5)  # a cancel is sent after a read that shows our job; its result remains unknown
 
     async def stopped() -> bool:
         return any(tally.cancels for tally in lab.qpu.witnessed().values())
@@ -302,7 +304,7 @@ async def test_the_next_worker_recognises_a_timeout(lab: Laboratory) -> None:
     first = await lab.serving()
     batch = await lab.submit(limits=Limits(job_timeout_s=3.0))
     await lab.on_machine(batch)
-    lab.qpu.misbehave(read_errors=1.0)  # so who asks does not learn what became of it, if it came so far
+    lab.qpu.misbehave(read_errors=1.0)  # so that the caller does not learn its outcome
 
     async def noted() -> bool:
         (job,) = await batch.jobs()

@@ -1,4 +1,4 @@
-"""A QPU's jobs when holders stop, die and are overtaken at the worst moments, and Redis forgets what they said."""
+"""Jobs of a QPU when holders stop, die and are overtaken at the worst moments, and Redis loses their writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEQUENCE = (Path(__file__).parents[1] / "chaos" / "sequence.json").read_text("ut
 
 
 class Laboratory:
-    """A QPU, workers without Pulser that serve it, and a Redis whose file can lose its end."""
+    """A QPU, its workers without Pulser, and a Redis whose file can lose its end."""
 
     def __init__(self, qpu: QpuProcess, redis: RedisServer, site: Site, witness: Path) -> None:
         self.qpu = qpu
@@ -42,15 +42,15 @@ class Laboratory:
         return await self.site.queue.submit(SEQUENCE, [{"runs": 20}] * jobs, device=DEVICE)
 
     async def keep(self) -> None:
-        """Make all that Redis has answered by now outlive the loss of the end of its file."""
+        """Protect everything that Redis has acknowledged from the loss of the end of its file."""
         pipeline = self.site.store.redis.pipeline(transaction=False)
         pipeline.execute_command("SET", "kept", 1, "PX", 1)
-        pipeline.execute_command("WAITAOF", 1, 0, 10_000)  # else a busy Redis has not written its file yet
+        pipeline.execute_command("WAITAOF", 1, 0, 10_000)  # otherwise a busy Redis may not have written its file yet
         await pipeline.execute()
         self.file.keep()
 
     async def forgotten(self) -> AsyncBatch:
-        """A batch of one job, which the machine has and Redis forgot; its device is paused."""
+        """Submit a batch of one job, which the machine has and Redis lost; its device is paused."""
         devices = self.site.store.devices
         await devices.pause(DEVICE, "for a moment")
         batch = await self.submit()
@@ -58,12 +58,12 @@ class Laboratory:
         await devices.resume(DEVICE)
         await self.on_machine(batch)
         self.file.restart(losing_s=0.001)
-        await batch.record()  # which asks until Redis answers
+        await batch.record()  # it retries until Redis answers
         assert await self.site.store.remote.known(batch.id, 0) is None
         return batch
 
     async def on_machine(self, batch: AsyncBatch, index: int = 0) -> None:
-        """Waits until the machine runs a job of the batch and its id is known."""
+        """Wait until the machine runs a job of the batch and its id is known."""
 
         async def known() -> bool:
             intent = await self.site.store.remote.known(batch.id, index)
@@ -72,14 +72,14 @@ class Laboratory:
         await until(known, "a job on the machine")
 
     async def stopped(self, times: int = 1) -> None:
-        """Waits until a worker stopped itself."""
+        """Wait until a worker has stopped itself."""
         await until(lambda: self.witness.exists() and len(self.witness.read_text().splitlines()) == times, "a stop")
 
     def submits(self) -> list[int]:
         return [tally.submits for tally in self.qpu.witnessed().values()]
 
     def stops(self) -> int:
-        """Cancels that were sent, and jobs that a submit displaced."""
+        """Return the cancels that were sent, and the jobs that a submit displaced."""
         return sum(tally.cancels + tally.displaced for tally in self.qpu.witnessed().values())
 
 
@@ -324,7 +324,7 @@ def set_back(lab: Laboratory) -> None:
 
 
 def stranger(lab: Laboratory) -> int:
-    """A client that gives its jobs no name submits one; its id."""
+    """Submit a job as a client that gives its jobs no name; return its id."""
     answer = lab.qpu.ask("POST", "/api/v1/jobs", {"nb_run": 7, "pulser_sequence": SEQUENCE})
     return int(answer["data"]["uid"])
 
@@ -360,7 +360,7 @@ async def test_the_job_of_a_lost_reply_is_found_on_a_machine_whose_ids_restarted
     assert lab.submits() == [1] * 7
 
 
-async def test_a_foreign_job_with_the_id_of_ours_is_neither_followed_nor_cancelled(lab: Laboratory) -> None:
+async def test_a_foreign_job_with_the_id_of_our_job_is_neither_followed_nor_cancelled(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="60")
     first = await lab.worker()
     batch = await lab.submit()

@@ -1,4 +1,4 @@
-"""The client of a QPU's API against the simulated QPU, a process of its own, in each of its misbehaviours."""
+"""The client of a QPU's API with the simulated QPU, a separate process, in each of its misbehaviours."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QpuProcess]:
 
 @pytest.fixture
 def qpu(_shared: QpuProcess) -> QpuProcess:
-    """A simulated QPU without misbehaviours and without a past."""
+    """A simulated QPU without misbehaviours and without a history."""
     _shared.misbehave(job_seconds="0", shot_seconds=0, answer_seconds="0", down=[])
     _shared.misbehave(
         **dict.fromkeys(("fail", "hang", "lose_replies", "submit_errors", "read_errors", "late_cancels"), 0)
@@ -74,7 +74,7 @@ async def api(qpu: QpuProcess) -> AsyncIterator[QpuApi]:
 
 
 async def ended(api: QpuApi, uid: int) -> QpuJob:
-    """Polls a job to its end."""
+    """Poll a job until its end."""
 
     async def is_terminal() -> bool:
         return (await api.get_job(uid)).status.terminal
@@ -144,7 +144,7 @@ async def test_without_fake_an_emulator_computes_what_is_measured(tmp_path: Path
             counter = done.counter()
             assert counter is not None
             assert sum(counter.values()) == 500
-            assert not any("11" in bits for bits in counter)  # 7 µm apart: the blockade
+            assert not any("11" in bits for bits in counter)  # the Rydberg blockade at 7 µm
             stopped = await submitted(api, sequence(11))
             displacing = await submitted(api, SEQUENCE, nb_run=10)
             assert (await ended(api, displacing.uid)).status is JobStatus.DONE
@@ -381,7 +381,7 @@ def test_a_file_that_is_not_a_journal_is_not_changed(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QpuProcess]:
-    """One that asks for tokens, which are good for a second."""
+    """A QPU that requires tokens, which are valid for a second."""
     folder = tmp_path_factory.mktemp("guarded")
     with QpuProcess(folder, "--token-auth", f"tweezer:{SECRET}", "--token-seconds", "1") as process:
         yield process
@@ -425,7 +425,7 @@ async def test_wrong_credentials_are_reported_without_the_secret(guarded: QpuPro
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate of 127.0.0.1 that vouches for itself, and its key."""
+    """Return a self-signed certificate of 127.0.0.1, and its key."""
     folder = tmp_path_factory.mktemp("tls")
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "qpu")])

@@ -1,4 +1,4 @@
-"""Quotas between real processes' parts: what jobs measure does not fill the disk, however many were let in."""
+"""Quotas with real processes: results do not fill the disk, even if many jobs were accepted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUOTA_MB = 1
 
 
 class BulkyLane(NullLane):
-    """Gives results that hardly compress."""
+    """A lane whose results hardly compress."""
 
     async def run(self, job: JobWork, report: Report) -> Outcome:
         outcome = await super().run(job, report)

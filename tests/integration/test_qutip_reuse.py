@@ -1,4 +1,4 @@
-"""What is changed of QuTiP and reused between jobs changes no counter; a library that has changed is left alone."""
+"""The changes to QuTiP for reuse between jobs change no counter; a changed library is not patched."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def pulsed(basis: str) -> str:
 
 
 def counters(text: str, options: dict[str, Any]) -> list[Any]:
-    """What a lane of its own measures in three jobs, two of them equal."""
+    """Return what a new lane measures in three jobs, two of them equal."""
     solver = options.get("solver")
     rest = {name: value for name, value in options.items() if name != "solver"}
     observables = [BitStrings(evaluation_times=[0.5, 1.0]), Energy(evaluation_times=[1.0])]
@@ -70,7 +70,7 @@ def counters(text: str, options: dict[str, Any]) -> list[Any]:
 
 @pytest.fixture
 def as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """QuTiP as in a lane, without reuse; the libraries are put back at the end."""
+    """Use QuTiP as in a lane, without reuse; restore the libraries at the end."""
     for owner, name in (*_NAMES, (qutip, "mcsolve")):
         monkeypatch.setattr(owner, name, owner.__dict__[name])
     qutip_patches.install_solver()
@@ -108,7 +108,7 @@ PULSES = {
 @pytest.mark.parametrize("noise", [NoiseModel(), NoiseModel(relaxation_rate=0.3)], ids=["pure", "relaxation"])
 @pytest.mark.parametrize("pulses", PULSES)
 def test_a_million_shots_are_those_of_pulser_alone(as_it_was: None, pulses: str, noise: NoiseModel) -> None:
-    """A lane looks up while QuTiP solves, which must not change the states at all: 1e6 shots show 1e-6."""
+    """A lane checks for a cancel while QuTiP solves, which must not change the states: 1e6 shots show 1e-6."""
     sequence: Sequence[Any] = Sequence(Register({"a": (0, 0), "b": (6, 0), "c": (0, 8)}), MockDevice)
     sequence.declare_channel("rydberg", "rydberg_global")
     for pulse in PULSES[pulses]:

@@ -1,4 +1,4 @@
-"""A Redis of one's own: it comes up, keeps its data, and never outlives its owner."""
+"""A private Redis: it starts, keeps its data, and never outlives its owner."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tweezer.model.errors import TweezerError
     params=[pytest.param("redis", marks=pytest.mark.redis), pytest.param("valkey", marks=pytest.mark.valkey)]
 )
 def kind(request: pytest.FixtureRequest) -> ServerKind:
-    request.getfixturevalue(f"{request.param}_server")  # skipped or failed there when the binary is missing
+    request.getfixturevalue(f"{request.param}_server")  # it skips or fails if the binary is missing
     chosen: ServerKind = request.param
     return chosen
 
@@ -182,7 +182,7 @@ async def test_it_can_be_used_from_asyncio(kind: ServerKind) -> None:
 async def test_a_start_cancelled_half_way_leaves_no_server(kind: ServerKind, tmp_path: Path) -> None:
     server = RedisServer(tmp_path, kind=kind)
     entering = asyncio.create_task(server.__aenter__())
-    await asyncio.wait([entering], timeout=0)  # lets the start begin
+    await asyncio.wait([entering], timeout=0)  # let the start begin
     entering.cancel()
     with pytest.raises(asyncio.CancelledError):
         await entering

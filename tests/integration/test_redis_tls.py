@@ -1,4 +1,4 @@
-"""Redis by TLS: whose certificate is accepted."""
+"""Redis with TLS: which certificates are accepted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.redis
 
 
 def write_certificate(folder: Path, *names: x509.GeneralName) -> tuple[Path, Path]:
-    """A certificate for these names that is its own authority, and its key."""
+    """Return a self-signed certificate for these names, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Redis of the tests")])
     now = datetime.now(UTC)
@@ -76,7 +76,7 @@ async def test_a_certificate_for_the_host_of_the_url_is_accepted(serve: Callable
     await ping(serve(x509.IPAddress(ipaddress.ip_address("127.0.0.1"))))
 
 
-async def test_a_certificate_for_another_host_is_refused_unless_the_url_says_otherwise(
+async def test_a_certificate_for_another_host_is_refused_unless_the_url_allows_it(
     serve: Callable[..., str],
 ) -> None:
     url = serve(x509.DNSName("redis.example.org"))

@@ -1,4 +1,4 @@
-"""The users of Redis on real servers: what each may not do, and processes whose user lacks a right."""
+"""The users of Redis on real servers: what each one may not do, and processes whose user lacks a right."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ OF_OTHERS = {
     RedisUser.PRODUCER: ("tweezer:intake", "arq:job:message", "tweezer:logins:a:b", "tweezer:endpoints"),
     RedisUser.SENDER: ("tweezer:batch:a", "tweezer:events", "tweezer:settings", "tweezer:courier"),
 }
-"""Keys of Tweezer that are not for a user."""
+"""Keys of Tweezer that a user may not touch."""
 
 
 @pytest.fixture(
@@ -60,7 +60,7 @@ def server(request: pytest.FixtureRequest) -> RedisServer:
 
 @pytest.fixture
 def own_server() -> Iterator[RedisServer]:
-    """One whose users a test may change."""
+    """A server whose users a test may change."""
     with RedisServer() as server:
         yield server
 

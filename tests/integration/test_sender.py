@@ -1,4 +1,4 @@
-"""One attempt at a webhook: real receivers of every temper, and nothing ever connected to that may not be."""
+"""One delivery attempt: all kinds of real receivers, and no connection to a forbidden address."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Receiver:
-    """A local server that remembers what came to it."""
+    """A local server that keeps its requests."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -50,7 +50,7 @@ class Receiver:
 async def receiving(
     handle: Handler | None = None, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None, port: int = 0
 ) -> AsyncIterator[Receiver]:
-    """Answers 204, or as ``handle`` says."""
+    """A receiver that answers 204, or with ``handle``."""
     receiver = Receiver()
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -72,7 +72,7 @@ async def receiving(
 async def listening(
     speak: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
 ) -> AsyncIterator[Receiver]:
-    """A server that says whatever it is made to, once it has heard the request."""
+    """A server that sends the given bytes after it has read the request."""
     receiver = Receiver()
     served: list[asyncio.Task[None]] = []
 
@@ -98,7 +98,7 @@ async def listening(
 
 @contextlib.asynccontextmanager
 async def never_called(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[int]:
-    """The port of a listener that must see no connection."""
+    """The port of a listener that must get no connection."""
     seen: list[object] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -118,7 +118,7 @@ async def once(url: str, policy: WebhookPolicy = HERE, *, timeout_s: float = 20,
 
 
 def finds(*answers: list[str]) -> Callable[[str], Awaitable[list[str]]]:
-    """A resolver that gives one answer after the other, and the last one for ever."""
+    """A resolver that returns one answer after the other, and then always the last one."""
     left = list(answers)
 
     async def lookup(name: str) -> list[str]:
@@ -129,7 +129,7 @@ def finds(*answers: list[str]) -> Callable[[str], Awaitable[list[str]]]:
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """The contexts of a receiver named HOST, and of who trusts its authority."""
+    """Return the TLS contexts of a receiver named HOST, and of a client that trusts its authority."""
     folder = tmp_path_factory.mktemp("tls")
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
@@ -157,7 +157,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext,
     return server, ssl.create_default_context(cadata=pem.decode())
 
 
-# What receivers answer.
+# Responses of receivers.
 
 
 async def test_a_webhook_arrives_unchanged() -> None:
@@ -178,11 +178,11 @@ async def test_a_webhook_arrives_unchanged() -> None:
 @pytest.mark.parametrize("status", [200, 202, 299, 400, 404, 410, 500, 503])
 async def test_the_status_of_a_response_decides(status: int) -> None:
     async def handle(request: web.Request) -> web.Response:
-        return web.Response(status=status, text="said ä")
+        return web.Response(status=status, text="text ä")
 
     async with receiving(handle) as receiver:
         answer = await once(receiver.url())
-    assert (answer.status, answer.is_success, answer.error, answer.text) == (status, status < 300, None, "said ä")
+    assert (answer.status, answer.is_success, answer.error, answer.text) == (status, status < 300, None, "text ä")
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ async def test_no_proxy_is_taken_from_the_environment(monkeypatch: pytest.Monkey
             assert (await once(receiver.url())).is_success
 
 
-# What receivers do instead of answering.
+# Receivers that do not respond properly.
 
 
 async def test_a_receiver_that_hangs_times_out() -> None:
@@ -369,7 +369,7 @@ async def test_a_response_that_never_ends_is_cut_off() -> None:
         answer = await once(receiver.url(), answer_max=10_000)
     assert answer.is_success
     assert answer.text == "x" * 500
-    assert sent < 16 << 20  # what the kernel holds between both
+    assert sent < 16 << 20  # the kernel's buffers between both
 
 
 async def test_a_compression_bomb_is_not_unpacked() -> None:
@@ -465,7 +465,7 @@ async def test_a_receiver_without_tls_is_reported() -> None:
     assert answer.error == "the TLS handshake with the receiver failed"
 
 
-# What may not be connected to.
+# Forbidden addresses.
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{}/", "https://127.0.0.1:{}/", "https://[::ffff:7f00:1]:{}/"])
@@ -499,11 +499,11 @@ async def test_a_name_is_refused_unless_every_address_is_allowed(addresses: list
     assert answer.refused
     assert answer.error is not None
     assert "resolves to an address that is not public" in answer.error
-    assert not any(address in answer.error for address in addresses), "names within a network are nobody's business"
+    assert not any(address in answer.error for address in addresses), "names within a network must not be revealed"
 
 
 async def test_a_rebound_name_is_connected_at_the_checked_address(authority: Contexts) -> None:
-    """127.0.0.2 stands for a public address, 127.0.0.1 for what must not be reached."""
+    """127.0.0.2 represents a public address, 127.0.0.1 one that must not be reached."""
     server, client = authority
     async with receiving(host="127.0.0.2", tls=server) as receiver, never_called(port=receiver.port):
         policy = WebhookPolicy.parse("127.0.0.2", str(receiver.port))
@@ -511,7 +511,7 @@ async def test_a_rebound_name_is_connected_at_the_checked_address(authority: Con
         lookup = finds(["127.0.0.2"], ["127.0.0.1"])
         async with Sender(policy, lookup=lookup, ssl_context=client) as sender:
             assert (await sender.post(url, BODY, {})).is_success
-            assert (await sender.post(url, BODY, {})).is_success  # on the connection that is there
+            assert (await sender.post(url, BODY, {})).is_success  # on the existing connection
             connector = sender._session.connector
             assert isinstance(connector, aiohttp.TCPConnector)
             connector.clear_dns_cache()

@@ -1,4 +1,4 @@
-"""High availability: Sentinels promote the replica, and everybody follows."""
+"""High availability: Sentinels promote the replica, and all processes follow."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SERVICE = "tweezers"
 
 
 def answers(port: int) -> None:
-    """Returns when somebody listens on the port."""
+    """Return once a process listens on the port."""
     deadline = time.monotonic() + 30
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
-            assert time.monotonic() < deadline, f"nobody listens on port {port}"
+            assert time.monotonic() < deadline, f"no process listens on port {port}"
             time.sleep(0.02)
         else:
             return
@@ -78,7 +78,9 @@ async def test_work_continues_at_the_replica_when_the_primary_dies(primary: Redi
         batch = await queue.submit(None, [Job(variables={"sleep_s": 0.2})] * 20, device="NULL")
         async for _ in batch.finished():
             break
-        assert await queue.store.redis.wait(1, 10_000) == 1  # replication is asynchronous: what it lags behind is lost
+        assert (
+            await queue.store.redis.wait(1, 10_000) == 1
+        )  # replication is asynchronous: writes that the replica lacks are lost
         primary.kill()
         record = await batch.wait()
         assert record.status is BatchStatus.DONE
@@ -93,7 +95,7 @@ async def has_devices(queue: AsyncQueue) -> bool:
 
 
 async def has_replica(queue: AsyncQueue) -> bool:
-    """Whether a replica is in step with the primary and Sentinel knows it."""
+    """Return whether a replica is in step with the primary and Sentinel knows it."""
     replica = (await queue.store.redis.info("replication")).get("slave0", {})
     pool = queue.store.redis.connection_pool
     assert isinstance(pool, SentinelConnectionPool)

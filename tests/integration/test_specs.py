@@ -1,4 +1,4 @@
-"""Specs as Pulser sees them: those that emulators bring, those that operators give, here and in the clients' stacks."""
+"""Specs as Pulser reads them: those of emulators and of operators, here and in the clients' stacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What belongs to another project is not there: every route, every method, with a foreign key."""
+"""Resources of another project are not found: every route, every method, with a foreign key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BY_ID = {"batch_id", "job_id", "webhook_id", "delivery_id"}
 
 
 class Stranger:
-    """Who has a key of another project."""
+    """A caller with the key of another project."""
 
     def __init__(self, api: FurnishedApi, http: httpx.AsyncClient) -> None:
         self.api = api
@@ -35,12 +35,12 @@ class Stranger:
         self._http = http
 
     def paths(self) -> list[str]:
-        """Those with an id in them, as the document has them."""
+        """Return the routes of the document with an id in their path."""
         paths = {str(operation.path) for operation in self.api.operations()}
         return sorted(path for path in paths if any(f"{{{name}}}" in path for name in BY_ID))
 
     async def ask(self, method: str, path: str, ids: dict[str, str], body: Any = None, **options: Any) -> Any:
-        """Status and body of the answer, in which ids are named."""
+        """Return the status and the body of the response, with names in place of ids."""
         for name, identity in ids.items():
             path = path.replace(f"{{{name}}}", identity)
         content = {"content": body} if isinstance(body, bytes) else {} if body is None else {"json": body}
@@ -51,7 +51,7 @@ class Stranger:
         return answer.status_code, text
 
     async def everything(self) -> list[Any]:
-        """All that Redis says of ours."""
+        """Return everything that Redis has of our project."""
         redis: Any = self.api.site.store.redis
         key, batch = self.api.site.store.keys, UUID(self.ours["batch_id"])
         return [await redis.hgetall(key(each, batch)) for each in (Key.BATCH, Key.SPEC, Key.STATE, Key.FAULT)]

@@ -1,4 +1,4 @@
-"""``tweezer up`` and its ledger: made before the processes start, written while they run, kept when they stop."""
+"""``tweezer up`` and its ledger: created before the processes start, written while they run, kept when they stop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tweezer.model.lifecycle import BatchStatus
 
 ROOT = Path(__file__).parents[2]
 DATA = "d ä 100%?#"
-"""Name of the data folder."""
+"""The name of the data folder."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_any_server")]
 
@@ -34,7 +34,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts ``tweezer up`` on the folder of that name, with its output in ``log``; it is killed at the end."""
+    """Start ``tweezer up`` on the folder of this name, with its output in ``log``; kill it at the end."""
     started: list[subprocess.Popen[str]] = []
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
 
@@ -63,7 +63,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def started(running: subprocess.Popen[str], log: Path) -> dict[str, str]:
-    """Waits until it is up; the variables that it holds ready."""
+    """Wait until it is up, and return the variables that it provides."""
 
     def is_up() -> bool:
         assert running.poll() is None, log.read_text(encoding="utf-8")
@@ -88,7 +88,7 @@ def tweezer(variables: dict[str, str], *arguments: str) -> str:
 
 
 def is_well(variables: dict[str, str]) -> bool:
-    """Whether the doctor finds no fault, which it does while the courier starts."""
+    """Return whether the doctor finds no fault; it does while the courier starts."""
     done = subprocess.run(
         [sys.executable, "-m", "tweezer.cli", "doctor"],
         cwd=ROOT,
@@ -102,7 +102,7 @@ def is_well(variables: dict[str, str]) -> bool:
 
 
 def holds(ledger: Path, expected: list[tuple[str, int]]) -> bool:
-    """Whether these are the statuses of the batches in the ledger, and how many jobs they have."""
+    """Return whether the batches in the ledger have these statuses and numbers of jobs."""
     with closing(sqlite3.connect(ledger)) as connection:
         return connection.execute("SELECT status, jobs FROM batches ORDER BY id").fetchall() == expected
 
@@ -151,7 +151,7 @@ def test_commands_and_the_library_find_the_running_up(
 
 
 def test_the_data_of_up_are_for_its_user_only(start: Start, tmp_path: Path) -> None:
-    (tmp_path / DATA / "redis").mkdir(parents=True, mode=0o755)  # as earlier versions made it
+    (tmp_path / DATA / "redis").mkdir(parents=True, mode=0o755)  # as earlier versions created it
     started(start(), tmp_path / "log")
     kept = [path for path in (tmp_path / DATA).rglob("*") if not path.is_socket()]
     assert any(path.name.startswith("appendonly") for path in kept)

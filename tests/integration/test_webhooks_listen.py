@@ -1,4 +1,4 @@
-"""The receiver of ``tweezer webhooks listen``, and what is sent to it by hand."""
+"""The receiver of ``tweezer webhooks listen``, with requests made by hand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Start = Callable[..., Any]
 
 
 class Bench:
-    """A receiver, what it got, and a sender."""
+    """A receiver, what it received, and a sender."""
 
     def __init__(self, secrets: Any, http: aiohttp.ClientSession, **options: Any) -> None:
         self.got: list[Received] = []
@@ -45,7 +45,7 @@ class Bench:
         self._http = http
 
     async def send(self, identity: str = "e1", *, secret: str = SECRET, body: bytes | None = None, **data: Any) -> int:
-        """Posts a signed webhook; the status of the answer."""
+        """Post a signed webhook and return the status of the response."""
         content = envelope("job.done", "2026-11-22T10:00:00Z", data) if body is None else body
         sent = int(time.time())
         headers = {
@@ -60,7 +60,7 @@ class Bench:
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """Starts receivers."""
+    """A function that starts receivers."""
     benches: list[Bench] = []
     async with aiohttp.ClientSession() as http:
 
@@ -121,7 +121,7 @@ async def test_repeats_gaps_and_late_webhooks_are_shown(start: Start) -> None:
     await bench.send("ping", endpoint_id="x")
     told = [(it.repeated, it.remarks) for it in bench.got]
     assert told == [
-        (False, ()),  # what was before it began to listen is no gap
+        (False, ()),  # events before it began to listen are not a gap
         (False, ("gap: 6 is missing",)),
         (True, ()),
         (False, ("late: fills the gap at 6",)),
@@ -192,7 +192,7 @@ async def test_a_port_that_is_taken_is_reported(start: Start) -> None:
 
 
 class Site:
-    """A ledger with an endpoint, and the command line on it."""
+    """A ledger with an endpoint, and its command line."""
 
     def __init__(self, database: Database, folder: Path) -> None:
         self.database = database
@@ -204,7 +204,7 @@ class Site:
         return CliRunner(env=self.environment).invoke(main, [*arguments])
 
     def deliver(self, *types: str) -> None:
-        """Writes deliveries of samples, all at once, as a courier does."""
+        """Write deliveries of samples in one call, as a courier does."""
         endpoint = UUID(self.endpoint["id"])
         with self.database.read() as connection:
             no = find_endpoint(connection, endpoint).project_no
@@ -233,7 +233,7 @@ def site(sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 async def listening(site: Site) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """``tweezer webhooks listen`` with the secrets of the ledger, and its URL."""
+    """Run ``tweezer webhooks listen`` with the secrets of the ledger; yield its URL."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tweezer.cli", "webhooks", "listen", "--port", "0", "--json"),
         env={**os.environ, **site.environment},

@@ -1,4 +1,4 @@
-"""What the ticket worker takes from arq 0.28, private names among it, and that it is as the worker assumes."""
+"""The parts of arq 0.28 that the ticket worker uses, private names included, behave as it assumes."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ DONE = JobStatus.DONE
 
 
 async def nothing(ctx: dict[Any, Any]) -> None:
-    """arq wants a function."""
+    """Do nothing: arq requires a function."""
 
 
 class Idle(Worker):
-    """arq's worker with a main that waits, as ours does."""
+    """arq's worker with a main that waits, like that of the ticket worker."""
 
     async def main(self) -> None:
         await asyncio.Event().wait()
@@ -117,7 +117,7 @@ async def test_async_run_is_main_as_a_task(pool: ArqRedis) -> None:
 
 
 async def test_a_drain_stops_picking_and_ends_main_after_the_last_task(pool: ArqRedis) -> None:
-    """Whoever puts tasks in must take them out: the drain ends when the dictionary is empty."""
+    """The code that adds tasks must remove them: the drain ends when the dictionary is empty."""
     worker = idle(pool, job_completion_wait=20)
     running = asyncio.create_task(worker.async_run())
     finish = asyncio.Event()
@@ -175,7 +175,7 @@ async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
 
 
 def our_worker(site: Site, *, lanes: int = 2, burst: bool = False, **settings: object) -> TicketWorker:
-    """A worker in this process, which minds no signals."""
+    """Return a worker in this process that ignores signals."""
     given = {**QUICK, "redis.url": as_user(site.url, RedisUser.WORKER), **settings}
     return make_worker(load(given), device="NULL", lanes=lanes, version="test", burst=burst, handle_signals=False)
 
@@ -184,7 +184,7 @@ async def run_until_cancelled(worker: TicketWorker) -> None:
     try:
         await worker.async_run()
     except asyncio.CancelledError:
-        pass  # how arq's main ends
+        pass  # arq's main ends this way
     finally:
         await worker.close()
 
@@ -203,7 +203,7 @@ async def announced(site: Site) -> None:
 
 async def test_burst_mode_runs_all_waiting_work_and_ends(site: Site) -> None:
     first = our_worker(site, burst=True)
-    await asyncio.wait_for(run_until_cancelled(first), PATIENCE_S)  # there is nothing yet, but now a device
+    await asyncio.wait_for(run_until_cancelled(first), PATIENCE_S)  # there is no work yet, but now a device
     batches = [await site.submit([{}] * 50), await site.submit([{"sleep_s": 0.1}] * 4)]
     worker = our_worker(site, burst=True)
     await asyncio.wait_for(run_until_cancelled(worker), PATIENCE_S)
@@ -235,7 +235,7 @@ async def test_tasks_are_the_current_tickets_and_are_counted_when_they_end(site:
 
 
 async def test_a_submit_wakes_an_idle_worker(site: Site) -> None:
-    """In far less than the second after which it would look by itself."""
+    """It wakes in much less than the second after which it would poll by itself."""
     worker = our_worker(site)
     running = asyncio.create_task(run_until_cancelled(worker))
     await announced(site)
@@ -250,7 +250,7 @@ async def test_a_submit_wakes_an_idle_worker(site: Site) -> None:
 
 
 async def test_a_worker_stopped_in_its_wait_leaves_work_and_bell_to_others(site: Site) -> None:
-    """What comes as it stops was perhaps taken for it, with a reply that nobody reads: it is given back, and rings."""
+    """A ticket granted to a worker that stops, in a reply it does not read, is given back and rings the bell."""
     await asyncio.wait_for(run_until_cancelled(our_worker(site, burst=True)), PATIENCE_S)  # announces the device
     redis: Any = site.store.redis
 
@@ -259,7 +259,7 @@ async def test_a_worker_stopped_in_its_wait_leaves_work_and_bell_to_others(site:
 
     for turn in range(20):
         worker = our_worker(site)
-        worker._config = msgspec.structs.replace(worker._config, bell_s=60)  # so that it stays in its wait
+        worker._config = msgspec.structs.replace(worker._config, bell_s=60)  # so that it remains in its wait
         running = asyncio.create_task(run_until_cancelled(worker))
         await until(waits)
         submitting = asyncio.create_task(site.submit([{"sleep_s": 60}]))
@@ -293,7 +293,7 @@ async def test_a_submit_at_the_moment_of_a_stop_is_taken_by_another_worker(site:
 
 
 async def test_a_worker_started_and_stopped_thirty_times_never_hangs(site: Site) -> None:
-    """With work under way, at any moment of its start, its waiting and its work."""
+    """With work in progress, at any moment of its start, its wait and its work."""
     await asyncio.wait_for(run_until_cancelled(our_worker(site, burst=True)), PATIENCE_S)
     batch = await site.submit([{"sleep_s": 0.004}] * 200)
     tasks_before = len(asyncio.all_tasks())
@@ -306,7 +306,7 @@ async def test_a_worker_started_and_stopped_thirty_times_never_hangs(site: Site)
         await stop(worker, running)
     assert len(asyncio.all_tasks()) == tasks_before
     assert await site.queue.workers() == []
-    await asyncio.wait_for(run_until_cancelled(our_worker(site, burst=True)), PATIENCE_S)  # all was given back
+    await asyncio.wait_for(run_until_cancelled(our_worker(site, burst=True)), PATIENCE_S)  # everything was given back
     jobs = await site.audit(batch)
     assert {job.status for job in jobs} == {DONE}
     assert {job.attempt for job in jobs} == {1}

@@ -1,4 +1,4 @@
-"""Workers that die, stand still or are told to stop: their work goes on elsewhere, and each job ends once."""
+"""Workers that die, are stopped or drained: their work continues elsewhere, and each job ends once."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ async def test_a_worker_without_work_stops_at_once(site: Site) -> None:
 
 
 async def test_the_outcome_of_a_worker_that_was_stopped_is_refused(site: Site) -> None:
-    """It wakes up with its job's time over, and finds that another worker had the job meanwhile."""
+    """It continues after its job's time limit, and finds that another worker has had the job meanwhile."""
     await site.workers(2)
     batch = await site.submit([{"sleep_s": 0.5}])
     zombie = await site.holder(batch)
@@ -188,7 +188,7 @@ async def test_a_worker_that_was_stopped_for_less_than_its_lease_loses_nothing(s
 
 
 async def test_a_worker_that_takes_its_own_lost_ticket_again_keeps_its_lanes_and_leases(site: Site) -> None:
-    """The lane that had it is still being stopped, for its solver does not look up, while another has it."""
+    """Its old lane is still being stopped while another has the ticket: its solver does not check for a cancel."""
     (zombie,) = await site.workers(1, MISBEHAVING, lanes=2, test_soft_cancel_s=2)
     batch = await site.submit([{"act": "deaf"}], device=MISBEHAVING)
 
@@ -197,7 +197,7 @@ async def test_a_worker_that_takes_its_own_lost_ticket_again_keeps_its_lanes_and
 
     async def reclaimed() -> bool:
         await site.store.tickets.sweep()
-        # The frozen worker's take is under way: Redis may grant it the ticket again at once, and reclaim that too.
+        # The frozen worker has a take in progress: Redis may grant it the ticket again at once, and reclaim that, too.
         return (await batch.record()).counts[JobStatus.PENDING] == 1 or len(await site.starts(batch)) > 1
 
     async def runs_again() -> bool:

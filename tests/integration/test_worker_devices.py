@@ -1,4 +1,4 @@
-"""Devices that an operator names: served by real workers, announced with their specs, refused when these are bad."""
+"""Devices of an operator: real workers serve them and announce their specs; invalid specs are refused."""
 
 from __future__ import annotations
 

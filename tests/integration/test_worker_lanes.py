@@ -1,4 +1,4 @@
-"""What goes wrong in a lane, or is stopped there, and what becomes of it: of the job, its neighbours, the lane."""
+"""Failures and cancels in a lane, and their effects on the job, its neighbours and the lane."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
 
 
 async def stopped_after_us(site: Site, batch: AsyncBatch, index: int = 0) -> int:
-    """From the request of a job's end to its end, both as Redis noted them."""
+    """Return the seconds from the request of a job's end to its end, both as Redis noted them."""
     requested = (await batch.jobs())[index].cancel_requested
     (event,) = [e for e in await site.events(batch) if e.index == index and e.status is CANCELED]
     assert requested is not None
@@ -43,7 +43,7 @@ async def stopped_after_us(site: Site, batch: AsyncBatch, index: int = 0) -> int
 
 @pytest.mark.parametrize("lease_s", [LEASE_S, 60.0])
 async def test_a_running_job_is_cancelled_within_two_seconds(site: Site, lease_s: float) -> None:
-    """Told at once, however long it is until the lease is renewed; the lane goes on with the next job."""
+    """The cancel arrives at once, long before the lease is renewed; the lane continues with the next job."""
     await site.workers(1, worker_lease_s=lease_s)
     batch = await site.submit([{"sleep_s": 60}, {}, {"sleep_s": 60}, {}])
     await site.running(batch)
@@ -256,7 +256,7 @@ async def test_a_batch_whose_preparation_kills_its_lane_three_times_ends_in_erro
 
 
 def chain(atoms: int, duration_ns: int) -> str:
-    """A sequence that takes long enough to be stopped in the middle."""
+    """Return a sequence that runs long enough to be stopped in the middle."""
     from pulser import Pulse, Register, Sequence
     from pulser.devices import MockDevice
 
@@ -291,7 +291,7 @@ async def test_a_real_emulation_is_cancelled_within_two_seconds_and_its_lane_con
 
 @pytest.mark.emulator
 async def test_a_fault_that_only_pulser_finds_ends_the_batch_and_names_the_field(site: Site) -> None:
-    """The header is in order, so producers let it through; the pulses are not."""
+    """The header is valid, so producers accept it; the pulses are not."""
     await site.workers(1, "EMU_FREE")
     text = chain(2, 400).replace('"kind": "constant"', '"kind": "no_such_waveform"')
     batch = await site.queue.submit(text, [{"runs": 10}] * 2, device="EMU_FREE")

@@ -1,4 +1,4 @@
-"""A pool of workers in real processes: everything is run, once, and the books are right."""
+"""A pool of workers in real processes: every job is run once, and the records are right."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_two_workers_run_the_batches_of_two_projects_to_their_ends(site: S
 
 
 async def test_all_lanes_work_and_short_batches_overtake_long_ones(site: Site) -> None:
-    """Fair shares among projects: the one that came late does not wait for the whole of the other's work."""
+    """Fair shares among projects: the later one does not wait for all work of the other."""
     await site.workers(2, lanes=2)
     async with site.connect("theirs") as theirs:
         long = await site.submit([{"sleep_s": 0.1}] * 100)
@@ -64,7 +64,7 @@ async def test_all_lanes_work_and_short_batches_overtake_long_ones(site: Site) -
 
 
 async def test_every_execution_is_recorded(site: Site, tmp_path: Path) -> None:
-    """Without anything going wrong each job is run exactly once, as told by the lanes, outside Redis."""
+    """Without failures each job is run exactly once, as the lanes record it outside Redis."""
     witness = tmp_path / "witness"
     await site.workers(2, WITNESSED, lanes=2, test_witness=witness)
     batches = [await site.submit([{}] * 150, device=WITNESSED) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Redis goes away and comes back: workers wait for it, nothing is lost, and each job ends once."""
+"""Outages of Redis: workers wait for it, nothing is lost, and each job ends once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OUTAGE_S = LEASE_S + 0.5
 
 @pytest.fixture
 def server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
-    """A server that the test may kill; asked for after the shared one, which skips where there is none."""
+    """A server that the test may kill; the shared one comes first, which skips the test if there is no server."""
     with RedisServer(tmp_path / "redis") as server:
         yield server
 
@@ -61,7 +61,7 @@ async def test_redis_killed_under_load_loses_nothing_that_it_acknowledged(site: 
 
 
 async def test_work_continues_while_redis_is_down_for_longer_than_the_lease(site: Site, server: RedisServer) -> None:
-    """Unreachable is not lost: who holds a job settles it, although its lease is over, if nobody took it."""
+    """Unreachable is not lost: the holder settles a job after its lease has expired, if no other lane took it."""
     (worker,) = await site.workers(1)
     batch = await site.submit([{"sleep_s": 1.0}, {}])
     await site.held(batch)
@@ -79,7 +79,7 @@ async def test_work_continues_while_redis_is_down_for_longer_than_the_lease(site
 
 
 async def test_after_a_long_outage_of_redis_each_job_has_one_outcome(site: Site, server: RedisServer) -> None:
-    """Others with free lanes may take what lapsed before its holder comes back: one of them is refused."""
+    """Free lanes of others may take an expired ticket before its holder returns: one of them is refused."""
     await site.workers(3)
     batches = [await site.submit([{"sleep_s": 1.0}, {"sleep_s": 0.1}]) for _ in range(2)]
     await site.held(*batches)
@@ -95,7 +95,7 @@ async def test_after_a_long_outage_of_redis_each_job_has_one_outcome(site: Site,
 
 
 async def test_a_cancel_is_received_after_a_restart_of_redis(site: Site, server: RedisServer) -> None:
-    (worker,) = await site.workers(1, worker_lease_s=30)  # no renewal comes early enough to bring the news
+    (worker,) = await site.workers(1, worker_lease_s=30)  # no renewal is early enough to bring the news
     await asyncio.to_thread(server.restart)
     batch = await site.submit([{"sleep_s": 60}])
     await site.running(batch)
@@ -126,7 +126,7 @@ async def test_a_worker_stopped_while_redis_is_down_ends(site: Site, server: Red
 
 
 async def test_the_scheduler_survives_a_restart_of_redis(site: Site, server: RedisServer) -> None:
-    """Only they are there to see that an open batch has waited too long for its jobs."""
+    """Without workers, only the schedulers can end an open batch that has waited too long for jobs."""
     scheduler = site.spawn("scheduler")
     await site.workers(1)
     await site.serves(scheduler)
@@ -158,7 +158,7 @@ async def test_a_server_with_the_same_data_has_all_batches(site: Site, server: R
 
 
 async def wait_out(seconds: float) -> None:
-    """Lets time pass while there is no Redis: its absence is the condition, not what is waited for."""
+    """Let time pass without Redis: its outage is the condition, not a wait for something."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await asyncio.Event().wait()

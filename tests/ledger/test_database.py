@@ -124,7 +124,7 @@ def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
     assert found == ["old"]
 
 
-def test_a_reader_sees_one_state_whatever_is_written_meanwhile(database: Database) -> None:
+def test_a_reader_sees_one_state_despite_concurrent_writes(database: Database) -> None:
     with database.read() as connection:
         before = connection.execute(select(func.count()).select_from(secrets)).scalar_one()
         keep(database, "new")

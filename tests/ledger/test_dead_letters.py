@@ -115,7 +115,7 @@ async def test_a_foreign_entry_is_parked(bench: LedgerRig) -> None:
     assert await rig.redis.xlen(events) == 1, "they are kept in the ledger before the stream is trimmed"
     retry(bench, found[0])
     await bench.recorder.tend_letters()
-    assert letters(bench)[0].retry is None, "in vain"
+    assert letters(bench)[0].retry is None, "it failed again"
     with bench.database.write() as connection:
         dead_letters.drop_letters(connection, [letter.id for letter in found])
     assert letters(bench) == []

@@ -244,7 +244,7 @@ async def test_types_are_filtered_and_the_position_moves_on(bench: LedgerRig, fe
         reader = Reader(feed, Selection(frozenset("a"), batch_id))
         page = await reader.step(1000, types=["job.done"])
         assert [event.type for event in page.events] == ["job.done"] * 5
-        assert page.ended, "its end was passed over"
+        assert page.ended, "its end was not reported"
         assert not (await reader.step(1000)).events
 
 

@@ -46,7 +46,7 @@ async def test_batches_past_the_retention_of_their_project_are_deleted(bench: Le
     with pytest.raises(NotFound):
         await bench.rig.reader.batch(old, project=None)
     assert bench.batch(young) is not None
-    assert bench.batch(other) is not None, "where nothing is said it is kept for ever"
+    assert bench.batch(other) is not None, "without a retention it is kept for ever"
     assert await expire(bench.rig.store, bench.database, retention_s=DAY_S) == 1
     assert bench.batch(other) is None
     bench.counts_add_up()

@@ -44,7 +44,7 @@ def emulate(door: Door, *, shots: int, wait: bool = True) -> Told:
 
 
 def emulate_with_tensors(door: Door, *, kind: str, shots: int, **options: Any) -> Told:
-    """Emulate on emu-sv or emu-mps with their options, or with the backend's own configuration if there are none."""
+    """Emulate on emu-sv or emu-mps with these options, or with the backend's own configuration without options."""
     backend_type: Any = {"EMU_SV": SVBackend, "EMU_MPS": MPSBackend}[kind]
     config: EmulationConfig[Any] = EmulationConfig(
         observables=[

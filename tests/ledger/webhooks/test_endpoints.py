@@ -79,7 +79,7 @@ def call(database: Database, function: Any, *arguments: Any, **options: Any) -> 
 
 
 def deliver(database: Database, endpoint: Endpoint, *events: str, type_: str = "job.done", **given: Any) -> list[UUID]:
-    """Writes deliveries that are due, as a courier does."""
+    """Write due deliveries, as a courier does."""
     rows = [
         NewDelivery(
             id=id_of(endpoint.id, event),
@@ -173,7 +173,7 @@ def test_the_number_of_endpoints_of_a_project_is_limited(database: Database) -> 
         new(database)
     new(database, "theirs")
     ours = find_project_no(database, "ours")
-    call(database, ensure_batch_endpoints, [(ours, URL)])  # does not count
+    call(database, ensure_batch_endpoints, [(ours, URL)])  # not counted
 
 
 def find_project_no(database: Database, project: str) -> int:
@@ -274,7 +274,7 @@ def test_a_delivery_that_is_sent_again_may_fail(database: Database) -> None:
 
 
 def age(database: Database, days: int) -> None:
-    """Makes all endpoints and deliveries so much older."""
+    """Make all endpoints and deliveries older by this much."""
     with database.write() as connection:
         for table in (endpoints, deliveries):
             connection.execute(update(table).values(created_ms=table.c.created_ms - days * 86_400_000))
@@ -412,7 +412,7 @@ def test_a_ping_is_a_delivery_that_is_due_at_once(database: Database) -> None:
     found = call(database, find_delivery, identity)
     body = msgspec.json.decode(found.body)
     assert (found.type, body["type"], body["data"]) == ("ping", "ping", {"endpoint_id": str(made.id)})
-    assert "." not in found.event  # between the parts of what is signed
+    assert "." not in found.event  # the separator in the signed text
     assert call(database, ping, made) != identity
     claimed = Deliveries(database, "test").claim(made.id, most=10, until_ms=now_ms() + 1000)
     assert {it.type for it in claimed} == {"ping"}

@@ -1,4 +1,4 @@
-"""How webhooks stand: what is counted, by which indexes, and which receivers and secrets are in trouble."""
+"""The health of webhooks: counts and their indexes, failing receivers, and secrets that cannot be decrypted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What webhooks say of events: read from Redis, and from the ledger once Redis has forgotten the batch."""
+"""The content of webhooks: read from Redis, and from the ledger once Redis has forgotten the batch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def open_vault() -> Vault:
 
 
 class Teller:
-    """Tells the events of a bench as a courier does."""
+    """Make the webhooks of a bench's events, as a courier does."""
 
     def __init__(self, bench: LedgerRig) -> None:
         self.bench = bench
@@ -53,11 +53,11 @@ class Teller:
         self.payloads = self.another()
 
     def another(self) -> Payloads:
-        """One that remembers nothing."""
+        """Return a teller without a cache."""
         return Payloads(self.rig.store, self.bench.database, self.links)
 
     async def events(self, batch_id: UUID) -> dict[str, Event]:
-        """Those that are told, by type; of several of one type the last."""
+        """Return the payloads by type; of several of one type the last."""
         entries = await self.rig.store.events.read(most=10_000)
         events = [event for it in entries if it.batch_id == batch_id for event in it.events]
         return {event.type: event for event in events if event.type in set(EventType)}
@@ -78,7 +78,7 @@ class Teller:
 
 
 def check(event: Event, data: Data) -> None:
-    """Its body is as the schema says, short, and says of the number before what it is told."""
+    """Check that the body matches the schema, is short, and has the given number of the previous event."""
     text = body(event.type, timestamp(event.time_us), data, event.sequence - 1)
     assert len(text.encode()) < BODY_MAX_BYTES
     told = json.loads(text)
@@ -93,7 +93,7 @@ def teller(bench: LedgerRig) -> Teller:
 
 @pytest.fixture(params=["redis", "ledger"])
 def settled(request: pytest.FixtureRequest, teller: Teller) -> Callable[[UUID], Awaitable[None]]:
-    """Leaves a finished batch in Redis, or leaves it to the ledger alone."""
+    """Leave a finished batch in Redis, or only in the ledger."""
 
     async def settle(batch_id: UUID) -> None:
         if request.param == "ledger":
