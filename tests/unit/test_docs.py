@@ -385,7 +385,7 @@ def test_the_adapters_page_names_every_device_and_every_option() -> None:
     page = (DOCS / "guides/adapters.md").read_text()
     devices = table_rows(page, "device", "adapter", "what it is")
     assert {row[0].strip("`"): row[1].strip("`") for row in devices} == dict(DEVICE_KINDS)
-    told = [set(_SPAN.findall(row[0])) for row in table_rows(page, "keys", "what becomes of them")[:3]]
+    told = [set(_SPAN.findall(row[0])) for row in table_rows(page, "keys", "treatment")[:3]]
     tree = ast.parse((PACKAGE / "adapters" / "emulators" / "pulser_configuration.py").read_text())
     options = {
         node.targets[0].id: ast.literal_eval(node.value.args[0])
@@ -407,4 +407,4 @@ def test_the_adapters_page_names_every_device_and_every_option() -> None:
         for node in tree.body
         if isinstance(node, ast.ClassDef) and node.name == name
     ]
-    assert [set(_SPAN.findall(row[1])) for row in table_rows(page, "adapter", "keys of its own")] == own
+    assert [set(_SPAN.findall(row[1])) for row in table_rows(page, "adapter", "its own keys")] == own
