@@ -302,6 +302,15 @@ def test_the_tables_of_settings_are_what_their_generator_makes() -> None:
 # --- Python
 
 
+def test_the_examples_on_the_pages_are_the_files() -> None:
+    generator = load_generator("draw_examples")
+    assert [page for page in PAGES if generator.drawn(text := page.read_text()) != text] == [], (
+        "run `python docs/draw_examples.py`"
+    )
+    shown = {name for page in PAGES for name in re.findall(r"<!-- example: (\S+) -->", page.read_text())}
+    assert shown >= {file.name for file in (ROOT / "examples").glob("*.py")}
+
+
 def python_blocks() -> list[tuple[str, str]]:
     return [(of_page(page), block) for page in PAGES for block in blocks(page.read_text(), "python")]
 
