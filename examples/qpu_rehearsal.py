@@ -2,13 +2,14 @@
 
 Start the machine and a Tweezer that uses it, each in its own terminal, then run this script in a third:
 
-    tweezer qpu-sim --job-seconds 2
+    tweezer qpu-sim --job-seconds 5
     TWEEZER_CONFIG=examples/qpu.toml tweezer up --device FRESNEL
     python examples/qpu_rehearsal.py
 """
 
 import json
 import os
+import time
 from urllib.request import urlopen
 
 from checkerboard import build_sequence, order
@@ -29,6 +30,7 @@ with connect() as queue:
     # A machine runs one job at a time. Cancel job 1 while it runs, and job 3 while it waits.
     for record in batch.changes(timeout_s=60):
         if record.counts[JobStatus.DONE] == 1 and record.counts[JobStatus.RUNNING] == 1:
+            time.sleep(1)  # the machine needs a moment to start the job
             batch.cancel_jobs([1, 3], by="rehearsal")
             break
     jobs = batch.results(timeout_s=60)

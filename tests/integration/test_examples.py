@@ -24,6 +24,7 @@ from tweezer.model.lifecycle import BatchStatus
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 pytestmark = [
+    pytest.mark.timeout(300),  # each starts several programs that import an emulator
     pytest.mark.emulator,
     pytest.mark.slow,
     pytest.mark.usefixtures("_any_server"),
@@ -199,7 +200,7 @@ def test_the_notebook_is_valid_has_no_output_and_runs(emulator: Installation, tm
 
 
 def test_the_machine_of_the_rehearsal_receives_each_job_at_most_once(tmp_path: Path) -> None:
-    with QpuProcess(tmp_path, "--job-seconds", "2") as qpu:
+    with QpuProcess(tmp_path, "--job-seconds", "5") as qpu:
         config = tmp_path / "qpu.toml"
         text = (EXAMPLES / "qpu.toml").read_text(encoding="utf-8")
         config.write_text(text.replace("http://127.0.0.1:4300", qpu.url), encoding="utf-8")
@@ -210,5 +211,8 @@ def test_the_machine_of_the_rehearsal_receives_each_job_at_most_once(tmp_path: P
         finally:
             installation.stop()
     outcomes = re.findall(r"^job \d  (\w+) .* cancel: (\w+)$", printed, re.MULTILINE)
-    assert outcomes == [("DONE", "none"), ("CANCELED", "stopped"), ("DONE", "none"), ("CANCELED", "prevented")]
-    assert "counted by the machine: [1, 1, 1, 0]" in printed
+    assert [outcomes[index] for index in (0, 2, 3)] == [("DONE", "none"), ("DONE", "none"), ("CANCELED", "prevented")]
+    # On a busy host the job may not have been submitted yet.
+    assert outcomes[1] in {("CANCELED", "stopped"), ("CANCELED", "prevented")}
+    counted = re.search(r"counted by the machine: \[1, ([01]), 1, 0\]$", printed, re.MULTILINE)
+    assert counted is not None, printed
