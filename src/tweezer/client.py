@@ -184,7 +184,7 @@ class AsyncBatch(Handle):
         ```python
         batch = await queue.submit(sequence, [{"runs": 200}, {"runs": 400}])
         async for job in batch.finished():
-            print(job.index, job.status, job.counter)
+            print(job.index, job.status, job.counter if job.data else job.error)
         ```
 
     Attributes:
@@ -457,7 +457,7 @@ class AsyncBatch(Handle):
         Example:
             ```python
             for job in await batch.results(timeout_s=60):
-                print(job.variables, job.counter)
+                print(job.variables, job.counter if job.data else job.error)
             ```
         """
         record = await self.wait(timeout_s)

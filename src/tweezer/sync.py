@@ -280,7 +280,7 @@ class Batch(_Handle):
         ```python
         batch = queue.submit(sequence, [{"runs": 200}, {"runs": 400}])
         for job in batch.finished():
-            print(job.index, job.status, job.counter)
+            print(job.index, job.status, job.counter if job.data else job.error)
         ```
 
     Attributes:

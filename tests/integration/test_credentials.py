@@ -102,7 +102,7 @@ async def test_a_rotated_key_works_beside_its_successor_until_its_overlap_is_ove
 async def test_a_project_that_is_deleted_takes_its_keys_with_it(setting: Setting) -> None:
     key = setting.tweezer("keys", "create", "laptop", "--project", "lab")
     assert await setting.statuses(key) == {200}
-    assert "deleted" in await asyncio.to_thread(setting.tweezer, "projects", "delete", "lab", "--yes")
+    assert "Deleted lab" in await asyncio.to_thread(setting.tweezer, "projects", "delete", "lab", "--yes")
     await setting.ends_within(key, 1.5)
     assert setting.json("projects", "list") == setting.json("keys", "list", "--all") == []
 
