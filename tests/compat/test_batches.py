@@ -251,7 +251,7 @@ def test_more_jobs_than_a_page_holds_are_found_page_by_page(client: Client) -> N
             "create",
             {"sequence": "sweep", "jobs": [{"runs": 1, "variables": {}}], "device_type": EMU_FREE},
             "BatchCreationError",
-            "Batch creation failed: 400: jobs[0].variables.omega: is missing: the sequence declares this variable",
+            "Batch creation failed: 400: jobs[0].variables.omega: is missing; the sequence declares this variable",
         ),
         (
             "create",
@@ -263,7 +263,7 @@ def test_more_jobs_than_a_page_holds_are_found_page_by_page(client: Client) -> N
             "create",
             {"jobs": [{"runs": 0}], "device_type": EMU_FREE},
             "BatchCreationError",
-            "Batch creation failed: 400: jobs[0].runs: expects a whole number from 1",
+            "Batch creation failed: 400: jobs[0].runs: expected a whole number from 1",
         ),
         (
             "create",

@@ -325,7 +325,7 @@ def test_an_asynchronous_queue_belongs_to_one_event_loop(worker: Process, real_r
 def test_a_wait_without_an_end_is_refused_at_once(worker: Process, real_redis_url: str) -> None:
     with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
         batch = queue.submit(None, [Job(runs=1, variables={"sleep_s": 60})], device=NULL)
-        with pytest.raises(tweezer.InvalidInput, match="timeout_s: expects a finite number of seconds, got nan"):
+        with pytest.raises(tweezer.InvalidInput, match="timeout_s: expected a finite number of seconds, got nan"):
             batch.wait(float("nan"))
         batch.cancel()
         wait_until(lambda: batch.record().counts[JobStatus.CANCELED] == 1)

@@ -51,11 +51,11 @@ async def test_several_devices_share_an_adapter(site: Site) -> None:
 async def test_the_limits_of_the_specs_hold_at_submit(site: Site) -> None:
     await site.workers(1, TWIN)
     too_many = sequence(atoms=AnalogDevice.max_atom_num + 1)
-    with pytest.raises(tweezer.InvalidInput, match="sequence: has 81 atoms; the device takes at most 80"):
+    with pytest.raises(tweezer.InvalidInput, match="sequence: has 81 atoms; the device allows at most 80"):
         await site.queue.submit(too_many, [{"runs": 1}], device=TWIN)
     with pytest.raises(tweezer.InvalidInput, match=r"jobs\[0\].sequence: has 81 atoms"):
         await site.queue.submit(None, [{"runs": 1, "sequence": too_many}], device=TWIN)
-    with pytest.raises(tweezer.InvalidInput, match=r"jobs\[0\].runs: expects a whole number from 1 to 2000"):
+    with pytest.raises(tweezer.InvalidInput, match=r"jobs\[0\].runs: expected a whole number from 1 to 2000"):
         await site.queue.submit(sequence(), [{"runs": 2001}], device=TWIN)
     batch = await site.queue.submit(sequence(atoms=80), [{"runs": 2000}], device=TWIN)
     assert (await batch.wait(30)).counts[tweezer.JobStatus.DONE] == 1

@@ -150,7 +150,7 @@ async def test_a_recorder_of_another_version_retries_by_itself(bench: LedgerRig)
     await put(bench, bad, "v", "2")
     await bench.record()
     (letter,) = letters(bench)
-    assert "was written by a newer Tweezer: it has record version 2" in letter.error
+    assert "was written by a newer Tweezer: its record has version 2" in letter.error
     await put(bench, bad, "v", "1")
     with bench.database.write() as connection:
         connection.exec_driver_sql("UPDATE dead_letters SET version = '0.0.1'")

@@ -1,1 +1,1 @@
-"""The words of Tweezer: statuses, messages, ids, errors. Standard library and msgspec only."""
+"""Shared types: statuses, messages, ids and errors. Depends on the standard library and msgspec only."""

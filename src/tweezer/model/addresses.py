@@ -1,8 +1,8 @@
-"""Where webhooks may go: addresses and URLs that are refused, because what they lead to is not public.
+"""Policy for webhook targets: which URLs and addresses a courier may connect to.
 
-A courier stands inside its operator's network: whoever may name a URL must not reach through it what only that
-network can (server-side request forgery). Nothing here asks the network; the addresses that a name resolves to are
-judged when they are known, by :func:`why_refused`.
+A courier runs inside its operator's network. A user who chooses a webhook URL must not reach internal hosts through
+it (server-side request forgery), so addresses that are not public are refused. Nothing here uses the network: once a
+name is resolved, :func:`why_refused` checks its addresses.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?]*)(?:[/?].*)?", re.ASCII | re.IGNORECASE)
 _USUAL_PORT = {"https": 443, "http": 80}
-_ALLOW = "the operator may allow it with TWEEZER_WEBHOOK_ALLOW"
+_ALLOW = "an operator can allow it with TWEEZER_WEBHOOK_ALLOW"
 
-# Registries of special addresses of IANA, and what clouds answer at.
+# IANA's registries of special-purpose addresses, and the metadata services of cloud providers.
 _METADATA = frozenset(
     ipaddress.ip_address(text)
     for text in (
@@ -71,10 +71,10 @@ _SPECIAL: Final[tuple[tuple[Network, str], ...]] = tuple(
         ("ff00::/8", "multicast"),
     )
 )
-_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # all of IPv6 that is given to anybody
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # the only part of IPv6 that is assigned to the public
 
 _TEREDO = "a Teredo address"
-# IPv6 addresses that lead to an IPv4 address: the network, its name, how far to the right that address stands.
+# IPv6 addresses that embed an IPv4 address: the network, its name, and how many bits to the right of that address.
 _CARRIERS: Final[tuple[tuple[ipaddress.IPv6Network, str, int], ...]] = tuple(
     (ipaddress.IPv6Network(network), name, shift)
     for network, name, shift in (
@@ -87,14 +87,17 @@ _CARRIERS: Final[tuple[tuple[ipaddress.IPv6Network, str, int], ...]] = tuple(
         ("::/96", "an IPv4-compatible address", 0),
     )
 )
-_ISATAP = (0x00005EFE, 0x02005EFE)  # the third quarter of such an address, in any network
+_ISATAP = (0x00005EFE, 0x02005EFE)  # the third 32-bit word of an ISATAP address, in any network
 
 
 class WebhookPolicy(msgspec.Struct, frozen=True):
-    """What an operator allows beyond public addresses, and the ports elsewhere.
+    """The webhook targets that an operator allows.
 
-    networks: addresses in them are fine. names: of hosts, in lower case, or ``*.lab`` for all below lab; whatever
-    they resolve to is fine. There plain http and any port are fine too. ports: those of everybody else.
+    Attributes:
+        networks: Networks whose addresses are allowed although they are not public.
+        names: Allowed host names, in lower case; ``*.lab`` allows all names below ``lab``. The addresses that they
+            resolve to are not checked. Plain http and any port are allowed for these names and networks.
+        ports: The ports that are allowed for all other targets.
     """
 
     networks: tuple[Network, ...] = ()
@@ -103,7 +106,7 @@ class WebhookPolicy(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, allow: str, ports: str) -> WebhookPolicy:
-        """Of the settings, each with commas between. Raises InvalidInput("webhook_allow" or "webhook_ports", …)."""
+        """Parse the two comma-separated settings. Raises InvalidInput("webhook_allow" or "webhook_ports", …)."""
         networks: list[Network] = []
         names: set[str] = set()
         for entry in _entries(allow):
@@ -112,11 +115,11 @@ class WebhookPolicy(msgspec.Struct, frozen=True):
                 networks.append(network)
             else:
                 names.add(_allowed_name(entry))
-        numbers = (_port("webhook_ports", it, f"{it} is no number of a port, 1 to 65535") for it in _entries(ports))
+        numbers = (_port("webhook_ports", it, f"{it} is not a port number (1 to 65535)") for it in _entries(ports))
         return cls(tuple(networks), frozenset(names), frozenset(numbers))
 
     def trusts_name(self, host: str) -> bool:
-        """Whether the operator allows the host by its name, or by that of a domain above it."""
+        """Return whether the operator allows this host name or a domain above it."""
         if not self.names:
             return False
         name = host.lower().removesuffix(".")
@@ -126,12 +129,12 @@ class WebhookPolicy(msgspec.Struct, frozen=True):
         return any("*." + ".".join(labels[start:]) in self.names for start in range(1, len(labels)))
 
     def trusts_address(self, address: Address) -> bool:
-        """Whether it is in a network that the operator allows."""
+        """Return whether the address is in an allowed network."""
         return any(address in network for network in self.networks)
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What a URL leads to. trusted: the operator allows the host by name, so that its addresses are not judged."""
+    """The host and port of a URL. If ``trusted``, the operator allows the host by name: do not check its addresses."""
 
     host: str
     port: int
@@ -142,108 +145,108 @@ PUBLIC_ONLY = WebhookPolicy()
 
 
 def why_refused(address: str, policy: WebhookPolicy = PUBLIC_ONLY) -> str | None:
-    """Why nothing may connect to an IP address, as the end of a sentence that begins with it; None: it may.
+    """Return why connections to an IP address are refused, as a predicate ("is private"); None if they are allowed.
 
-    An IPv4 address within an IPv6 address is judged as well: a network of the operator's that translates (NAT64)
-    leads to public addresses only.
+    An IPv4 address that is embedded in an IPv6 address is checked as well: through an allowed NAT64 network only
+    public IPv4 addresses are reachable.
     """
     if "%" in address:
-        return "has a scope, which is a network of this machine's own"
+        return "has a scope id, which refers to a local network of this machine"
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return "is no IP address in its usual notation"
+        return "is not a valid IP address"
     trusted = policy.trusts_address(parsed)
     carried = _carried(parsed)
     if carried is not None:
         name, inner = carried
         if not trusted:
-            return f"is {name}, of {inner}"
+            return f"is {name} of {inner}"
         reason = why_refused(str(inner), policy)
         return None if reason is None else f"leads to {inner}, which {reason}"
     return None if trusted else _why_special(parsed)
 
 
 def check_url(url: str, policy: WebhookPolicy, field: str = "webhook") -> Target:
-    """What a URL leads to, if webhooks may go there so far as the URL shows. Raises InvalidInput(field, …).
+    """Return the host and port of a URL that webhooks may be sent to. Raises InvalidInput(field, …).
 
-    Addresses have one notation, names are ASCII: what programs might read in two ways is refused. No message quotes
-    the URL, whose path and query may hold a secret.
+    Only one notation of addresses is accepted, and only ASCII host names: a URL that two programs could read
+    differently is refused. Messages never quote the URL, because its path and query may contain a secret.
     """
     if len(url) > URL_MAX:
-        raise InvalidInput(field, f"has {len(url)} characters; a URL may have {URL_MAX}")
+        raise InvalidInput(field, f"must be at most {URL_MAX} characters (got {len(url)})")
     if any(it == "\\" or it.isspace() or unicodedata.category(it) in ("Cc", "Cf", "Cs") for it in url):
-        raise InvalidInput(field, "has spaces, backslashes or control characters, which a URL cannot have")
+        raise InvalidInput(field, "must not contain spaces, backslashes or control characters")
     if "#" in url:
-        raise InvalidInput(field, "has a part after #, which is never sent: leave it out")
+        raise InvalidInput(field, "must not contain a fragment (#…): it is never sent")
     match = _URL.fullmatch(url)
     scheme = "" if match is None else match[1].lower()
     if match is None or scheme not in _USUAL_PORT:
-        raise InvalidInput(field, "is no complete URL: write https://host/path")
+        raise InvalidInput(field, "is not a complete URL; expected https://host/path")
     host, literal, port = _authority(field, match[2])
     trusted = policy.trusts_name(host)
     if literal is not None:
         _check_address(field, literal, policy)
     elif not trusted and (host == "localhost" or host.endswith((".localhost", ".localdomain"))):
-        raise InvalidInput(field, f"names {host}, which is this machine; {_ALLOW}")
+        raise InvalidInput(field, f"must not point to {host}, which is the local machine; {_ALLOW}")
     free = trusted or (literal is not None and policy.trusts_address(literal))
     if scheme != "https" and not free:
         raise InvalidInput(
-            field, f"is plain http: write https://, or the operator may allow {host} with TWEEZER_WEBHOOK_ALLOW"
+            field, f"must use https://; an operator can allow plain http for {host} with TWEEZER_WEBHOOK_ALLOW"
         )
     port = _USUAL_PORT[scheme] if port is None else port
     if port not in policy.ports and not free:
         usual = ", ".join(map(str, sorted(policy.ports)))
-        raise InvalidInput(field, f"goes to port {port}, and webhooks to {usual} only: see TWEEZER_WEBHOOK_PORTS")
+        raise InvalidInput(field, f"port {port} is not allowed; use {usual} (see TWEEZER_WEBHOOK_PORTS)")
     return Target(host, port, trusted)
 
 
 def _authority(field: str, authority: str) -> tuple[str, Address | None, int | None]:
-    """The host in lower case, the address that it is, the port that is given."""
+    """Return the host in lower case, its address if it is a literal one, and the port if there is one."""
     if "@" in authority:
-        raise InvalidInput(field, "cannot hold a user name or password; deliveries are signed instead")
+        raise InvalidInput(field, "must not contain a user name or password; deliveries are signed instead")
     if "%" in authority:
-        raise InvalidInput(field, "has a % in its host: write the name as it is, and an address without a scope")
+        raise InvalidInput(field, "has a % in its host; write the name unescaped, and an address without a scope id")
     if not authority.isascii():
-        raise InvalidInput(field, "has a host that is not ASCII: write its name as the DNS has it (xn--…)")
+        raise InvalidInput(field, "has a host that is not ASCII; write its name in punycode (xn--…)")
     literal: Address | None = None
     if authority.startswith("["):
         host, bracket, rest = authority[1:].lower().partition("]")
         try:
             literal = ipaddress.IPv6Address(host)
         except ValueError:
-            raise InvalidInput(field, "has no IPv6 address between its brackets") from None
+            raise InvalidInput(field, "does not have a valid IPv6 address between its brackets") from None
         if not bracket or (rest and not rest.startswith(":")):
-            raise InvalidInput(field, "has an IPv6 address without its brackets, or something behind them")
+            raise InvalidInput(field, "has an IPv6 address without a closing bracket, or text after the bracket")
         colon, port = rest[:1], rest[1:]
     else:
         host, colon, port = authority.lower().partition(":")
         literal = _check_host(field, host)
-    problem = "has no number of a port, 1 to 65535, after the colon"
+    problem = "has a port that is not a number from 1 to 65535"
     return host, literal, _port(field, port, problem) if colon else None
 
 
 def _check_host(field: str, host: str) -> Address | None:
-    """The IPv4 address that the host is, or None for a name."""
+    """Return the IPv4 address if the host is one, or None for a name."""
     labels = host.split(".")
     if host.endswith("."):
-        raise InvalidInput(field, "has a host that ends in a dot: leave the dot out")
-    if _NUMBER.fullmatch(labels[-1]):  # as browsers and resolvers take it for an address, in one of many notations
+        raise InvalidInput(field, "has a host that ends in a dot; remove the dot")
+    if _NUMBER.fullmatch(labels[-1]):  # browsers and resolvers read it as an address, in one of many notations
         try:
             return ipaddress.IPv4Address(host)
         except ValueError:
             raise InvalidInput(
-                field, "has a number for a host: write an address as four decimal numbers, such as 198.51.100.7"
+                field, "has a number as its host; write an address as four decimal numbers, such as 198.51.100.7"
             ) from None
     if not host or not _is_name(host):
-        raise InvalidInput(field, "has no host that can be one: letters, digits and dashes, with dots between")
+        raise InvalidInput(field, "does not have a valid host name (letters, digits and dashes, separated by dots)")
     return None
 
 
 def _check_address(field: str, literal: Address, policy: WebhookPolicy) -> None:
     reason = why_refused(str(literal), policy)
     if reason is not None:
-        raise InvalidInput(field, f"goes to {literal}, which {reason}; {_ALLOW}")
+        raise InvalidInput(field, f"must not point to {literal}, which {reason}; {_ALLOW}")
 
 
 def _port(field: str, text: str, problem: str) -> int:
@@ -255,7 +258,7 @@ def _port(field: str, text: str, problem: str) -> int:
 
 def _why_special(address: Address) -> str | None:
     if address in _METADATA:
-        return "is where a cloud's machines find their credentials (metadata)"
+        return "is a cloud provider's metadata service, which hands out credentials"
     for network, what in _SPECIAL:
         if address in network:
             return f"is {what}"
@@ -265,8 +268,8 @@ def _why_special(address: Address) -> str | None:
 
 
 def _carried(address: Address) -> tuple[str, ipaddress.IPv4Address] | None:
-    """The kind of an IPv6 address that leads to an IPv4 address, and that."""
-    if isinstance(address, ipaddress.IPv4Address) or int(address) < 2:  # :: and ::1 have reasons of their own
+    """Return the kind of an IPv6 address that embeds an IPv4 address, and the latter; None for other addresses."""
+    if isinstance(address, ipaddress.IPv4Address) or int(address) < 2:  # :: and ::1 are in _SPECIAL
         return None
     number = int(address)
     for network, name, shift in _CARRIERS:
@@ -283,7 +286,7 @@ def _entries(text: str) -> Iterator[str]:
 
 
 def _network(entry: str) -> Network | None:
-    """The network or address; None for what is a name."""
+    """Parse a network or address; return None for a name."""
     try:
         return ipaddress.ip_network(entry)
     except ValueError:
@@ -292,7 +295,7 @@ def _network(entry: str) -> Network | None:
         near = ipaddress.ip_network(entry, strict=False)
     except ValueError:
         return None
-    raise InvalidInput("webhook_allow", f"{entry} has more bits than its network: write {near}")
+    raise InvalidInput("webhook_allow", f"{entry} has host bits set; write {near}")
 
 
 def _allowed_name(entry: str) -> str:
@@ -301,7 +304,8 @@ def _allowed_name(entry: str) -> str:
     if not _is_name(bare) or _NUMBER.fullmatch(bare.rpartition(".")[2]):
         raise InvalidInput(
             "webhook_allow",
-            f"{entry} is no network (10.1.0.0/16), address or name (hooks.lab, *.lab); 0.0.0.0/0 and ::/0 allow all",
+            f"{entry} is not a network (10.1.0.0/16), an address or a name (hooks.lab, *.lab); "
+            "0.0.0.0/0 and ::/0 allow everything",
         )
     return name
 

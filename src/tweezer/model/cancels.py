@@ -1,4 +1,4 @@
-"""Who asked for the end of jobs, and what came of it."""
+"""Cancel requests: who made them, for which jobs, and their outcome."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ import msgspec
 from tweezer.model.errors import InvalidInput
 
 TIMEOUT = "timeout"
-"""Who asks when a job takes longer than its limit."""
+"""The requester that is recorded when a job exceeds its time limit."""
 
 UNKNOWN = "unknown"
-"""Who asks when nobody said."""
+"""The requester that is recorded when the caller gave no name."""
 
 _LENGTH_MAX = 200
 _ALL = "*"
 
 
 class CancelOutcome(StrEnum):
-    """What a cancel did to a job that has ended.
+    """The effect of a cancel on a job that has ended.
 
-    prevented: nothing of it ran: it was pending, its batch was still being prepared, or it was not yet submitted to the
-    machine. stopped: it was stopped while it ran. too_late: its end came first, or it could not be aborted any more; it
-    is DONE or in ERROR. unconfirmed: it was asked to stop, and nobody knows whether it did.
+    prevented: The job never ran: it was pending, its batch was still being prepared, or it had not been submitted to
+        the machine.
+    stopped: The job was stopped while it ran.
+    too_late: The job ended first, or could not be aborted any more; it is DONE or in ERROR.
+    unconfirmed: The job was asked to stop, but it is unknown whether it did.
     """
 
     PREVENTED = "prevented"
@@ -37,8 +39,11 @@ class CancelOutcome(StrEnum):
 
 
 class CancelAttempt(msgspec.Struct, frozen=True):
-    """One request to end jobs. ranges: first and last index of those that it was heeded for; None for all of the batch
-    that had not ended."""
+    """One cancel request.
+
+    ranges: the first and last index of each range of jobs that it applied to; None for all jobs of the batch that had
+    not ended.
+    """
 
     at: datetime
     by: str
@@ -46,13 +51,13 @@ class CancelAttempt(msgspec.Struct, frozen=True):
 
     @property
     def jobs(self) -> str:
-        """Their indices, as in ``0-3,7``; ``*`` for all that had not ended."""
+        """The indices of the jobs, as in ``0-3,7``; ``*`` for all that had not ended."""
         if self.ranges is None:
             return _ALL
         return ",".join(f"{first}-{last}" if first < last else str(first) for first, last in self.ranges)
 
     def concerns(self, index: int, requested: datetime | None, ended: datetime | None) -> bool:
-        """Whether it was about this job, whose end was first requested and came then."""
+        """Return whether the request applied to a job, given when its cancel was first requested and when it ended."""
         if self.ranges is not None:
             return any(first <= index <= last for first, last in self.ranges)
         return requested is not None and requested <= self.at and (ended is None or self.at <= ended)
@@ -60,7 +65,7 @@ class CancelAttempt(msgspec.Struct, frozen=True):
 
 @functools.lru_cache(maxsize=64)
 def read_attempts(text: str) -> tuple[CancelAttempt, ...]:
-    """The attempts of a batch, the oldest first: a line each with milliseconds, the jobs, and who it was."""
+    """Parse the attempts of a batch, oldest first: one line each, with milliseconds, the jobs and the requester."""
     return tuple(map(_attempt, text.split("\n"))) if text else ()
 
 
@@ -76,17 +81,17 @@ def _range(word: str) -> tuple[int, int]:
 
 
 def check_by(by: object) -> str:
-    """Who asks, if that can be noted. Raises InvalidInput("by", …)."""
+    """Return the name of the requester. Raises InvalidInput("by", …)."""
     if not isinstance(by, str) or not 1 <= len(by) <= _LENGTH_MAX or not by.isprintable() or not by.strip():
         raise InvalidInput("by", f"must be 1 to {_LENGTH_MAX} printable characters: a name, or user@host")
     return by
 
 
 def user_at_host() -> str:
-    """Who runs this process, for when nobody gives a name."""
+    """Return ``user@host`` of this process: the requester where the caller gives no name."""
     try:
         user = getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a container whose user has no entry
+    except (OSError, KeyError, ImportError):  # in a container whose user has no passwd entry
         user = UNKNOWN
     name = "".join(filter(str.isprintable, f"{user}@{socket.gethostname()}"))
     return name[:_LENGTH_MAX]

@@ -1,7 +1,7 @@
-"""What is checked of a batch and its jobs before anything is written.
+"""Checks of a batch and its jobs before anything is written.
 
-Each fault is an InvalidInput that names the field (``jobs[3].variables.omega``). What needs Pulser or the
-device to be judged surfaces later, at *prepare*.
+Each failure is an InvalidInput that names the field (``jobs[3].variables.omega``). Problems that only Pulser or the
+device can find surface later, when a worker prepares the batch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tweezer.model.sequence import (
 
 MAX_SEED = 2**32 - 1
 MAX_INTEGER = 2**63 - 1
-"""The largest whole number, and with a minus the smallest, in a variable or a configuration (64 bits)."""
+"""The largest absolute value of a whole number in a variable or a configuration (64 bits)."""
 
 MAX_TAGS = 50
 MAX_TAG_LENGTH = 100
@@ -42,7 +42,7 @@ MAX_NAME_LENGTH = 255
 MAX_DEVICE_LENGTH = 64
 MAX_WEBHOOK_LENGTH = 2048
 MAX_KEY_LENGTH = 255
-"""Characters of an idempotency key."""
+"""Maximum length of an idempotency key, in characters."""
 
 MAX_REASON_LENGTH = 500
 MAX_VARIABLES_BYTES = 1 << 20
@@ -64,37 +64,37 @@ _COMPARED_LENGTH = 100
 
 
 def check_text(field: str, value: object, most: int, *, least: int = 1, lines: bool = False) -> str:
-    """Return a text that a user gave: of a bearable length, Unicode, and without control characters.
+    """Return a user's string if it has a valid length and no control characters. Raises InvalidInput.
 
-    Control characters (category Cc) reach terminals, logs and databases that do not take them, so no text may have
-    any. ``lines``: it may consist of several lines and have tabs. Raises InvalidInput.
+    Terminals, logs and databases do not all accept control characters (category Cc), so no string may contain any.
+    ``lines``: several lines and tabs are allowed.
     """
     if not isinstance(value, str) or not least <= len(value) <= most:
-        raise InvalidInput(field, f"expects a text of {least} to {most} characters, got {_shown(value)}")
+        raise InvalidInput(field, f"expected a string of {least} to {most} characters, got {_shown(value)}")
     check_characters(field, value, lines=lines)
     return value
 
 
 def check_characters(field: str, text: str, *, lines: bool = False) -> None:
-    """Raise InvalidInput for control characters, and for characters that are not Unicode text."""
+    """Raise InvalidInput if the text has control characters or lone surrogates."""
     found = (_NOT_LINES if lines else _CONTROL).search(text)
     if found is not None:
         code = f"U+{ord(found[0]):04X}"
         raise InvalidInput(field, f"has a control character ({code}, character {found.start() + 1}); remove it")
     if _HALF.search(text):
-        raise InvalidInput(field, "has characters that are not Unicode text (half of a surrogate pair)")
+        raise InvalidInput(field, "is not valid Unicode text (it contains half of a surrogate pair)")
 
 
 def check_key(idempotency_key: object) -> str:
-    """Return an idempotency key; '' is none. Raises InvalidInput."""
+    """Return an idempotency key; '' means no key. Raises InvalidInput."""
     return check_text("idempotency_key", idempotency_key, MAX_KEY_LENGTH, least=0)
 
 
 def check_batch(doc: BatchDoc, *, checks_sequence: bool = True) -> SequenceHeader | None:
-    """Check all of a batch but its jobs, and return the header of its sequence (None if it has none).
+    """Check a batch without its jobs, and return the header of its sequence for ``check_jobs`` (None without one).
 
-    The header is what ``check_jobs`` wants. The device's name is checked for its form only. checks_sequence: False for
-    a device that takes any text as a sequence; there is no header then.
+    Only the form of the device's name is checked. checks_sequence: False for a device that accepts any text as a
+    sequence; the header is then None.
     """
     check_text("device", doc.device, MAX_DEVICE_LENGTH)
     for field in ("name", "user", "parent_id"):
@@ -125,15 +125,23 @@ def check_jobs(
 ) -> None:
     """Check the jobs of one call against the header of their batch's sequence.
 
-    header: None means that the batch has no sequence, so that each job brings its own. max_runs, geometry: of
-    the device. needs_runs: whether ``runs`` must be given (there is no ``backend_configuration`` to say it).
-    checks_sequence: False for a device that takes any sequence and variables; only their types are checked then.
+    Args:
+        jobs: The jobs of one call.
+        header: The header of the batch's sequence; None if the batch has no sequence and each job has its own.
+        max_runs: The most shots of a job on the device.
+        needs_runs: Whether ``runs`` is required, because no ``backend_configuration`` sets the number of shots.
+        geometry: The limits of the device on the register.
+        checks_sequence: False for a device that accepts any sequence and variables: only their types are checked.
+
+    Raises:
+        InvalidInput: Names the field of the invalid value.
     """
     if not isinstance(jobs, (list, tuple)):
-        raise InvalidInput("jobs", f"expects a list of jobs, got {_shown(jobs)}")
+        raise InvalidInput("jobs", f"expected a list of jobs, got {_shown(jobs)}")
     if len(jobs) > MAX_JOBS_PER_CALL:
         raise InvalidInput(
-            "jobs", f"expects at most {MAX_JOBS_PER_CALL} jobs in one call, got {len(jobs)}; add the rest afterwards"
+            "jobs",
+            f"at most {MAX_JOBS_PER_CALL} jobs are allowed in one call (got {len(jobs)}); add the rest with more calls",
         )
     if header is not None:
         check_register(header, geometry)
@@ -141,7 +149,7 @@ def check_jobs(
     own_sequences: set[str] = set()
     for index, job in enumerate(jobs):
         if not isinstance(job, JobSpec):
-            raise InvalidInput(f"jobs[{index}]", f"expects a job, got {_shown(job)}")
+            raise InvalidInput(f"jobs[{index}]", f"expected a job, got {_shown(job)}")
         if type(job.runs) is not int or not 1 <= job.runs <= max_runs:
             _check_runs(index, job.runs, max_runs, needs_runs)
         if job.seed is not None:
@@ -154,15 +162,15 @@ def check_jobs(
         elif values is not None:
             values.check(index, job.variables)
         else:
-            raise InvalidInput(f"jobs[{index}].sequence", "is required, because the batch has no sequence")
+            raise InvalidInput(f"jobs[{index}].sequence", "is required because the batch has no sequence")
 
 
 def as_job_spec(job: object, index: int) -> JobSpec:
-    """The job as a JobSpec, from one or from a dictionary with (some of) its keys.
+    """Convert a JobSpec, or a dictionary with some of its keys, to a JobSpec of plain values.
 
-    Numbers and arrays of numpy, or of anything else with ``tolist()``, become plain numbers and lists;
-    whole numbers as qubit ids become strings, as in Pulser's own format; a Pulser ``Sequence`` is
-    serialised. The values themselves are for ``check_jobs`` to judge. ``index`` is for the names of fields.
+    numpy numbers and arrays, and other objects with ``tolist()``, become plain numbers and lists. Integer qubit ids
+    become strings, as in Pulser's format. A Pulser ``Sequence`` is serialised. The values are checked later, by
+    ``check_jobs``. index: position of the job, for the field names of errors.
     """
     parent_id, runs_shown = None, None
     if isinstance(job, JobSpec):
@@ -173,12 +181,12 @@ def as_job_spec(job: object, index: int) -> JobSpec:
             if key not in _JOB_KEYS:
                 raise InvalidInput(
                     f"jobs[{index}].{_key(key)}",
-                    f"is not known{_near(key, _JOB_KEYS)}; a job has {', '.join(_JOB_KEYS)}",
+                    f"is not a field of a job{_near(key, _JOB_KEYS)}; the fields are {', '.join(_JOB_KEYS)}",
                 )
         given = job
     else:
         raise InvalidInput(
-            f"jobs[{index}]", f"expects a JobSpec or a dictionary with {', '.join(_JOB_KEYS)}, got {_shown(job)}"
+            f"jobs[{index}]", f"expected a JobSpec or a dictionary with {', '.join(_JOB_KEYS)}, got {_shown(job)}"
         )
     sequence = given.get("sequence")
     if sequence is not None:
@@ -201,10 +209,10 @@ def as_job_spec(job: object, index: int) -> JobSpec:
 
 
 class _ExpectedValues:
-    """The values that each job without its own sequence has to bring: the header, compiled once.
+    """The values that a job without its own sequence must provide, compiled once from the header.
 
-    Pulser asks for a value of each declared variable only when it builds the sequence. A sequence that
-    declares variables and uses none is run as it is, so that its values may be left out.
+    Pulser needs the values of the declared variables only to build the sequence. A sequence that does not
+    use its variables runs as it is, so their values may be omitted.
     """
 
     def __init__(self, header: SequenceHeader) -> None:
@@ -218,7 +226,7 @@ class _ExpectedValues:
     def check(self, index: int, variables: object) -> None:
         if not isinstance(variables, dict):
             raise InvalidInput(
-                f"jobs[{index}].variables", f"expects a dictionary of values by name, got {_shown(variables)}"
+                f"jobs[{index}].variables", f"expected a dictionary of values by name, got {_shown(variables)}"
             )
         if variables.keys() != self._names:
             self._check_names(index, variables)
@@ -244,45 +252,45 @@ class _ExpectedValues:
             for name in self._header.variables:
                 if name not in variables:
                     raise InvalidInput(
-                        f"jobs[{index}].variables.{_key(name)}", "is missing: the sequence declares this variable"
+                        f"jobs[{index}].variables.{_key(name)}", "is missing; the sequence declares this variable"
                     )
             if self._header.mappable and "qubits" not in variables:
                 raise InvalidInput(
                     f"jobs[{index}].variables.qubits",
-                    "is missing: the register is mappable, so each job says which trap each qubit takes",
+                    "is missing; the register is mappable, so each job must assign a trap to each qubit",
                 )
 
     def _refuse_name(self, field: str, name: object) -> Never:
         if name == "qubits":
-            raise InvalidInput(field, "cannot be given: the register is not mappable, its qubits have their places")
+            raise InvalidInput(field, "is only allowed with a mappable register; this register has fixed positions")
         if not self._names:
-            raise InvalidInput(field, "is not known: the sequence declares no variables")
-        known = f"the sequence declares {_listed(sorted(self._names))}"
-        raise InvalidInput(field, f"is not known{_near(name, self._names)}; {known}")
+            raise InvalidInput(field, "is not a variable of the sequence, which declares none")
+        known = f"it declares {_listed(sorted(self._names))}"
+        raise InvalidInput(field, f"is not a variable of the sequence{_near(name, self._names)}; {known}")
 
     def _check_qubits(self, field: str, places: object) -> None:
-        """The rules of Pulser's ``MappableRegister.build_register`` and ``RegisterLayout.define_register``."""
+        """Apply the rules of Pulser's ``MappableRegister.build_register`` and ``RegisterLayout.define_register``."""
         if not isinstance(places, dict) or not places:
-            raise InvalidInput(field, f"expects a dictionary from qubit ids to trap ids, got {_shown(places)}")
+            raise InvalidInput(field, f"expected a dictionary from qubit ids to trap ids, got {_shown(places)}")
         ids, traps = self._header.qubit_ids, self._header.traps or 0
         first = ids[: len(places)]
         if places.keys() != set(first):
             for qubit in places.keys() - set(ids):
                 raise InvalidInput(
                     f"{field}.{_key(qubit)}",
-                    f"is not a qubit of the register{_near(qubit, ids)}; it has {_listed(ids)}",
+                    f"is not a qubit of the register{_near(qubit, ids)}; its qubits are {_listed(ids)}",
                 )
             raise InvalidInput(
-                field, f"has to place the first {len(places)} qubits of the register, in any order: {_listed(first)}"
+                field, f"must place the first {len(places)} qubits of the register, in any order: {_listed(first)}"
             )
         taken: dict[int, str] = {}
         for qubit, trap in places.items():
             if type(trap) is not int or not 0 <= trap < traps:
                 raise InvalidInput(
-                    f"{field}.{_key(qubit)}", f"expects the id of a trap, 0 to {traps - 1}, got {_shown(trap)}"
+                    f"{field}.{_key(qubit)}", f"expected the id of a trap, 0 to {traps - 1}, got {_shown(trap)}"
                 )
             if trap in taken:
-                raise InvalidInput(f"{field}.{_key(qubit)}", f"is in trap {trap}, which {taken[trap]} takes already")
+                raise InvalidInput(f"{field}.{_key(qubit)}", f"trap {trap} is already taken by {taken[trap]}")
             taken[trap] = qubit
 
 
@@ -291,11 +299,11 @@ def _check_value(field: str, value: object, declared: DeclaredVariable) -> None:
     if not isinstance(value, (list, tuple)):
         _check_number(field, value, whole=whole)
         if declared.size != 1:
-            raise InvalidInput(field, f"expects a list of {declared.size} values, got a single number")
+            raise InvalidInput(field, f"expected a list of {declared.size} values, got a single number")
         return
     if len(value) != declared.size:
         plural = "value" if declared.size == 1 else "values"
-        raise InvalidInput(field, f"expects {declared.size} {plural}, got {len(value)}")
+        raise InvalidInput(field, f"expected {declared.size} {plural}, got {len(value)}")
     for position, item in enumerate(value):
         if whole or type(item) is not float or not isfinite(item):
             _check_number(f"{field}[{position}]", item, whole=whole)
@@ -310,40 +318,40 @@ def _check_number(field: str, value: object, *, whole: bool) -> None:
         fits = False
     if not fits:
         expected = "a whole number (the variable is of type int)" if whole else "a finite number"
-        raise InvalidInput(field, f"expects {expected} that fits into 64 bits, got {_shown(value)}")
+        raise InvalidInput(field, f"expected {expected} that fits in 64 bits, got {_shown(value)}")
 
 
 def _check_runs(index: int, runs: object, max_runs: int, needs_runs: bool) -> None:
     field = f"jobs[{index}].runs"
     if runs is None:
         if needs_runs:
-            raise InvalidInput(field, f"is missing: say how often the sequence is to be run, 1 to {max_runs}")
+            raise InvalidInput(field, f"is missing; give the number of shots, 1 to {max_runs}")
     elif type(runs) is not int or not 1 <= runs <= max_runs:
-        raise InvalidInput(field, f"expects a whole number from 1 to {max_runs}, got {_shown(runs)}")
+        raise InvalidInput(field, f"expected a whole number from 1 to {max_runs}, got {_shown(runs)}")
 
 
 def _check_seed(index: int, seed: object) -> None:
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
-        raise InvalidInput(f"jobs[{index}].seed", f"expects a whole number from 0 to {MAX_SEED}, got {_shown(seed)}")
+        raise InvalidInput(f"jobs[{index}].seed", f"expected a whole number from 0 to {MAX_SEED}, got {_shown(seed)}")
 
 
 def _check_own_sequence(index: int, job: JobSpec, read_before: set[str], geometry: Geometry) -> None:
     variables: object = job.variables
     if not isinstance(variables, dict) or variables:
         raise InvalidInput(
-            f"jobs[{index}].variables", "cannot be given together with a sequence of the job's own; build it with them"
+            f"jobs[{index}].variables", "cannot be combined with the job's own sequence; build the sequence with them"
         )
     text: object = job.sequence
     if isinstance(text, str) and text in read_before:
         return
     with _in_job(index):
-        header = read_sequence(text)  # type: ignore[arg-type]  # it judges other types too
+        header = read_sequence(text)  # type: ignore[arg-type]  # it checks the type too
         if header.mappable:
-            raise InvalidInput("sequence", "has a mappable register; a job's own sequence has to be built")
+            raise InvalidInput("sequence", "has a mappable register; a job's own sequence must be built first")
         if header.parametrized:
             raise InvalidInput(
                 "sequence",
-                f"needs values of {_listed(list(header.variables))}; a job's own sequence has to be built",
+                f"needs values of {_listed(list(header.variables))}; a job's own sequence must be built first",
             )
         check_register(header, geometry)
     read_before.add(str(text))
@@ -351,7 +359,7 @@ def _check_own_sequence(index: int, job: JobSpec, read_before: set[str], geometr
 
 @contextmanager
 def _in_job(index: int) -> Iterator[None]:
-    """Puts ``jobs[…]`` before the field of an InvalidInput."""
+    """Prefix the field of an InvalidInput with ``jobs[…]``."""
     try:
         yield
     except InvalidInput as error:
@@ -359,60 +367,60 @@ def _in_job(index: int) -> Iterator[None]:
 
 
 def _check_any_sequence(field: str, sequence: object) -> None:
-    """The sequence for a device that takes any text."""
+    """Check the sequence for a device that accepts any text."""
     if sequence is not None:
         check_text(field, sequence, MAX_SEQUENCE_BYTES, least=0, lines=True)
 
 
 def _check_any_variables(index: int, variables: object) -> None:
-    """The variables for a device that takes any JSON values."""
+    """Check the variables for a device that accepts any JSON values."""
     field = f"jobs[{index}].variables"
     if not isinstance(variables, dict):
-        raise InvalidInput(field, f"expects a dictionary of values by name, got {_shown(variables)}")
+        raise InvalidInput(field, f"expected a dictionary of values by name, got {_shown(variables)}")
     for name, value in variables.items():
         if type(name) is not str:
-            raise InvalidInput(field, f"expects text as names, got {_shown(name)}")
+            raise InvalidInput(field, f"names must be strings, got {_shown(name)}")
         check_characters(field, name)
         if type(value) is not float or not isfinite(value):
             _check_json(f"{field}.{_key(name)}", value, MAX_VARIABLES_BYTES)
 
 
 def check_tags(tags: object) -> None:
-    """Check the tags of a batch: how many, how long, and none twice."""
+    """Check the number and length of the tags of a batch, and that none is repeated."""
     if not isinstance(tags, (list, tuple)):
-        raise InvalidInput("tags", f"expects a list of texts, got {_shown(tags)}")
+        raise InvalidInput("tags", f"expected a list of strings, got {_shown(tags)}")
     if len(tags) > MAX_TAGS:
-        raise InvalidInput("tags", f"expects at most {MAX_TAGS} tags, got {len(tags)}")
+        raise InvalidInput("tags", f"at most {MAX_TAGS} tags are allowed (got {len(tags)})")
     for position, tag in enumerate(tags):
         check_text(f"tags[{position}]", tag, MAX_TAG_LENGTH)
         if tag in tags[:position]:
-            raise InvalidInput(f"tags[{position}]", f"is given twice: {_shown(tag)}")
+            raise InvalidInput(f"tags[{position}]", f"is a duplicate: {_shown(tag)}")
 
 
 def _check_webhook(webhook: object) -> None:
-    """The form of the URL only; where it may lead is judged when it is called."""
+    """Check the form of the URL only: its target is checked when it is called."""
     url = check_text("webhook", webhook, MAX_WEBHOOK_LENGTH)
     if any(character.isspace() or character == "\\" for character in url):
-        raise InvalidInput("webhook", "has spaces, backslashes or control characters, which a URL cannot have")
+        raise InvalidInput("webhook", "must not contain spaces, backslashes or control characters")
     try:
         parts = urlsplit(url)
         complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError as error:  # a port that is not a number, or brackets that do not hold an IPv6 address
-        raise InvalidInput("webhook", f"expects a complete http or https URL, got {_shown(url)}") from error
+    except ValueError as error:  # the port is not a number, or the brackets do not contain an IPv6 address
+        raise InvalidInput("webhook", f"expected a complete http or https URL, got {_shown(url)}") from error
     if not complete:
-        raise InvalidInput("webhook", f"expects a complete http or https URL, got {_shown(url)}")
+        raise InvalidInput("webhook", f"expected a complete http or https URL, got {_shown(url)}")
     if "@" in parts.netloc:
-        raise InvalidInput("webhook", "cannot hold a user name or password; deliveries are signed instead")
+        raise InvalidInput("webhook", "must not contain a user name or password; deliveries are signed instead")
 
 
 def _check_backend_configuration(text: object) -> None:
-    """Python's JSON, as Pulser reads it: a bare ``Infinity`` is a number."""
-    field, expected = "backend_configuration", "expects a JSON object in a string (EmulationConfig.to_abstract_repr())"
+    """Check that it is a JSON object as Python and Pulser read it: a bare ``Infinity`` is a number."""
+    field, expected = "backend_configuration", "expected a JSON object in a string (EmulationConfig.to_abstract_repr())"
     if not isinstance(text, str):
         raise InvalidInput(field, f"{expected}, got {_shown(text)}")
     check_characters(field, text, lines=True)
     if len(text.encode()) > MAX_CONFIGURATION_BYTES:
-        raise InvalidInput(field, f"is longer than {MAX_CONFIGURATION_BYTES >> 20} MiB, the most that is accepted")
+        raise InvalidInput(field, f"must be at most {MAX_CONFIGURATION_BYTES >> 20} MiB")
     try:
         document = json.loads(text)
     except RecursionError as error:
@@ -425,14 +433,14 @@ def _check_backend_configuration(text: object) -> None:
 
 def _check_configuration(configuration: object) -> None:
     if not isinstance(configuration, dict):
-        raise InvalidInput("configuration", f"expects a dictionary of emulator options, got {_shown(configuration)}")
+        raise InvalidInput("configuration", f"expected a dictionary of emulator options, got {_shown(configuration)}")
     _check_json("configuration", configuration, MAX_CONFIGURATION_BYTES)
 
 
 def _check_json(whole: str, given: object, most: int) -> None:
-    """Raise InvalidInput unless it is a JSON value of at most so many bytes and of a bearable depth."""
-    too_large = InvalidInput(whole, f"is longer than {most >> 20} MiB as JSON, the most that is accepted")
-    left = most  # a value takes one byte or more, an item one more; ends what holds itself, too
+    """Raise InvalidInput unless it is a JSON value of at most ``most`` bytes that is not nested too deeply."""
+    too_large = InvalidInput(whole, f"must be at most {most >> 20} MiB as JSON")
+    left = most  # a value takes at least one byte, an item one more; this also stops at values that contain themselves
     pending: list[tuple[str, object, int]] = [(whole, given, 0)]
     while pending:
         field, value, depth = pending.pop()
@@ -448,11 +456,11 @@ def _check_json(whole: str, given: object, most: int) -> None:
 
 
 def _json_items(field: str, value: object) -> Iterable[tuple[object, object]]:
-    """What a JSON value consists of, by key or position; InvalidInput when it is not a JSON value."""
+    """Return the parts of a JSON value by key or position. Raises InvalidInput when it is not a JSON value."""
     if type(value) is dict:
         for key in value:
             if type(key) is not str:
-                raise InvalidInput(field, f"expects text as keys, got {_shown(key)}")
+                raise InvalidInput(field, f"keys must be strings, got {_shown(key)}")
             check_characters(field, key)
         return value.items()
     if type(value) is list or type(value) is tuple:
@@ -462,29 +470,29 @@ def _json_items(field: str, value: object) -> Iterable[tuple[object, object]]:
     elif type(value) is str:
         check_characters(field, value, lines=True)
     elif value is not None and type(value) is not bool:
-        raise InvalidInput(field, f"expects JSON values, got {_shown(value)}")
+        raise InvalidInput(field, f"expected a JSON value, got {_shown(value)}")
     return ()
 
 
 def _check_limits(limits: object) -> None:
     if not isinstance(limits, Limits):
-        raise InvalidInput("limits", f"expects Limits, got {_shown(limits)}")
+        raise InvalidInput("limits", f"expected Limits, got {_shown(limits)}")
     for name, most in (("job_timeout_s", MAX_JOB_TIMEOUT_S), ("open_timeout_s", MAX_OPEN_TIMEOUT_S)):
         value = getattr(limits, name)
         if type(value) not in (int, float) or not 0 < value <= most:
             raise InvalidInput(
-                f"limits.{name}", f"expects a number of seconds above 0, at most {most:.0f}, got {_shown(value)}"
+                f"limits.{name}", f"expected a number of seconds above 0, at most {most:.0f}, got {_shown(value)}"
             )
     retries: object = limits.transient_retries
     if type(retries) is not int or not 0 <= retries <= MAX_TRANSIENT_RETRIES:
         raise InvalidInput(
             "limits.transient_retries",
-            f"expects a whole number from 0 to {MAX_TRANSIENT_RETRIES}, got {_shown(retries)}",
+            f"expected a whole number from 0 to {MAX_TRANSIENT_RETRIES}, got {_shown(retries)}",
         )
 
 
 def _plain(field: str, value: Any) -> Any:
-    """The value without types of numpy and its kin; what has no plain form stays, to be refused by the checks."""
+    """Convert numpy types and the like to plain values; what cannot be converted stays for the checks to reject."""
     if value is None or type(value) in (int, float, bool, str):
         return value
     if isinstance(value, (list, tuple)):
@@ -492,7 +500,7 @@ def _plain(field: str, value: Any) -> Any:
     if isinstance(value, dict):
         plain = {_plain_qubit(qubit): _plain_item(field, trap) for qubit, trap in value.items()}
         if len(plain) != len(value):
-            raise InvalidInput(field, "has the same qubit id twice, as a number and as a text")
+            raise InvalidInput(field, "has the same qubit id twice, as a number and as a string")
         return plain
     return _plain_item(field, value)
 
@@ -517,7 +525,7 @@ def _plain_qubit(qubit: Any) -> Any:
 
 
 def _key(name: object) -> str:
-    """A name as a part of a field's name; quoted and cut when it could be misread."""
+    """Return a name as a part of a field's name; quoted and cut when it could be misread."""
     if isinstance(name, str) and name.isprintable() and 0 < len(name) <= _COMPARED_LENGTH:
         return str(name)
     return _shown(name)
@@ -529,7 +537,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _near(name: object, known: Collection[str]) -> str:
-    """`` (did you mean …?)`` where a known name is close; nothing for names that would take long to compare."""
+    """Return `` (did you mean …?)`` if a known name is close; '' for names that would take long to compare."""
     if not isinstance(name, str) or len(name) > _COMPARED_LENGTH or len(known) > _COMPARED_NAMES:
         return ""
     candidates = [candidate for candidate in known if len(candidate) <= _COMPARED_LENGTH]

@@ -1,4 +1,4 @@
-"""What is known of the configurations of emulators without an emulator: their shots, and the older options."""
+"""Emulator configurations as far as they can be read without an emulator: their shots, and the older options."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from msgspec import Meta
 from tweezer.model.errors import InvalidInput
 
 DEFAULT_SHOTS = 1000
-"""Of a configuration that names none: Pulser's ``EmulationConfig.default_num_shots``."""
+"""Shots of a configuration that sets no number: Pulser's ``EmulationConfig.default_num_shots``."""
 
 
 class TensorOptions(msgspec.Struct, frozen=True):
-    """Of EMU_TN in pasqal-cloud."""
+    """The options of EMU_TN in pasqal-cloud."""
 
     dt: Annotated[float, Meta(gt=0, le=1e9)] | None = None
     max_bond_dim: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
@@ -27,15 +27,15 @@ _SHOTS_MAX = 10**9
 
 
 OLDER_OPTIONS: Mapping[str, type[msgspec.Struct]] = {"emu-mps": TensorOptions}
-"""By adapter, the options of the older ``configuration`` that it heeds; others heed none."""
+"""The options of the older ``configuration`` that an adapter supports, by adapter; other adapters support none."""
 
-_PASSED_OVER = frozenset({"strict_validation", "result_types"})
+_IGNORED = frozenset({"strict_validation", "result_types"})
 
 
 def check_older_options(configuration: Mapping[str, Any], adapter: str) -> None:
-    """Check that an emulator heeds the options. Raises InvalidInput("configuration.…", …).
+    """Check that the adapter supports the options. Raises InvalidInput("configuration.…", …).
 
-    What is null or false asks for nothing, as in ``with_noise: false``.
+    Options that are null or false are ignored, such as ``with_noise: false``.
     """
     options = OLDER_OPTIONS.get(adapter)
     for name, value in configuration.items():
@@ -45,15 +45,15 @@ def check_older_options(configuration: Mapping[str, Any], adapter: str) -> None:
                 msgspec.convert({name: value}, options)
             except msgspec.ValidationError as error:
                 problem = str(error).partition(" - at ")[0].replace("`", "")
-                raise InvalidInput(field, f"has a wrong value: {problem[:1].lower()}{problem[1:]}") from error
-        elif name not in _PASSED_OVER and value not in (None, False):
+                raise InvalidInput(field, f"has an invalid value: {problem[:1].lower()}{problem[1:]}") from error
+        elif name not in _IGNORED and value not in (None, False):
             raise InvalidInput(
-                field, "is not supported; say how to emulate in backend_configuration (noise: its noise_model)"
+                field, "is not supported; use backend_configuration instead (for noise: its noise_model)"
             )
 
 
 def configured_shots(backend_configuration: str) -> int:
-    """Return the shots of the first counter that a configuration asks for, so far as it can be read."""
+    """Return the shots of the first ``bitstrings`` observable in a configuration, else the default."""
     try:
         options = json.loads(backend_configuration)
     except (ValueError, RecursionError):

@@ -1,8 +1,4 @@
-"""Every error that Tweezer raises on purpose.
-
-An error has a ``code`` for programs, a message that tells a person what to do, and says whether the
-same call may succeed when it is repeated (``retryable``).
-"""
+"""The errors that Tweezer raises."""
 
 from __future__ import annotations
 
@@ -12,7 +8,13 @@ from typing import Any
 
 
 class TweezerError(Exception):
-    """The root of all errors of Tweezer."""
+    """Base class of all errors that Tweezer raises.
+
+    Attributes:
+        message: What is wrong and what to do, for people.
+        code: A stable identifier of the error, for programs.
+        retryable: Whether the same call may succeed when it is repeated.
+    """
 
     code: str = "error"
     retryable: bool = False
@@ -24,7 +26,7 @@ class TweezerError(Exception):
             self.code = code
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-        """Survive pickle and copy, whatever arguments the subclass takes: an error may cross processes."""
+        """Support pickle and copy for all subclasses, whose arguments differ: errors cross processes."""
         return _rebuild, (type(self), *self.args), self.__dict__
 
 
@@ -33,7 +35,12 @@ def _rebuild(kind: type[TweezerError], *arguments: Any) -> TweezerError:
 
 
 class InvalidInput(TweezerError):
-    """What the caller sent cannot be used. ``field`` names the part that is wrong; nothing was written."""
+    """An argument or request field is invalid. Nothing was written.
+
+    Attributes:
+        field: The path of the invalid value, such as ``jobs[3].variables.omega``.
+        problem: What is wrong with it and what to do; ``str(error)`` is ``"<field>: <problem>"``.
+    """
 
     code = "invalid"
 
@@ -44,7 +51,7 @@ class InvalidInput(TweezerError):
 
 
 class NotFound(TweezerError):
-    """There is no such batch, job or device in the caller's project."""
+    """The batch, job, device or other object does not exist, or belongs to another project."""
 
     code = "not_found"
 
@@ -53,63 +60,72 @@ class NotFound(TweezerError):
 
 
 class Conflict(TweezerError):
-    """The thing exists but its state forbids the call (closed, terminal, another body under the same key)."""
+    """The object exists, but its state does not allow the call.
+
+    Examples: the batch is closed or has ended, or the idempotency key was used for a call with other content.
+    """
 
     code = "conflict"
 
 
 class QueueFull(TweezerError):
-    """Redis or the device's backlog is full: nothing was written; try again later."""
+    """Redis or the device's backlog is full. Nothing was written; try again later."""
 
     code = "full"
     retryable = True
 
 
 class Unavailable(TweezerError):
-    """Redis cannot be reached or refuses to serve: the outcome of a write is unknown; repeat it."""
+    """Redis, the ledger or the API cannot be reached, or refuses requests for now.
+
+    Whether a write took effect is unknown: repeat the call, with the same idempotency key where it takes one.
+    """
 
     code = "unavailable"
     retryable = True
 
 
 class EventsTrimmed(TweezerError):
-    """Events that were asked for are no longer in Redis, and there is no ledger at hand that has them."""
+    """The requested events are no longer in Redis, and no ledger that contains them is available."""
 
     code = "events_trimmed"
 
 
 class ResultUnavailable(TweezerError):
-    """A large result cannot be written to the results folder, or read from it."""
+    """A large result cannot be written to or read from the results folder."""
 
     code = "result_unavailable"
 
 
 class Unreadable(TweezerError):
-    """A record, an entry of the stream or a message cannot be read: it is damaged, or nobody of ours wrote it."""
+    """A record, a stream entry or a message cannot be decoded: it is damaged, or was not written by Tweezer."""
 
     code = "unreadable"
 
 
 class NewerRecord(Unreadable):
-    """A batch was written by a newer version of Tweezer, and this process leaves it alone."""
+    """A batch was written by a newer version of Tweezer. This process does not touch it."""
 
     code = "newer_record"
 
     def __init__(self, batch: object, ours: int, version: str = "") -> None:
-        theirs = f"has record version {version}" if version else "has a newer record version"
+        theirs = f"version {version}" if version else "a newer version"
         super().__init__(
-            f"batch {batch} was written by a newer Tweezer: it {theirs}, and this process reads version {ours}; "
-            "upgrade this process"
+            f"batch {batch} was written by a newer Tweezer: its record has {theirs}, and this process supports "
+            f"version {ours}; upgrade this process"
         )
 
 
 class FaultKind(StrEnum):
-    """Why an execution failed, and with that what happens next.
+    """Why an execution failed. It determines whether the job is retried.
 
-    ``user``: the sequence or its values are wrong; final. ``timeout`` and ``out_of_memory``: the job
-    asks for more than its limits; final. ``transient``: something outside the job failed; retried with
-    backoff. ``crash``: the lane's process died under the job; retried until the limit for crashes.
-    ``internal``: a fault of Tweezer or of the emulator; final.
+    Attributes:
+        USER: The sequence or its values are invalid. Final.
+        TIMEOUT: The job exceeded its time limit. Final.
+        OUT_OF_MEMORY: The job needs more memory than its lane has. Final.
+        TRANSIENT: Something outside the job failed. Retried with backoff.
+        CRASH: The lane's process died while it ran the job. Retried until the limit for crashes is reached.
+        INTERNAL: A bug in Tweezer or in the emulator. Final.
     """
 
     USER = "user"
@@ -121,7 +137,13 @@ class FaultKind(StrEnum):
 
 
 class ExecutionError(TweezerError):
-    """An adapter could not prepare a batch or open a lane."""
+    """Raised by an adapter that cannot prepare a batch, open a lane or run a job.
+
+    Attributes:
+        kind: Why it failed, and so whether the job is retried.
+        problem: The message without the field.
+        field: The input that caused the failure; None if it is not one field.
+    """
 
     code = "execution"
 

@@ -1,9 +1,9 @@
-"""Events: one per transition, as the scripts write them into the stream.
+"""Events: one per transition, in the form in which the scripts write them to the stream.
 
-An entry holds all events of one script call on one batch, as words: ``5PR`` (job 5 went from PENDING to
-RUNNING), ``0-99PC`` (jobs 0 to 99 from PENDING to CANCELED), ``PR`` (the batch), ``NP:20`` (the batch was
-created with 20 jobs), ``RI`` (the batch, which is RUNNING, will time out soon for want of jobs). Letters are those of
-the statuses. Each transition has a sequence number; they count up by one within a batch, in the order of the words.
+A stream entry contains all events of one script call on one batch, as words: ``5PR`` (job 5 went from PENDING to
+RUNNING), ``0-99PC`` (jobs 0 to 99 went from PENDING to CANCELED), ``PR`` (the batch itself), ``NP:20`` (the batch was
+created with 20 jobs), ``RI`` (the RUNNING batch has no work and will soon time out). The letters are those of the
+statuses. Each transition has a sequence number, which increases by one within a batch, in the order of the words.
 """
 
 from __future__ import annotations
@@ -24,8 +24,17 @@ _WORD = re.compile(  # indices below 100,000
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One transition. ``index`` is the job's, None for one of the batch; ``previous`` is None for
-    ``batch.created``, whose ``jobs`` is the number of jobs submitted."""
+    """One transition of a batch or of one of its jobs.
+
+    Attributes:
+        batch_id: The batch.
+        sequence: Number of the event within the batch, from 1.
+        time_us: When it happened, in microseconds since 1970 (UTC).
+        status: The new status.
+        previous: The previous status; None for ``batch.created``.
+        index: Index of the job within the batch; None for an event of the batch itself.
+        jobs: The number of submitted jobs, for ``batch.created`` only.
+    """
 
     batch_id: UUID
     sequence: int
@@ -37,16 +46,17 @@ class Event(msgspec.Struct, frozen=True):
 
     @property
     def id(self) -> str:
-        """The same wherever the event is told."""
+        """The event's id, the same in the feed, in the stream and in webhooks."""
         return f"{self.batch_id}:{self.sequence}:{self.time_us}"
 
     @property
     def time(self) -> datetime:
+        """When it happened, in UTC."""
         return datetime.fromtimestamp(self.time_us / 1_000_000, UTC)
 
     @property
     def type(self) -> str:
-        """``job.running``, ``batch.done``, …; ``job.pending`` (back after a reclaim or retry) is internal."""
+        """The event's type: ``job.running``, ``batch.done``, …; ``job.pending`` (after a retry) is internal."""
         if self.index is not None:
             return f"job.{self.status.value.lower()}"
         if self.previous is None:
@@ -59,9 +69,10 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Notice(msgspec.Struct, frozen=True):
-    """An event that is of no batch: of a device, or of an endpoint of webhooks.
+    """An event of a device or a webhook endpoint, not of a batch.
 
-    id: the same wherever it is told. project: whose it is; None: everybody's. data: a JSON object.
+    id: the same in the feed, in the stream and in webhooks. project: None if it concerns all projects. data: a JSON
+    object.
     """
 
     id: str
@@ -72,10 +83,11 @@ class Notice(msgspec.Struct, frozen=True):
 
 
 class Word(msgspec.Struct, frozen=True):
-    """A word of an entry: a transition of some jobs, one after the other, or of the batch.
+    """A word of an entry: the same transition of consecutive jobs, or a transition of the batch.
 
-    jobs: indices of the jobs; empty for the batch. letters: of the statuses before and after; ``N`` before is a batch
-    that was created, ``I`` after one that is without work. submitted: number of jobs that a batch was created with.
+    jobs: indices of the jobs; empty for the batch. letters: the statuses before and after; ``N`` as the first letter
+    means that the batch was created, ``I`` as the second that it has no work. submitted: the number of jobs that the
+    batch was created with.
     """
 
     letters: str
@@ -84,7 +96,7 @@ class Word(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Word:
-        """Raises ValueError on junk."""
+        """Parse a word. Raises ValueError if it is invalid."""
         return _parse(text)
 
     def __str__(self) -> str:
@@ -95,15 +107,15 @@ class Word(msgspec.Struct, frozen=True):
 
     @property
     def count(self) -> int:
-        """How many events it stands for."""
+        """The number of events in the word."""
         return len(self.jobs) or 1
 
     def skip(self, count: int) -> Word:
-        """Return it without its first events, of which there are more than that."""
+        """Return the word without its first ``count`` events; it must contain more."""
         return Word(self.letters, self.jobs[count:], self.submitted) if count > 0 else self
 
     def events(self, batch_id: UUID, sequence: int, time_us: int) -> Iterator[Event]:
-        """Yield its events, the first with this sequence number."""
+        """Yield the events of the word; the first one has this sequence number."""
         before, after = self.letters[0], self.letters[1]
         if self.jobs:
             for number, index in enumerate(self.jobs, sequence):
@@ -118,7 +130,7 @@ class Word(msgspec.Struct, frozen=True):
 def _parse(text: str) -> Word:
     match = _WORD.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text[:40]!r} is not a word of an event")
+        raise ValueError(f"{text[:40]!r} is not a valid event word")
     first, last, job, created, submitted, batch = match.groups()
     if job is not None:
         return Word(job, range(int(first), int(last or first) + 1))
@@ -126,17 +138,17 @@ def _parse(text: str) -> Word:
 
 
 def read_words(words: str) -> list[Word]:
-    """Return the words of an entry. Raises ValueError on junk."""
+    """Parse the words of an entry. Raises ValueError if one is invalid."""
     return list(map(_parse, words.split()))
 
 
 def count_events(words: str) -> int:
-    """Return how many events the words of an entry stand for."""
+    """Return the number of events in the words of an entry."""
     return sum(word.count for word in read_words(words))
 
 
 def read_events(batch_id: UUID, first: int, time_us: int, words: str) -> Iterator[Event]:
-    """Yield the events of one entry, whose first has sequence number ``first``. Raises ValueError on junk."""
+    """Yield the events of an entry; ``first`` is the first sequence number. Raises ValueError for invalid words."""
     sequence = first
     for word in read_words(words):
         yield from word.events(batch_id, sequence, time_us)
@@ -144,7 +156,7 @@ def read_events(batch_id: UUID, first: int, time_us: int, words: str) -> Iterato
 
 
 class JobNews(msgspec.Struct, frozen=True):
-    """What a running job is doing: news of its batch, published and not kept. percent: None if it is not known."""
+    """The progress of a running job, published on its batch's channel and not stored. percent: None if unknown."""
 
     index: int
     stage: Stage
@@ -152,7 +164,7 @@ class JobNews(msgspec.Struct, frozen=True):
 
 
 def read_news(message: bytes) -> JobNews | list[Word]:
-    """Return what is published on the channel of a batch: progress of a job, or the words of an entry."""
+    """Parse a message on a batch's channel: the progress of a job, or the words of an entry."""
     text = message.decode()
     if not text.startswith("~"):
         return read_words(text)
@@ -161,5 +173,5 @@ def read_news(message: bytes) -> JobNews | list[Word]:
 
 
 def words_of_news(messages: Iterable[bytes]) -> list[Word]:
-    """Return the words among the news of a batch; progress is left out."""
+    """Return the words in messages of a batch's channel, without progress."""
     return [word for message in messages if not message.startswith(b"~") for word in read_words(message.decode())]

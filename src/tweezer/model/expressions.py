@@ -1,8 +1,9 @@
-"""Bounds what the expressions of a sequence may come to before Pulser computes them.
+"""Limits on the expressions of a sequence, checked before Pulser evaluates them.
 
-Pulser computes an expression of literals with Python's own numbers as it reads a sequence: ``10 ** 10 ** 8`` takes a
-minute, and a list times a number is that many lists. Here the same is computed with a bound on each step. What depends
-on a variable is computed with numpy's numbers of fixed size when the sequence is built, and is not looked into.
+Pulser evaluates an expression of literals with Python's own numbers while it reads a sequence: ``10 ** 10 ** 8`` takes
+a minute, and a list times a number repeats the list that many times. This module evaluates such expressions with a
+limit on each step. Expressions of variables are not checked: they are evaluated with numpy's fixed-size numbers when
+the sequence is built.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import msgspec
 from tweezer.model.errors import InvalidInput
 
 MAX_DEPTH = 250
-"""How deep expressions may be nested; Pulser reads each level on Python's stack."""
+"""Maximum nesting of expressions; Pulser reads each level on Python's stack."""
 
 MAX_BITS = 1024
-"""How large a whole number may be: the largest float is below 2 to the power of this."""
+"""Maximum size of a whole number in bits; the largest float is below 2**1024."""
 
 _SIMPLE: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
@@ -32,16 +33,16 @@ _SIMPLE: dict[str, Callable[[Any, Any], Any]] = {
     "pow": operator.pow,
 }
 _WHOLE: dict[str, Callable[[Any], Any]] = {"neg": operator.neg, "abs": abs, "ceil": operator.pos, "floor": operator.pos}
-"""What gives a whole number of a whole number, or what is as large."""
+"""Functions whose result is not larger than their argument; a whole number stays one."""
 
 _Folded = int | float | list[Any] | None
-"""A literal, or what an expression of literals comes to; None: not known, or of a fixed size."""
+"""A literal or the value of an expression of literals; None: unknown, or of a fixed size."""
 
 
 def check_expressions(operations: bytes) -> None:
-    """Check the operations of a serialised sequence, which are JSON.
+    """Check the operations of a serialised sequence, given as JSON.
 
-    Raises InvalidInput("sequence", …) for an expression that is too large to compute, with its place.
+    Raises InvalidInput("sequence", …) with the place of an expression that is too large to evaluate.
     """
     if b'"expression"' not in operations and b"\\u" not in operations:  # a key may be written with escapes
         return
@@ -60,12 +61,12 @@ def check_expressions(operations: bytes) -> None:
 
 
 class _TooLarge(Exception):
-    """An expression is not computed; the text says why, and what to write instead."""
+    """An expression is too large to evaluate; the message explains why and what to write instead."""
 
 
 def _fold(node: Any, depth: int) -> _Folded:
     if depth > MAX_DEPTH:
-        raise _TooLarge(f"expressions are nested more than {MAX_DEPTH} levels deep; compute a part of it beforehand")
+        raise _TooLarge(f"expressions are nested more than {MAX_DEPTH} levels deep; compute a part in advance")
     if isinstance(node, int) and node.bit_length() > MAX_BITS:
         raise _TooLarge("a whole number has more than 308 digits; write it as a float, such as 1e300")
     if isinstance(node, (int, float, list)):
@@ -86,16 +87,16 @@ def _compute(name: Any, left: _Folded, right: _Folded) -> _Folded:
         return None
     if isinstance(left, list) or isinstance(right, list):
         if name == "mul":
-            raise _TooLarge("a list is multiplied by a literal; write the list that this is to be")
+            raise _TooLarge("a list is multiplied by a literal; write out the resulting list")
         return left if isinstance(left, list) else right
     if name == "pow" and isinstance(left, int) and isinstance(right, int) and _has_too_many_bits(left, right):
-        raise _TooLarge("a power of whole numbers has more than 308 digits; write a float that Pulser can hold")
+        raise _TooLarge("a power of whole numbers has more than 308 digits; use a float within Pulser's range")
     try:
         value = _SIMPLE[name](left, right)
     except (ArithmeticError, ValueError):
-        return None  # it fails in Pulser too, and at once
+        return None  # Pulser fails too, and immediately
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
-        raise _TooLarge("a whole number comes to more than 308 digits; write a float that Pulser can hold")
+        raise _TooLarge("a whole number has more than 308 digits; use a float within Pulser's range")
     return value if isinstance(value, (int, float)) else None
 
 

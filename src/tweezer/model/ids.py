@@ -1,8 +1,8 @@
 """Ids of batches, jobs, workers and projects.
 
 A batch id is a UUID version 8 (RFC 9562): 48 bits of milliseconds since 1970, 50 random bits, and
-24 low bits of zero. A job's id is its batch's id plus its index, so a job id alone says which batch it
-belongs to, and ids sort by time.
+24 low bits of zero. A job's id is its batch's id plus its index, so a job id alone identifies its batch,
+and ids sort by time.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from uuid import UUID, uuid5
 
 INDEX_BITS = 24
 _INDEX_MASK = (1 << INDEX_BITS) - 1
-_DEVICES = UUID("b7a4c1de-6f1f-5c8e-9a55-7e11ee5e0001")  # of no meaning: the namespace of names of devices
+_DEVICES = UUID("b7a4c1de-6f1f-5c8e-9a55-7e11ee5e0001")  # arbitrary: the UUID namespace of device names
 DEFAULT_PROJECT = "default"
-"""The project of producers and messages that name none."""
+"""The project of producers and messages that do not name one."""
 
 _PROJECT_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,32}", re.ASCII)
 
 
 def new_batch_id() -> UUID:
-    """A fresh batch id; ids made later sort after ids made a millisecond or more earlier."""
+    """Return a new batch id. It sorts after ids that were made at least a millisecond earlier."""
     milliseconds = time.time_ns() // 1_000_000 & ((1 << 48) - 1)
     high = milliseconds << 16 | 8 << 12 | secrets.randbits(12)
     low = 0b10 << 62 | secrets.randbits(38) << INDEX_BITS
@@ -33,37 +33,37 @@ def new_batch_id() -> UUID:
 
 
 def job_id(batch_id: UUID, index: int) -> UUID:
-    """The id of the job with this index (0-based) in the batch."""
+    """Return the id of the job with this index (from 0) in the batch."""
     if not 0 <= index <= _INDEX_MASK:
-        raise ValueError(f"a job index is between 0 and {_INDEX_MASK}, not {index}")
+        raise ValueError(f"a job index must be 0 to {_INDEX_MASK} (got {index})")
     return UUID(int=batch_id.int | index)
 
 
 def split_job_id(job: UUID) -> tuple[UUID, int]:
-    """The batch id and the index within the batch of a job id."""
+    """Split a job id into its batch's id and its index within the batch."""
     return UUID(int=job.int & ~_INDEX_MASK), job.int & _INDEX_MASK
 
 
 def last_job_id(batch_id: UUID) -> UUID:
-    """The greatest id that a job of the batch may have: its jobs' ids are from the batch's own to this one."""
+    """Return the greatest possible job id of a batch: the ids of its jobs range from the batch's id to this one."""
     return UUID(int=batch_id.int | _INDEX_MASK)
 
 
 def device_id(name: str) -> UUID:
-    """The id of a device: made of its name, so that it is the same for ever and everywhere."""
+    """Return the id of a device. It is derived from the name, so it never changes."""
     return uuid5(_DEVICES, name)
 
 
 def new_worker_id() -> str:
-    """``host:pid:random``: unique among all workers, readable in a list."""
+    """Return ``host:pid:random``: unique among all workers, readable in a list."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
 
 def is_project_id(candidate: object) -> bool:
-    """Whether the text may be the id of a project."""
+    """Return whether this is a valid project id."""
     return isinstance(candidate, str) and _PROJECT_ID.fullmatch(candidate) is not None
 
 
 def is_namespace(candidate: object) -> bool:
-    """Whether the text may go first in the keys of an installation."""
+    """Return whether this is a valid namespace, the prefix of an installation's keys."""
     return isinstance(candidate, str) and _NAMESPACE.fullmatch(candidate) is not None

@@ -1,4 +1,4 @@
-"""Jobs on a machine that somebody else runs: what is known of their submit."""
+"""Intents: records of job submissions to a remote machine."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import msgspec
 
 
 class Intent(msgspec.Struct, frozen=True):
-    """That a job is to be submitted, written before it is.
+    """The intent to submit a job to a machine, written before the job is submitted.
 
-    name: its own, so that nobody takes it for another. after: a job of the machine's that is older than any submit of
-    this one, where machines count their jobs; None if none is known. uid: the machine's id of the job, None while it is
-    not known. may_be_sent: its holder said that it submits the job now, or that may be lost. timed_out: it was asked to
-    stop, because it took longer than its limit. written_us: when it was written, by Redis' clock; age_s: how long ago.
-    is_new: it was written right now. since_loss_s: for how long the queue's memory may have been without its last
-    second, in which there may have been another intent; None if it is whole.
+    name: unique to this attempt, so that it is not mistaken for another intent. after: a job on the machine that is
+    older than any submission of this one, where machines number their jobs; None if unknown. uid: the machine's id of
+    the job; None while unknown. may_be_sent: whether the job may have been submitted: its holder announced the
+    submission, or that announcement may have been lost. timed_out: the job was asked to stop because it exceeded its
+    limit. written_us: when it was written, by Redis' clock; age_s: how long ago that was. is_new: it was written by
+    this call. since_loss_s: seconds since Redis may have lost its last writes, and with them another intent; None if
+    it lost nothing.
     """
 
     name: str
@@ -28,7 +29,7 @@ class Intent(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, record: str, *, lost_ms: int, now_us: int, is_new: bool = False) -> Intent:
-        """From its words in Redis; see ``intend.lua``. lost_ms: when the last writes may have been lost, or 0."""
+        """Parse a record of Redis, see ``intend.lua``. lost_ms: when the last writes may have been lost, or 0."""
         written_us, name, after, uid, sent = record.split()
         return cls(
             name,
@@ -44,11 +45,11 @@ class Intent(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """The last known job of a machine that counts its jobs. It shows when the ids began anew, a *set-back*.
+    """The last known job of a machine that numbers its jobs. It shows when the numbers restarted, a *set-back*.
 
-    uid: its id on the machine; None if no job is known. job: the id that we gave it, None if unknown. has_names: the
-    machine returns the ids that its clients gave their jobs. set_back_us: when the last set-back was noticed, by Redis'
-    clock, or 0; since: a job of the machine that is older than any of ours submitted after that set-back.
+    uid: its id on the machine; None if no job is known. job: the id that Tweezer gave it; None if unknown. has_names:
+    the machine returns the ids that clients gave their jobs. set_back_us: when the last set-back was noticed, by
+    Redis' clock, or 0. since: a job on the machine that is older than any that Tweezer submitted after that set-back.
     """
 
     uid: int | None = None
@@ -71,5 +72,5 @@ class Mark(msgspec.Struct, frozen=True):
         )
 
     def after(self, intent: Intent) -> int | None:
-        """Return the id behind which the machine has the job of an intent, if it has it; None if none is known."""
+        """Return an id that the machine's id of the intent's job must exceed; None if unknown."""
         return self.since if intent.written_us < self.set_back_us else intent.after

@@ -11,8 +11,8 @@ import msgspec
 def schema_components(types: Iterable[Any], *, ref_template: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the schema of each type, and the named schemas that they refer to.
 
-    Versions differ in two ways: 0.23 adds ``propertyNames`` to mappings whose keys are an enum, which is left out here;
-    and they order the parts of a union differently, so null comes last here.
+    Versions of msgspec differ in two ways. 0.23 adds ``propertyNames`` to mappings whose keys are an enum; it is
+    omitted here. The order of the parts of a union differs; null comes last here.
 
     Args:
         types: The types to describe.

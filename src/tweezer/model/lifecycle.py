@@ -1,7 +1,7 @@
-"""Statuses and the tables of every allowed transition, which the Lua scripts enforce.
+"""Statuses and the tables of all transitions, which the Lua scripts enforce.
 
-The loader of the scripts generates their tables from these, and the documentation draws its diagrams from them. A test
-tries every combination of status, event and token to check that scripts and tables agree.
+The script loader generates Lua tables from them, the documentation draws its diagram from them, and a test walks
+every (status, event, token) case to show that scripts and tables agree.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ from enum import StrEnum
 
 
 class JobStatus(StrEnum):
-    """The status of a job, with Pasqal's names.
+    """The status of a job. The values are those of Pasqal's cloud API.
 
-    PENDING: submitted, or back after a reclaim, a retry or a drain. A ticket may hold it, but its own
-    execution has not begun. A crash of its worker leaves it PENDING.
-
-    RUNNING: its execution began. A crash of its worker brings it back to PENDING within a lease and a
-    second, or to CANCELED if a cancel was requested.
-
-    DONE: its worker settled its result. Terminal.
-
-    ERROR: it failed permanently (a fault, or too many attempts), or its batch cannot run. Terminal.
-
-    CANCELED: cancelled before it began, or stopped while it ran. Terminal.
+    Attributes:
+        PENDING: The job waits: it was submitted, or came back after a reclaim, a retry or a drain. A ticket may hold
+            it, but its execution has not begun. It stays PENDING if its worker crashes.
+        RUNNING: A worker that holds the job began its execution. If the worker crashes, the job returns to PENDING
+            within the lease time and a second, or becomes CANCELED if a cancel was requested.
+        DONE: The worker that held the job recorded its result. Terminal.
+        ERROR: The job failed (because of its input, or after too many attempts), or its batch cannot run. Terminal.
+        CANCELED: The job was cancelled before it began, or stopped while it ran. Terminal.
     """
 
     PENDING = "PENDING"
@@ -37,18 +34,21 @@ class JobStatus(StrEnum):
 
     @property
     def letter(self) -> str:
-        """The letter for it in scripts and the stream of events."""
+        """The status in scripts and in the stream of events."""
         return self.value[0]
 
 
 class BatchStatus(StrEnum):
-    """The status of a batch, with Pasqal's names.
+    """The status of a batch. The values are those of Pasqal's cloud API; the last four are terminal.
 
-    PENDING: none of its jobs ever began. RUNNING: at least one began. PAUSED: no job is handed out, and
-    running jobs finish. DONE: closed, and every job terminal, even if some ended in ERROR.
-    ERROR: it cannot run (its sequence is wrong, or its tickets failed too often in a row).
-    CANCELED: the batch itself was cancelled. TIMED_OUT: it stayed open without work past its deadline.
-    The last four are terminal.
+    Attributes:
+        PENDING: None of its jobs has begun.
+        RUNNING: At least one of its jobs has begun.
+        PAUSED: No job is handed out; running jobs finish.
+        DONE: The batch is closed and every job is terminal, even if some ended in ERROR.
+        ERROR: The batch cannot run: its sequence is invalid, or its tickets failed too often in a row.
+        CANCELED: The batch itself was cancelled.
+        TIMED_OUT: The batch was open without work past its deadline.
     """
 
     PENDING = "PENDING"
@@ -65,7 +65,7 @@ class BatchStatus(StrEnum):
 
     @property
     def letter(self) -> str:
-        """The letter for it in scripts and the stream of events. PAUSED is ``S`` (suspended), since ``P`` is taken."""
+        """The status in scripts and in the stream of events (PAUSED is ``S``, for suspended, as ``P`` is taken)."""
         return "S" if self is BatchStatus.PAUSED else self.value[0]
 
 
@@ -77,7 +77,7 @@ BATCH_BY_LETTER = {status.letter: status for status in BatchStatus}
 
 
 class Stage(StrEnum):
-    """The stage of a job within PENDING or RUNNING. Each stage has its own clock."""
+    """The stage of a PENDING or RUNNING job; each stage is timed separately."""
 
     QUEUED = "queued"
     PREPARING = "preparing"
@@ -86,15 +86,15 @@ class Stage(StrEnum):
 
 
 class JobEvent(StrEnum):
-    """An event of a job."""
+    """Events that change the status of a job."""
 
-    BEGIN = "begin"  # the worker that holds it begins to execute it
+    BEGIN = "begin"  # the worker that holds it begins its execution
     FINISH = "finish"  # its holder settles a result
     FAIL = "fail"  # its holder settles a final error, or an attempt limit is reached
     STOP = "stop"  # its holder settles that it was stopped
     RETRY = "retry"  # its holder settles a failure that may be retried
-    RECLAIM = "reclaim"  # the lease of its ticket expired
-    GIVE_BACK = "give_back"  # its holder gives it back (a drain, or a failure while working on the ticket)
+    RECLAIM = "reclaim"  # its holder's lease expired
+    GIVE_BACK = "give_back"  # its holder gives it back (drain, failure of the ticket)
     CANCEL = "cancel"  # a user cancels it
     DOOM = "doom"  # its batch cannot run
 
@@ -114,21 +114,21 @@ JOB_TABLE: dict[tuple[JobStatus, JobEvent], JobStatus] = {
     (JobStatus.RUNNING, JobEvent.CANCEL): JobStatus.RUNNING,
     (JobStatus.RUNNING, JobEvent.DOOM): JobStatus.RUNNING,
 }
-"""The status after each event. Absent pairs are refused and change nothing, such as every event of a terminal status.
+"""Pairs that are not in the table are refused and change nothing; a terminal status never changes.
 
-Two rules refine it. The outcome of a held job that has not begun counts as *begin* followed by the outcome (two
-events). A RUNNING job whose cancel was requested ends in CANCELED where RETRY, RECLAIM and GIVE_BACK lead to PENDING:
-it is never run again.
+Two rules refine the table. The outcome of a held job that had not begun counts as *begin* followed by the outcome
+(two events). A RUNNING job whose cancel was requested becomes CANCELED where RETRY, RECLAIM or GIVE_BACK would lead
+to PENDING: it never runs again.
 """
 
 
 class BatchEvent(StrEnum):
-    """An event of a batch."""
+    """Events that change the status of a batch."""
 
     BEGIN = "begin"  # the first of its jobs begins
     PAUSE = "pause"
     RESUME = "resume"
-    COMPLETE = "complete"  # it is closed, and its last job ended
+    COMPLETE = "complete"  # it is closed, has no pending or running jobs, and was not cancelled or doomed
     CANCEL = "cancel"  # it was cancelled, and its running jobs have ended
     DOOM = "doom"  # it cannot run, and its running jobs have ended
     EXPIRE = "expire"  # it was open without work past its deadline
@@ -153,7 +153,5 @@ BATCH_TABLE: dict[tuple[BatchStatus, BatchEvent], BatchStatus] = {
         for event, end in _LIVE_ENDS.items()
     },
 }
-"""The status after each event. RESUME leads to PENDING instead if no job of the batch ever began.
-
-A job that is held while the batch is paused may still begin. The batch then stays PAUSED and resumes to RUNNING.
-"""
+"""RESUME leads to PENDING instead if no job of the batch has begun. A job that is held while the batch is paused may
+still begin; the batch then stays PAUSED, and resumes to RUNNING."""

@@ -1,5 +1,4 @@
-"""The one bounded cache: values that were used lately, within a budget and, if wanted, up to an age. And calls that are
-shared: by those who ask for the same, and by those who ask at the same time."""
+"""A bounded cache with optional expiry, and helpers that share asynchronous calls between concurrent callers."""
 
 from __future__ import annotations
 
@@ -23,9 +22,9 @@ class _Entry(NamedTuple, Generic[Value]):
 
 
 class Recent(Generic[Key, Value]):
-    """A mapping that forgets what was used longest ago once the weights of its values exceed ``budget``.
+    """A least-recently-used cache, limited by the total weight of its values.
 
-    kept_s: how long a value is returned, in seconds; None while there is room for it.
+    budget: the maximum total weight. kept_s: the maximum age of a value in seconds; None for no limit.
     """
 
     def __init__(self, budget: int, *, kept_s: float | None = None) -> None:
@@ -48,9 +47,10 @@ class Recent(Generic[Key, Value]):
         return entry.value
 
     def put(self, key: Key, value: Value, weight: int = 1, *, since: float | None = None) -> None:
-        """Keep a value; one that alone exceeds the budget is not kept.
+        """Store a value, unless it exceeds the budget on its own.
 
-        since: the ``time.monotonic()`` from which its age counts, such as when the call began that read it; None: now.
+        since: the ``time.monotonic()`` from which its age counts, such as the start of the call that read it; None
+        means now.
         """
         self.pop(key)
         if weight > self._budget:
@@ -62,7 +62,7 @@ class Recent(Generic[Key, Value]):
             self._spent -= gone.weight
 
     def pop(self, key: Key) -> Value | None:
-        """Forget a key; return its value, however old, or None."""
+        """Remove a key; return its value, even if it has expired, or None."""
         entry = self._entries.pop(key, None)
         if entry is None:
             return None
@@ -75,10 +75,10 @@ class Recent(Generic[Key, Value]):
 
 
 class CachedCalls(Generic[Key, Value]):
-    """The results of an asynchronous call by key, each kept for ``kept_s`` from the begin of its call.
+    """A cache of the results of an asynchronous call, by key; a result expires ``kept_s`` after its call began.
 
-    Callers that ask while a call is under way share it, unless it began that long ago. A caller that is cancelled stops
-    nothing. An error is raised to everyone who waits for the call, and is not kept.
+    Concurrent callers share one call, unless it began longer than ``kept_s`` ago. Cancelling a caller does not stop
+    the call. An error is raised to all callers that wait for the call, and is not cached.
     """
 
     def __init__(self, call: Callable[[Key], Awaitable[Value]], budget: int, *, kept_s: float) -> None:
@@ -95,12 +95,12 @@ class CachedCalls(Generic[Key, Value]):
         return await asyncio.shield(self._begin(key)) if result is None else result
 
     def expect(self, key: Key) -> None:
-        """Begin the call, unless its result is there or it is under way: the result will be asked for soon."""
+        """Start the call in advance, unless its result is cached or the call is in progress."""
         if self._results.get(key) is None:
             self._begin(key)
 
     def forget(self, key: Key) -> None:
-        """Make the call again when the key is asked for next."""
+        """Drop the result, so that the next ``get`` makes a new call."""
         self._results.pop(key)
         self._calls.pop(key, None)
 
@@ -109,7 +109,7 @@ class CachedCalls(Generic[Key, Value]):
         if call is None or time.monotonic() - began >= self._kept_s:
             call = asyncio.create_task(self._make(key))
             self._calls[key] = time.monotonic(), call
-            call.add_done_callback(lambda done: done.cancelled() or done.exception())  # the callers get it
+            call.add_done_callback(lambda done: done.cancelled() or done.exception())  # the callers get the exception
         return call
 
     async def _make(self, key: Key) -> Value:
@@ -126,10 +126,14 @@ class CachedCalls(Generic[Key, Value]):
 
 
 class CombinedCalls(Generic[Request, Value]):
-    """Answers requests that come together by one call; those that come meanwhile share the next one.
+    """Combines concurrent requests into one call. Requests that arrive during a call share the next one.
 
-    call: returns an answer to each request, in their order; an error is raised to all of their callers. most: requests
-    of a call. budget: sum of the sizes of these, unless there is only one. at_a_time: calls under way.
+    Args:
+        call: Returns an answer to each request, in the order of the requests. Its error is raised to all of their
+            callers.
+        most: Maximum number of requests in a call.
+        budget: Maximum total size of the requests in a call with more than one.
+        at_a_time: Maximum number of concurrent calls.
     """
 
     def __init__(
@@ -159,12 +163,12 @@ class CombinedCalls(Generic[Request, Value]):
                 except BaseException as error:
                     for answer in answers:
                         if not answer.done():
-                            answer.set_exception(error if isinstance(error, Exception) else Unavailable("cut off"))
+                            answer.set_exception(error if isinstance(error, Exception) else Unavailable("interrupted"))
                     if not isinstance(error, Exception):
                         raise
                 else:
                     for answer, value in zip(answers, values, strict=True):
-                        if not answer.done():  # the caller may be gone
+                        if not answer.done():  # the caller may have been cancelled
                             answer.set_result(value)
         finally:
             self._calling.discard(own)

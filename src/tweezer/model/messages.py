@@ -1,8 +1,7 @@
-"""What travels: between producers, Redis, workers and lane processes.
+"""Messages between producers, Redis, workers and lane processes, as frozen msgspec structs.
 
-All are frozen msgspec structs. What is stored in Redis (``BatchDoc``, ``JobSpec``, ``Result``) is
-MessagePack, versioned by the batch record's ``v``; new fields are appended with a default, so that old
-records stay readable.
+Records in Redis (``BatchDoc``, ``JobSpec``, ``Result``) are MessagePack. Their version is the batch record's ``v``.
+New fields are appended with a default, so that old records stay readable.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from tweezer.model.errors import FaultKind
 from tweezer.model.lifecycle import Stage
 
 RECORD_VERSION = 1
-"""Version of the records in Redis. A worker leaves batches of a version that it does not know alone."""
+"""Version of the records in Redis. A worker does not touch batches of an unknown version."""
 
 MAX_JOBS_PER_CALL = 10_000
 MAX_JOBS_PER_BATCH = 100_000
@@ -26,7 +25,11 @@ MAX_SETTLE_BYTES = 1 << 20
 
 
 class Priority(StrEnum):
-    """Where a batch stands among those of other projects; age beats it in the end."""
+    """The priority of a batch in the queue of its device.
+
+    A lower priority is a constant delay in the queue, so an old batch of low priority eventually precedes new ones of
+    higher priority.
+    """
 
     HIGH = "HIGH"
     MEDIUM = "MEDIUM"
@@ -34,16 +37,17 @@ class Priority(StrEnum):
 
 
 class JobSpec(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
-    """One job as its producer wrote it.
+    """A job as its producer submits it.
 
-    runs: number of shots; None leaves it to ``backend_configuration``.
-    variables: values of the sequence's variables by name (a number or a list of numbers), and
-    ``qubits`` (qubit id → trap id) where the register is mappable.
-    seed: of all random numbers of the job; None derives it from the job's id.
-    sequence: a sequence of the job's own, instead of the batch's; excludes variables.
-    parent_id: the job that this one repeats.
-    runs_shown: where ``runs`` is None, the number that clients are shown: the shots of the configuration, or what an
-    old client sent for ``runs`` without meaning it.
+    Attributes:
+        runs: Number of shots; None uses the number in ``backend_configuration``.
+        variables: Values of the sequence's variables by name: a number, or a list of as many numbers as the variable
+            declares, in the units of the sequence. With a mappable register, ``qubits`` maps qubit ids to trap ids.
+        seed: Seed of all random numbers of the job, 0 to 2**32 - 1; None derives it from the job's id.
+        sequence: The job's own serialised sequence, instead of the batch's; it excludes ``variables``.
+        parent_id: Id of the job that this one repeats.
+        runs_shown: The number of shots to show to clients where ``runs`` is None: that of the configuration, or the
+            ``runs`` that an old client sent although the configuration takes precedence.
     """
 
     runs: int | None = None
@@ -55,11 +59,12 @@ class JobSpec(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
 
 
 class Limits(msgspec.Struct, frozen=True, array_like=True):
-    """What a batch may use.
+    """The limits of a batch.
 
-    job_timeout_s: wall time of one job on its lane.
-    open_timeout_s: how long an open batch may be without work before it is TIMED_OUT.
-    transient_retries: how often a job is tried again after a transient failure.
+    Attributes:
+        job_timeout_s: Maximum wall time of one job on its lane, in seconds.
+        open_timeout_s: How long an open batch may have no work before it is TIMED_OUT, in seconds.
+        transient_retries: How often a job is retried after a transient failure.
     """
 
     job_timeout_s: float = 3600.0
@@ -68,11 +73,15 @@ class Limits(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BatchDoc(msgspec.Struct, frozen=True, array_like=True):
-    """What never changes in a batch after its submit.
+    """The part of a batch that does not change after it is submitted.
 
-    sequence: Pulser's abstract representation (a JSON string); None when each job has its own.
-    backend_configuration: Pulser's ``EmulationConfig`` as a JSON string, kept opaque (it may contain a
-    bare ``Infinity``). configuration: the older dictionary of emulator options.
+    Attributes:
+        device: Name of the device.
+        sequence: Pulser's abstract representation, a JSON string; None if each job has its own sequence.
+        backend_configuration: Pulser's ``EmulationConfig`` as a JSON string. It may contain a bare ``Infinity``.
+        configuration: The older dictionary of emulator options.
+        user: Id of the user who submitted it, if known.
+        parent_id: Id of the batch that this one repeats.
     """
 
     device: str
@@ -88,7 +97,13 @@ class BatchDoc(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """Why a job or a batch failed, for its user. ``field`` names the input at fault where there is one."""
+    """Why a job or a batch failed.
+
+    Attributes:
+        code: A stable identifier of the error, for programs.
+        message: What is wrong and what to do, for people.
+        field: The input that caused the failure; None if it is not one field.
+    """
 
     code: str
     message: str
@@ -99,12 +114,16 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a result comes from: what is needed to compute it again.
+    """How a result was computed: the information that is needed to compute it again.
 
-    backend: name of the emulator or machine. versions: package name → version (pulser, emulator,
-    tweezer). specs_digest: SHA-256 of the device's specs in the sequence. configuration: the emulator's
-    configuration as run. seed: of the job's random numbers. remote_id: of the job on the machine that ran it.
-    server: the address of the other server that it was forwarded to.
+    Attributes:
+        backend: Name of the emulator or machine.
+        versions: Versions by package name (pulser, the emulator, tweezer).
+        specs_digest: SHA-256 of the device's specs in the sequence, in hexadecimal digits.
+        configuration: The configuration that the emulator ran with.
+        seed: Seed of the job's random numbers.
+        remote_id: Id of the job on the machine that ran it.
+        server: Address of the server that the job was forwarded to.
     """
 
     backend: str
@@ -117,11 +136,13 @@ class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a job measured.
+    """The measurements of a job.
 
-    counter: bitstring → number of shots, bits in the register's qubit order; None when the
-    configuration asked for no final bitstrings. serialised_results: ``Results.to_abstract_repr()`` of
-    Pulser.
+    Attributes:
+        counter: Number of shots by bitstring, such as ``{"01": 60, "10": 40}``. The bits are in the order of the
+            register's qubits. None if the configuration requests no final bitstrings.
+        serialised_results: Pulser's ``Results.to_abstract_repr()``, a JSON string; None without any.
+        provenance: How the result was computed.
     """
 
     counter: dict[str, int] | None = None
@@ -130,9 +151,10 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ResultFile(msgspec.Struct, frozen=True, array_like=True):
-    """Where a result is kept that is too large for Redis: a file of the results folder.
+    """Reference to a file in the results folder, for a result that is too large for Redis.
 
-    name: relative to the folder. size: in bytes, sha256: of the file, which holds :func:`result_json`, gzipped.
+    name: path relative to the folder. size, sha256: size in bytes and digest of the file, which contains the gzipped
+    :func:`result_json`.
     """
 
     name: str
@@ -141,7 +163,7 @@ class ResultFile(msgspec.Struct, frozen=True, array_like=True):
 
 
 class OutcomeKind(StrEnum):
-    """How an execution ended; ``retry`` asks for another attempt, which the attempt limits may refuse."""
+    """How an execution ended; ``retry`` requests another attempt, unless a limit of attempts is reached."""
 
     DONE = "done"
     ERROR = "error"
@@ -150,7 +172,7 @@ class OutcomeKind(StrEnum):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a lane made of one job. Durations in seconds. began: False of one that was canceled before any of it ran."""
+    """The outcome of one job on a lane. Durations in seconds. began: False if it was canceled before it ran."""
 
     kind: OutcomeKind
     result: Result | None = None
@@ -163,21 +185,21 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a running job is; ``fraction`` from 0 to 1 where the emulator tells."""
+    """The progress of a running job; ``fraction`` is 0 to 1, or None if the emulator does not report it."""
 
     stage: Stage
     fraction: float | None = None
 
 
 class BatchWork(msgspec.Struct, frozen=True):
-    """A batch as an adapter gets it."""
+    """A batch as an adapter receives it."""
 
     batch_id: UUID
     doc: BatchDoc
 
 
 class JobWork(msgspec.Struct, frozen=True):
-    """A job as an adapter gets it. ``attempt`` counts from 1."""
+    """A job as an adapter receives it. ``attempt`` counts from 1."""
 
     job_id: UUID
     index: int
@@ -198,12 +220,12 @@ _RAW, _ZLIB, _FILE = b"\x00", b"\x01", b"\x02"
 
 
 def pack(record: BatchDoc | JobSpec) -> bytes:
-    """The doc or the job as MessagePack."""
+    """Encode a doc or a job as MessagePack."""
     return _encoder.encode(record)
 
 
 def encode_doc(doc: BatchDoc) -> bytes:
-    """The doc as Redis holds it."""
+    """Encode a doc for Redis."""
     return compress(pack(doc))
 
 
@@ -212,7 +234,7 @@ def decode_doc(data: bytes) -> BatchDoc:
 
 
 def encode_spec(spec: JobSpec) -> bytes:
-    """The job as Redis holds it."""
+    """Encode a job for Redis."""
     return compress(pack(spec))
 
 
@@ -223,7 +245,7 @@ def decode_spec(data: bytes) -> JobSpec:
 def compress(packed: bytes) -> bytes:
     """Compress a packed BatchDoc or JobSpec if that makes it shorter: sequences shrink to about a tenth.
 
-    The first byte of a compressed one is 1; of another it starts an array, as in all records of older releases.
+    Compressed data starts with the byte 1; other data starts with a MessagePack array, as in older releases.
     """
     if len(packed) > _COMPRESS_ABOVE:
         compressed = _ZLIB + zlib.compress(packed, _LEVEL)
@@ -240,7 +262,7 @@ def _decompress(data: bytes) -> bytes:
 
 
 def encode_result(result: Result) -> bytes:
-    """The result, packed: one byte that says whether the rest is compressed, then MessagePack."""
+    """Pack a result: one byte that shows whether the rest is compressed, then MessagePack."""
     packed = _encoder.encode(result)
     if len(packed) > _COMPRESS_ABOVE:
         return _ZLIB + zlib.compress(packed, _LEVEL)
@@ -248,30 +270,30 @@ def encode_result(result: Result) -> bytes:
 
 
 def decode_result(data: bytes) -> Result:
-    """The result that is packed here; not for one that is in a file, see :func:`result_file`."""
+    """Unpack a result that is not in a file, see :func:`result_file`."""
     kind, body = data[:1], data[1:]
-    assert kind != _FILE, "the result is in a file: Results.unpack reads it"
+    assert kind != _FILE, "the result is in a file; use Results.unpack"
     return _result_decoder.decode(zlib.decompress(body) if kind == _ZLIB else body)
 
 
 def encode_result_file(file: ResultFile) -> bytes:
-    """What stands for the packed result when that is in a file."""
+    """Encode the reference that replaces a packed result which is in a file."""
     return _FILE + _encoder.encode(file)
 
 
 def result_file(data: bytes) -> ResultFile | None:
-    """The file that a packed result is in; None when it is here."""
+    """Return the reference in a packed result; None if the result is not in a file."""
     return _result_file_decoder.decode(data[1:]) if data[:1] == _FILE else None
 
 
 def stored_size(packed: bytes) -> int:
-    """How many bytes a packed result takes, here or in its file: what the quota of its project counts."""
+    """Return the size of a packed result or of its file, in bytes, which counts towards its project's quota."""
     file = result_file(packed)
     return len(packed) if file is None else file.size
 
 
 def result_json(result: Result) -> bytes:
-    """The result as a JSON object: as the API answers it, and as files hold it."""
+    """Encode a result as a JSON object, the format of API responses and of result files."""
     return msgspec.json.encode({"counter": None} | msgspec.to_builtins(result))
 
 
@@ -280,7 +302,7 @@ def decode_result_json(text: bytes) -> Result:
 
 
 def encode_fault(fault: Fault) -> bytes:
-    """JSON, not MessagePack: scripts write faults too."""
+    """Encode a fault as JSON, not MessagePack, because scripts write faults too."""
     return msgspec.json.encode(fault)
 
 
@@ -289,5 +311,5 @@ def decode_fault(data: bytes) -> Fault:
 
 
 def derived_seed(job: UUID) -> int:
-    """The seed (32 bits) of a job that was given none: the same each time the job is run."""
+    """Return the 32-bit seed of a job without one; it is the same in each attempt."""
     return zlib.crc32(job.bytes)

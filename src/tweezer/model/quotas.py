@@ -1,7 +1,7 @@
-"""Quotas: how much of what all projects share one project may use.
+"""Quotas: how much of the shared resources one project may use.
 
-A quota is a row of :data:`QUOTAS`: scripts count its use in the fields of the project's hash in Redis, and refuse what
-would exceed it. Its default is a setting; operators can give one project another limit.
+Each quota is a row of :data:`QUOTAS`. Scripts count its use in fields of the project's hash in Redis, and refuse calls
+that would exceed it. The default limit is a setting; operators can set a different limit for a project.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from tweezer.model.errors import TweezerError
 class Quota(msgspec.Struct, frozen=True):
     """One quota.
 
-    counters: fields of the project's hash in Redis whose sum is in use. unit: '' counts things, else 'bytes'.
-    holds: what a project "may have" of it, and advice: what its user can do when it is used up.
+    counters: the fields of the project's hash in Redis whose sum is the use. unit: 'bytes', or '' for a number of
+    objects. holds: what is limited, as the end of "project x may have n …". advice: what users can do when it is
+    used up.
     """
 
     name: str
@@ -24,10 +25,10 @@ class Quota(msgspec.Struct, frozen=True):
     holds: str
     advice: str
     passes: bool = True
-    """Whether use goes down by itself as work ends, so that the same call may succeed later."""
+    """Whether the use decreases as work ends, so that the same call may succeed later."""
 
     def amount(self, number: int) -> str:
-        """The number with its unit, for people: ``12 jobs``, ``1.5 MiB``."""
+        """Format a number with its unit, for people: ``12``, ``1.5 MiB``."""
         if self.unit != "bytes":
             return str(number)
         return f"{number / (1 << 20):.1f} MiB" if number >= 1 << 20 else f"{number} bytes"
@@ -52,20 +53,20 @@ QUOTAS = (
 BY_NAME = {quota.name: quota for quota in QUOTAS}
 
 LIMIT_MAX = 10**14
-"""The highest limit; Lua's numbers are exact up to a little more."""
+"""The highest limit; Lua's numbers are exact up to slightly more."""
 
 BATCH_BYTES = 1024
-"""What a batch takes in Redis beside its sequence, about: counted to ``queued_bytes``."""
+"""Approximate size of a batch in Redis without its sequence; it counts towards ``queued_bytes``."""
 
 JOB_BYTES = 64
-"""What a job takes in Redis beside its values, about: counted to ``queued_bytes``."""
+"""Approximate size of a job in Redis without its values; it counts towards ``queued_bytes``."""
 
 MEMORY_SHARES = 4
-"""By default no project's queued bytes may take more than this part of the memory that Redis may fill with work."""
+"""By default, the queued bytes of a project are limited to 1/MEMORY_SHARES of the memory that Redis has for work."""
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """One quota of a project. limit: 0 is none. own: the limit was set for this project, else it is the default."""
+    """The use of one quota by a project. limit: 0 means unlimited. own: whether the limit is not the default."""
 
     quota: str
     used: int
@@ -74,9 +75,15 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class QuotaExceeded(TweezerError):
-    """A quota of the project is used up, or the call alone is more than it allows: nothing was written.
+    """A quota of the project is used up, or the call alone exceeds it. Nothing was written.
 
-    ``quota``, ``limit``, ``used`` and ``asked`` say which and by how much; ``retryable`` whether it may pass by itself.
+    Attributes:
+        project: Id of the project.
+        quota: ``queued_jobs``, ``queued_bytes`` or ``result_bytes``.
+        limit: The limit of the quota, a number of jobs or bytes.
+        used: How much of it is in use.
+        asked: How much the call would add.
+        retryable: Whether the same call may succeed later, when work has ended.
     """
 
     code = "quota"

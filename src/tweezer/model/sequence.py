@@ -1,7 +1,7 @@
-"""What a serialised Pulser sequence says about itself, read without Pulser.
+"""Reads the header of a serialised Pulser sequence without Pulser.
 
-The format is Pulser's abstract representation, version 1 (``sequence-schema.json`` of pulser-core). Only
-what producers and the API check before a submit is read; the rest is the adapter's to judge at *prepare*.
+The format is Pulser's abstract representation, version 1 (``sequence-schema.json`` of pulser-core). Only the parts
+that producers and the API check before a submit are read; the adapter checks the rest when it prepares the batch.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tweezer.model.errors import InvalidInput
 from tweezer.model.expressions import check_expressions
 
 MAX_SEQUENCE_BYTES = 8 << 20
-"""How long a serialised sequence may be, in bytes of UTF-8."""
+"""Maximum size of a serialised sequence, in bytes of UTF-8."""
 
 MAX_VARIABLES = 10_000
-"""How many variables a sequence may declare; each job carries a value for each."""
+"""Maximum number of variables of a sequence; each job has a value for each."""
 
 MAX_PYTHON_NUMBERS = 10_000
-"""How many ``NaN`` and ``Infinity`` a sequence may contain: Pulser writes a handful, in a device's noise model."""
+"""Maximum number of ``NaN`` and ``Infinity`` in a sequence. Pulser writes a few, in a device's noise model."""
 
 RESERVED_NAMES = frozenset({"qubits", "seq_name", "json_dumps_options"})
 """Names that Pulser refuses for a variable (``Sequence.declare_variable``)."""
@@ -48,16 +48,16 @@ class DeclaredVariable(msgspec.Struct, frozen=True):
 
 
 class SequenceHeader(msgspec.Struct, frozen=True):
-    """What can be known of a sequence without Pulser.
+    """The properties of a sequence that can be read without Pulser.
 
-    device: the name of the device that it was written for.
-    variables: its declared variables by name, used or not.
-    qubit_ids: in the register's order. Of a mappable register: all that may be placed.
-    traps: how many traps the register's layout has; None without a layout.
-    mappable: the register's qubits get their traps from each job (``qubits``).
-    parametrized: an operation refers to a variable.
-    measured: it ends with a measurement of its own.
-    places: x, y, z of each atom in micrometres. Of a mappable register: none.
+    device: name of the device that the sequence was built for.
+    variables: the declared variables by name, used or not.
+    qubit_ids: in the register's order; of a mappable register, all that can be placed.
+    traps: number of traps of the register's layout; None without a layout.
+    mappable: whether each job assigns the qubits to traps (``qubits``).
+    parametrized: whether an operation refers to a variable.
+    measured: whether the sequence ends with an explicit measurement.
+    places: x, y, z of each atom in micrometres; empty for a mappable register.
     """
 
     device: str
@@ -76,7 +76,7 @@ class SequenceHeader(msgspec.Struct, frozen=True):
 
     @property
     def needs_build(self) -> bool:
-        """Whether ``Sequence.build`` must be called, which needs a value for each declared variable."""
+        """Whether the sequence must be built (``Sequence.build``), with a value for each declared variable."""
         return self.parametrized or self.mappable
 
 
@@ -85,7 +85,7 @@ class _Device(msgspec.Struct):
 
 
 class _Atom(msgspec.Struct):
-    """An atom in its place (name, x, y, perhaps z), or a qubit that is to be placed (qid)."""
+    """A placed atom (name, x, y, optional z), or a qubit of a mappable register (qid)."""
 
     name: str | None = None
     qid: str | None = None
@@ -121,8 +121,8 @@ _variables_decoder = msgspec.json.Decoder(dict[str, _Variable])
 _PYTHON_NUMBERS = re.compile(
     rb"""(?:[^"NI-]++|"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|N(?!aN)|-?I(?!nfinity)|-(?!I))++|(NaN|-?Infinity)""", re.DOTALL
 )
-"""Group 1 is a number that only Python's JSON knows; all else, strings above all, is passed over. A string
-without an end matches up to the end of the text, so that hostile input is scanned once."""
+"""Group 1 is a number that only Python's JSON supports; everything else, strings in particular, matches without it. An
+unterminated string matches up to the end of the text, so that hostile input is scanned only once."""
 
 _VARIABLE_REFERENCE = re.compile(rb'"variable"\s*:')
 """The key of a reference to a variable; within a string its quotes would be escaped."""
@@ -131,8 +131,8 @@ _VARIABLE_REFERENCE = re.compile(rb'"variable"\s*:')
 def read_sequence(text: str) -> SequenceHeader:
     """Read the header of a serialised sequence.
 
-    Raises InvalidInput("sequence", …) for anything else than Pulser's abstract representation, whatever
-    its type or size. Accepts ``NaN`` and ``Infinity`` as numbers, as Pulser does.
+    Raises InvalidInput("sequence", …) for anything but Pulser's abstract representation, of any type or size.
+    Accepts ``NaN`` and ``Infinity`` as numbers, as Pulser does.
     """
     data = _encoded(text)
     try:
@@ -148,7 +148,7 @@ def read_sequence(text: str) -> SequenceHeader:
     except RecursionError as error:
         raise _not_a_sequence("its JSON is nested too deeply") from error
     if document.version != _FORMAT_VERSION:
-        raise _not_a_sequence(f"version {reprlib.repr(document.version)} of the format is not known")
+        raise _not_a_sequence(f"version {reprlib.repr(document.version)} of the format is not supported")
     operations = bytes(document.operations)
     if not operations.startswith(b"["):
         raise _not_a_sequence("its operations are not a list")
@@ -172,10 +172,9 @@ def read_sequence(text: str) -> SequenceHeader:
 
 
 def sequence_text(sequence: object) -> str:
-    """The serialised form of a Pulser ``Sequence``; a string is taken as serialised already, without the byte order
-    mark of a file that has one.
+    """Serialise a Pulser ``Sequence``. A string is returned as it is, without a byte order mark.
 
-    Raises InvalidInput("sequence", …) for other things, and when Pulser cannot serialise the sequence.
+    Raises InvalidInput("sequence", …) for other types, and when Pulser cannot serialise the sequence.
     """
     if isinstance(sequence, str):
         return str(sequence).removeprefix("\ufeff")
@@ -183,14 +182,14 @@ def sequence_text(sequence: object) -> str:
     if not callable(serialise):
         raise InvalidInput(
             "sequence",
-            f"expects a Pulser Sequence or its Sequence.to_abstract_repr(), got {_type_name(sequence)}",
+            f"expected a Pulser Sequence or the string of its to_abstract_repr(), got {_type_name(sequence)}",
         )
     try:
         text = serialise()
-    except Exception as error:  # foreign code: Pulser, numpy and jsonschema raise errors of their own
+    except Exception as error:  # foreign code: Pulser, numpy and jsonschema raise errors of many types
         raise InvalidInput("sequence", f"Pulser cannot serialise it: {error}") from error
     if not isinstance(text, str):
-        raise InvalidInput("sequence", f"its to_abstract_repr() gave {_type_name(text)} instead of a string")
+        raise InvalidInput("sequence", f"its to_abstract_repr() returned {_type_name(text)}, not a string")
     return text
 
 
@@ -204,15 +203,15 @@ def _type_name(value: object) -> str:
 
 def _encoded(text: object) -> bytes:
     if not isinstance(text, str):
-        raise _not_a_sequence(f"a string is expected, not {_type_name(text)}")
+        raise _not_a_sequence(f"expected a string, got {_type_name(text)}")
     if len(text) <= MAX_SEQUENCE_BYTES:
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
-            raise _not_a_sequence("it has characters that are not Unicode text") from error
+            raise _not_a_sequence("it is not valid Unicode text") from error
         if len(data) <= MAX_SEQUENCE_BYTES:
             return data
-    raise InvalidInput("sequence", f"is longer than {MAX_SEQUENCE_BYTES >> 20} MiB, the most that is accepted")
+    raise InvalidInput("sequence", f"must be at most {MAX_SEQUENCE_BYTES >> 20} MiB")
 
 
 def _decode_document(data: bytes) -> _Document:
@@ -228,7 +227,7 @@ def _decode_document(data: bytes) -> _Document:
 
 
 def _plain_json(data: bytes) -> bytes:
-    """The same JSON with a zero for each ``NaN`` and ``Infinity``: the header has no use for their values."""
+    """Replace each ``NaN`` and ``Infinity`` by zero: the header does not use their values."""
     if b"NaN" not in data and b"Infinity" not in data:
         return data
     if data.count(b"NaN") + data.count(b"Infinity") > MAX_PYTHON_NUMBERS:
@@ -244,7 +243,7 @@ def _device_name(device: str | _Device) -> str:
 
 
 def _read_register(atoms: list[_Atom]) -> tuple[tuple[str, ...], bool]:
-    """The qubit ids, and whether the register is mappable. As in Pulser, the first entry tells."""
+    """Return the qubit ids, and whether the register is mappable. As in Pulser, the first entry decides that."""
     if not atoms:
         raise _not_a_sequence("its register has no qubits")
     mappable = atoms[0].qid is not None
@@ -253,7 +252,7 @@ def _read_register(atoms: list[_Atom]) -> tuple[tuple[str, ...], bool]:
         placed = atom.x is not None and atom.y is not None
         name = atom.qid if mappable else atom.name
         if name is None or placed is mappable:
-            raise _not_a_sequence(f"entry {position} of its register is neither a placed atom nor a qubit to place")
+            raise _not_a_sequence(f"entry {position} of its register is neither an atom nor a qubit without a position")
         ids.append(name)
     if len(set(ids)) != len(ids):
         raise _not_a_sequence(f"its register has the qubit {reprlib.repr(_first_repeated(ids))} twice")
@@ -264,14 +263,14 @@ def _check_traps(qubits: int, mappable: bool, traps: int | None) -> None:
     if mappable and traps is None:
         raise _not_a_sequence("its register is mappable but has no layout of traps")
     if traps is not None and qubits > traps:
-        raise _not_a_sequence(f"its register has {qubits} qubits, but its layout only {traps} traps")
+        raise _not_a_sequence(f"its register has {qubits} qubits, but its layout has only {traps} traps")
 
 
 def _read_variables(raw: bytes) -> dict[str, DeclaredVariable]:
     try:
         variables = _variables_decoder.decode(raw)
         if len(variables) > MAX_VARIABLES:
-            raise InvalidInput("sequence", f"declares {len(variables)} variables; at most {MAX_VARIABLES} are accepted")
+            raise InvalidInput("sequence", f"at most {MAX_VARIABLES} variables are allowed (got {len(variables)})")
         names: list[str] = [name for name, _ in json.loads(raw, object_pairs_hook=list)] if variables else []
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise _not_a_sequence(f"its variables cannot be read ({error})") from error
@@ -280,9 +279,9 @@ def _read_variables(raw: bytes) -> dict[str, DeclaredVariable]:
     declared = {}
     for name, variable in variables.items():
         if name in RESERVED_NAMES:
-            raise _not_a_sequence(f"{name} cannot be the name of a variable")
+            raise _not_a_sequence(f"{name} is reserved and cannot be the name of a variable")
         if not variable.value:
-            raise _not_a_sequence(f"its variable {reprlib.repr(name)} has no values, so that its size is unknown")
+            raise _not_a_sequence(f"its variable {reprlib.repr(name)} has no values, so its size is unknown")
         declared[name] = DeclaredVariable(variable.type, len(variable.value))
     return declared
 
@@ -296,12 +295,14 @@ def _first_repeated(names: list[str]) -> str | None:
     return None
 
 
-_PRECISION = 1e-6  # micrometres; Pulser's own (COORD_PRECISION)
+_PRECISION = 1e-6  # micrometres; as in Pulser (COORD_PRECISION)
 
 
 class Geometry(msgspec.Struct, frozen=True):
-    """What a device has for atoms; None: no limit. min_distance: of two atoms, and max_radius: from the middle, in
-    micrometres."""
+    """The limits of a device on the register; None means no limit.
+
+    min_distance: between two atoms. max_radius: distance of an atom from the centre. Both in micrometres.
+    """
 
     max_atoms: int | None = None
     min_distance: float | None = None
@@ -312,29 +313,31 @@ ANYWHERE = Geometry()
 
 
 def check_register(header: SequenceHeader, geometry: Geometry) -> None:
-    """Raises InvalidInput("sequence", …). Of a mappable register, how many atoms there are and where is known when it
-    is built; the device judges that."""
+    """Check the register against the limits of a device. Raises InvalidInput("sequence", …).
+
+    A mappable register is not checked here: its atoms are known only when it is built, and the device checks them.
+    """
     if header.mappable:
         return
     if geometry.max_atoms is not None and header.qubits > geometry.max_atoms:
-        raise InvalidInput("sequence", f"has {header.qubits} atoms; the device takes at most {geometry.max_atoms}")
+        raise InvalidInput("sequence", f"has {header.qubits} atoms; the device allows at most {geometry.max_atoms}")
     if geometry.max_radius is not None:
         farthest = max(math.hypot(*place) for place in header.places)
         if farthest > geometry.max_radius + _PRECISION:
             raise InvalidInput(
                 "sequence",
-                f"has an atom {farthest:.6g} µm from the middle; the device takes at most {geometry.max_radius:g} µm",
+                f"has an atom {farthest:.6g} µm from the centre; the device allows at most {geometry.max_radius:g} µm",
             )
     if geometry.min_distance is not None:
         near = _closer_than(geometry.min_distance - _PRECISION, header.places)
         if near is not None:
             raise InvalidInput(
-                "sequence", f"has atoms {near:.6g} µm apart; the device takes at least {geometry.min_distance:g} µm"
+                "sequence", f"has atoms {near:.6g} µm apart; the device requires at least {geometry.min_distance:g} µm"
             )
 
 
 def _closer_than(least: float, places: Sequence[tuple[float, float, float]]) -> float | None:
-    """The distance of two places that are closer than that, if there are any."""
+    """Return the distance of two places that are closer than ``least``; None without any."""
     ordered = sorted(places)
     for first, place in enumerate(ordered):
         for second in range(first + 1, len(ordered)):

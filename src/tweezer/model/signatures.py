@@ -1,8 +1,8 @@
-"""Signatures of webhooks, as Standard Webhooks 1.0 has them, for who sends and for who receives.
+"""Signs and verifies webhooks according to Standard Webhooks 1.0.
 
-A signature is of ``id.timestamp.body``: ``v1`` is HMAC-SHA256 with a secret that both sides know (``whsec_…``),
-``v1a`` ed25519 with a private key (``whsk_…``) of which receivers know the public one (``whpk_…``). The header
-``webhook-signature`` holds one for each secret that is good, with spaces between.
+The signed content is ``id.timestamp.body``. Version ``v1`` is HMAC-SHA256 with a shared secret (``whsec_…``). Version
+``v1a`` is ed25519 with a private key (``whsk_…``); receivers have the public key (``whpk_…``). The header
+``webhook-signature`` contains one signature for each valid secret, separated by spaces.
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
 
@@ -36,14 +36,14 @@ _TIMESTAMP_DIGITS = 12
 
 
 class Algorithm(StrEnum):
-    """How a secret signs: the version in front of its signatures."""
+    """The algorithm of a secret; the value is the version in its signatures."""
 
     HMAC_SHA256 = "v1"
     ED25519 = "v1a"
 
 
 class SigningSecret(msgspec.Struct, frozen=True):
-    """A secret that signs now. text: ``whsec_…`` or ``whsk_…``. expires: it was rotated, and signs until then."""
+    """A secret in use. text: ``whsec_…`` or ``whsk_…``. expires: of a rotated secret, until when it still signs."""
 
     text: str
     algorithm: Algorithm = Algorithm.HMAC_SHA256
@@ -57,7 +57,14 @@ class SigningSecret(msgspec.Struct, frozen=True):
 
 
 class Webhook(msgspec.Struct, frozen=True):
-    """A webhook that is genuine. id: the same each time the event is sent. timestamp: of the event, not of sending."""
+    """A verified webhook.
+
+    Attributes:
+        id: Id of the event, the same in every delivery attempt; use it to ignore duplicates.
+        type: The type of the event, such as ``job.done``.
+        timestamp: When the event happened (not when it was sent).
+        data: The fields of the event.
+    """
 
     id: str
     type: str
@@ -66,10 +73,12 @@ class Webhook(msgspec.Struct, frozen=True):
 
 
 class WebhookInvalid(TweezerError):
-    """A request is no webhook of who has the secret, or the secret is none. ``code`` says which check failed:
+    """A request is not an authentic webhook, or the given secret cannot verify it.
 
-    ``missing_header``, ``bad_timestamp``, ``too_old``, ``too_new``, ``unknown_signature`` (none that the given secrets
-    could check), ``wrong_signature``, ``bad_body``; ``bad_secret`` and ``missing_library`` are the receiver's to mend.
+    Attributes:
+        code: The check that failed: ``missing_header``, ``bad_timestamp``, ``too_old``, ``too_new``,
+            ``unknown_signature`` (no signature is of a version that the given secrets can check), ``wrong_signature``
+            or ``bad_body``. ``bad_secret`` and ``missing_library`` are problems of the receiver's configuration.
     """
 
     code = "wrong_signature"
@@ -85,30 +94,30 @@ _envelope = msgspec.json.Decoder(_Envelope)
 
 
 def new_secret() -> str:
-    """A secret for ``v1`` that nobody has had."""
+    """Generate a random secret for ``v1``."""
     return SECRET_PREFIX + base64.b64encode(randomness.token_bytes(_SECRET_BYTES)).decode()
 
 
 def new_private_key() -> str:
-    """A private key for ``v1a`` that nobody has had."""
+    """Generate a random private key for ``v1a``."""
     return PRIVATE_PREFIX + base64.b64encode(randomness.token_bytes(_ED25519_BYTES)).decode()
 
 
 def public_key(private_key: str) -> str:
-    """The public key (``whpk_…``) of a private one, for receivers. Raises InvalidInput("secret", …)."""
+    """Return the public key (``whpk_…``) of a private key, for receivers. Raises InvalidInput("secret", …)."""
     raw = _private_key(private_key).public_key().public_bytes_raw()
     return PUBLIC_PREFIX + base64.b64encode(raw).decode()
 
 
 def check_secret(text: str) -> None:
-    """Raises InvalidInput("secret", …), which does not quote it, unless it is one for ``v1``."""
+    """Raise InvalidInput("secret", …), which does not quote the text, unless it is a secret for ``v1``."""
     _hmac_key(text)
 
 
 def sign(secret: str, id: str, timestamp: int, body: bytes) -> str:
-    """The signature of a webhook: ``v1,…`` with a ``whsec_…``, ``v1a,…`` with a ``whsk_…``.
+    """Sign a webhook: returns ``v1,…`` for a ``whsec_…``, ``v1a,…`` for a ``whsk_…``.
 
-    timestamp: unix seconds of the attempt, as in the header. Raises InvalidInput("secret", …).
+    timestamp: Unix time of the attempt in seconds, as in the header. Raises InvalidInput("secret", …).
     """
     content = b"%s.%d.%s" % (id.encode(), timestamp, body)
     if secret.startswith(PRIVATE_PREFIX):
@@ -117,9 +126,9 @@ def sign(secret: str, id: str, timestamp: int, body: bytes) -> str:
 
 
 def signed_headers(secrets: Sequence[SigningSecret], id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """Return the headers of a webhook, signed with each of the secrets that is valid at ``timestamp`` (unix seconds).
+    """Return the headers of a webhook, signed with each secret that is valid at ``timestamp`` (Unix time in seconds).
 
-    While a secret is rotated the receiver finds the signature of the one that it has.
+    While a secret is being rotated, a receiver with either secret finds a signature that it can verify.
     """
     moment: datetime | None = None
     signatures: list[str] = []
@@ -140,12 +149,23 @@ def verify_webhook(
     tolerance_s: float = 300,
     now: datetime | None = None,
 ) -> Webhook:
-    """The webhook in a request, if it was signed with the secret and sent just now.
+    """Verify that a request is a recent, authentic webhook, and return its content.
 
-    body: as it came, not parsed and written again. headers: of the request, in any case. secret: ``whsec_…``, or the
-    public key ``whpk_…`` for signatures with ed25519 (needs ``cryptography``); several while secrets are rotated.
-    tolerance_s: how far the sender's clock may be from ``now`` (default: this machine's), and how long a request that
-    somebody recorded could be repeated: remember the ``id`` of what was seen. Raises :class:`WebhookInvalid`.
+    A recorded request could be replayed for ``tolerance_s``: remember the ids that you have processed.
+
+    Args:
+        body: The body of the request exactly as it was received, not parsed and serialised again.
+        headers: The headers of the request; their names are case-insensitive.
+        secret: The endpoint's secret (``whsec_…``), or its public key (``whpk_…``) for ed25519 signatures, which
+            needs the package ``cryptography``. Give several while secrets are being rotated.
+        tolerance_s: The largest difference between the request's timestamp and ``now``, in seconds.
+        now: The current time; by default that of this machine.
+
+    Returns:
+        The id, type, timestamp and data of the event.
+
+    Raises:
+        WebhookInvalid: The request is not authentic or not recent, or the secret is not valid; see its ``code``.
     """
     content = body.encode(errors="replace") if isinstance(body, str) else bytes(body)
     found = {str(name).lower(): value for name, value in headers.items()}
@@ -157,7 +177,9 @@ def verify_webhook(
         read = _envelope.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise WebhookInvalid(
-            f"the body is signed, and no JSON with type, timestamp and data: {error}; ask who sends it", code="bad_body"
+            f"the signature is valid, but the body is not JSON with type, timestamp and data: {error}; "
+            "contact the sender",
+            code="bad_body",
         ) from error
     return Webhook(identity, read.type, read.timestamp, read.data)
 
@@ -166,14 +188,14 @@ def _header(headers: Mapping[str, str], name: str) -> str:
     value = headers.get(name, "")
     if not value:
         raise WebhookInvalid(
-            f"the header {name} is missing: this is no webhook, or something on its way took the header off",
+            f"the header {name} is missing: this is not a webhook, or a proxy removed the header",
             code="missing_header",
         )
     return value
 
 
 def _given(secrets: list[str]) -> dict[Algorithm, list[str]]:
-    """The secrets by what they check, each one well-formed."""
+    """Group the secrets by algorithm. Raises WebhookInvalid for a malformed one."""
     given: dict[Algorithm, list[str]] = {}
     for text in secrets:
         public = text.startswith(PUBLIC_PREFIX)
@@ -186,21 +208,20 @@ def _given(secrets: list[str]) -> dict[Algorithm, list[str]]:
             raise WebhookInvalid(f"the secret {error.problem}", code="bad_secret") from error
         given.setdefault(Algorithm.ED25519 if public else Algorithm.HMAC_SHA256, []).append(text)
     if not given:
-        raise WebhookInvalid("no secret was given: give the one of the endpoint, whsec_…", code="bad_secret")
+        raise WebhookInvalid("no secret was given; pass the endpoint's secret, whsec_…", code="bad_secret")
     return given
 
 
 def _check_timestamp(text: str, tolerance_s: float, now: datetime | None) -> None:
     if not (text.isascii() and text.isdigit() and len(text) <= _TIMESTAMP_DIGITS):
-        raise WebhookInvalid(f"the header {TIMESTAMP_HEADER} is no number of unix seconds", code="bad_timestamp")
+        raise WebhookInvalid(f"the header {TIMESTAMP_HEADER} is not a Unix time in seconds", code="bad_timestamp")
     age_s = (now or datetime.now(UTC)).timestamp() - int(text)
     if abs(age_s) <= tolerance_s:
         return
     old = age_s > 0
     raise WebhookInvalid(
-        f"the webhook was sent {abs(age_s):.0f} s {'ago' if old else 'from now'}, and {tolerance_s:g} s are allowed: "
-        + ("it is somebody's repetition, or " if old else "")
-        + "a clock is wrong; set this machine's by NTP",
+        f"the webhook's timestamp is {abs(age_s):.0f} s in the {'past' if old else 'future'} ({tolerance_s:g} s are "
+        f"allowed): {'it may be a replay, or ' if old else ''}a clock is wrong; synchronise this machine's with NTP",
         code="too_old" if old else "too_new",
     )
 
@@ -223,13 +244,13 @@ def _check_signatures(header: str, given: dict[Algorithm, list[str]], content: b
     if not checked:
         known = " and ".join(sorted(given))
         raise WebhookInvalid(
-            f"the header {SIGNATURE_HEADER} has no signature of version {known}, which the given secret checks: "
-            f"v1 wants {SECRET_PREFIX}…, v1a the public {PUBLIC_PREFIX}…",
+            f"the header {SIGNATURE_HEADER} has no signature of version {known}, which the given secret can verify; "
+            f"use a secret {SECRET_PREFIX}… for v1, a public key {PUBLIC_PREFIX}… for v1a",
             code="unknown_signature",
         )
     raise WebhookInvalid(
-        "the signature is another's: the secret is not that of this endpoint, or the body is not as it came "
-        "(give its very bytes, not parsed JSON written again)",
+        "the signature does not match: the secret is not that of this endpoint, or the body was changed "
+        "(pass the received bytes, not JSON that was parsed and serialised again)",
         code="wrong_signature",
     )
 
@@ -241,7 +262,7 @@ def _is_ed25519(key: str, content: bytes, signature: bytes) -> bool:
         public = _public_key(key)
     except ImportError as error:
         raise WebhookInvalid(
-            "a public key (whpk_…) needs the library cryptography: pip install cryptography, or check with whsec_…",
+            "a public key (whpk_…) needs the package cryptography; pip install cryptography, or use the secret whsec_…",
             code="missing_library",
         ) from error
     try:
@@ -256,7 +277,7 @@ def _written(algorithm: Algorithm, signature: bytes) -> str:
 
 
 def _signature(text: str) -> bytes:
-    """The bytes of a signature; none for what is no base64, which signs nothing."""
+    """Decode a signature; empty if it is not base64, so that it never matches."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -288,18 +309,20 @@ def _public_key(text: str) -> Ed25519PublicKey:
 
 
 def _decoded(text: str, prefix: str, bounds: tuple[int, int]) -> bytes:
-    """The bytes behind the prefix, base64 with or without its padding."""
+    """Decode the base64 after the prefix, with or without padding."""
     least, most = bounds
     size = str(least) if least == most else f"{least} to {most}"
     if not text.startswith(prefix):
-        raise InvalidInput("secret", f"does not begin with {prefix}")
+        raise InvalidInput("secret", f"must begin with {prefix}")
     encoded = text.removeprefix(prefix)
     try:
         decoded = base64.b64decode(encoded.rstrip("=") + "=" * (-len(encoded.rstrip("=")) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidInput("secret", f"is no base64 behind {prefix}: copy it whole") from None
+        raise InvalidInput("secret", f"is not valid base64 after {prefix}; copy the whole secret") from None
     if not least <= len(decoded) <= most:
-        raise InvalidInput("secret", f"has {len(decoded)} bytes instead of {size}: copy it whole")
+        raise InvalidInput(
+            "secret", f"must have {size} bytes after {prefix} (got {len(decoded)}); copy the whole secret"
+        )
     return decoded
 
 
@@ -307,10 +330,10 @@ _BLOCK_BYTES = 64
 
 
 class KeyedHash:
-    """A key, and the two halves of its HMAC-SHA256 as far as they are always the same.
+    """HMAC-SHA256 with a fixed key, whose inner and outer hash states are computed once.
 
-    ``hmac.digest`` takes twice as long, and lets other threads have the interpreter each time, which where there are
-    some costs more than the digest.
+    ``hmac.digest`` takes twice as long. It also releases the interpreter lock on each call, which costs more than the
+    digest when other threads are running.
     """
 
     def __init__(self, key: bytes) -> None:

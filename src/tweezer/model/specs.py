@@ -1,7 +1,7 @@
-"""What a device's specs say, read without Pulser.
+"""Reads a device's specs without Pulser.
 
-Specs are Pulser's abstract representation of a device (``device-schema.json`` of pulser-core), as text. Only what the
-queue goes by is read here; whether Pulser takes them is for :mod:`tweezer.adapters.specs` to find out.
+Specs are Pulser's abstract representation of a device (``device-schema.json`` of pulser-core), as text. Only the
+fields that the queue uses are read; :mod:`tweezer.adapters.specs` checks that Pulser accepts the specs.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from tweezer.model.checks import check_text
 from tweezer.model.errors import InvalidInput
 
 MAX_SPECS_BYTES = 1 << 20
-"""How long specs may be, in bytes of UTF-8; with a layout of thousands of traps they have a few hundred thousand."""
+"""Maximum size of specs, in bytes of UTF-8. With a layout of thousands of traps they have a few hundred thousand."""
 
 
 MAX_NAME_LENGTH = 100
-"""Characters of the name in specs."""
+"""Maximum length of the name in specs, in characters."""
 
 
 class DeviceSpecs(msgspec.Struct, frozen=True):
     """The specs of a device.
 
-    text: as Pulser wrote it. name: the one that sequences for the device carry. max_atom_num, max_runs: None where
-    there is no limit; so min_atom_distance and max_radial_distance, of atoms from each other and from the middle, in
-    micrometres. digest: SHA-256 of the text.
+    text: as Pulser serialised them. name: the device's name in sequences. min_atom_distance, max_radial_distance: of
+    atoms from each other and from the centre, in micrometres. A limit that is None does not exist.
     """
 
     text: str
@@ -41,6 +40,7 @@ class DeviceSpecs(msgspec.Struct, frozen=True):
 
     @property
     def digest(self) -> str:
+        """SHA-256 of the text."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
@@ -53,13 +53,13 @@ class _SpecsDocument(msgspec.Struct):
 
 
 def read_specs(text: str, *, field: str = "specs") -> DeviceSpecs:
-    """The specs of this text. ``field`` is what errors call it. Raises InvalidInput."""
+    """Parse specs. ``field`` is the name of the text in errors. Raises InvalidInput."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        raise InvalidInput(field, "has characters that are not Unicode text") from error
+        raise InvalidInput(field, "is not valid Unicode text") from error
     if size > MAX_SPECS_BYTES:
-        raise InvalidInput(field, f"is longer than {MAX_SPECS_BYTES >> 20} MiB, the most that is accepted")
+        raise InvalidInput(field, f"must be at most {MAX_SPECS_BYTES >> 20} MiB")
     try:
         document = msgspec.convert(json.loads(text), _SpecsDocument)  # Python's JSON: Pulser may write Infinity
     except (ValueError, RecursionError) as error:

@@ -1,8 +1,8 @@
-"""What webhooks and the feed of events say: the types of events and the JSON of each.
+"""The event types of webhooks and of the feed, and the JSON of each.
 
 The envelope is that of Standard Webhooks 1.0: ``type``, ``timestamp`` (ISO 8601, of the event), ``data``. ``data`` is
-thin: which batch or job, its status, and where the rest is to be had. Fields may be added to a version, never taken
-away or changed; a change of that kind is a new version.
+small: the batch or job, its status, and a link to the result. Fields may be added to a version; removing or changing
+one requires a new version.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Fault
 
 VERSION = 1
-"""Of the payloads, as in the name of their JSON Schema."""
+"""Version of the payloads, as in the name of their JSON Schema."""
 
 BODY_MAX_BYTES = 20_000
-"""A body is shorter than this."""
+"""Every body is shorter than this."""
 
 COUNTER_MAX_BYTES = 4096
-"""Of a counter, as JSON, that comes with its job; a larger one is behind the link only."""
+"""Maximum size, as JSON, of a counter in ``job.done``; a larger one is available through the link only."""
 
-_ENVELOPE_MAX_BYTES = 200  # of what is around data, and of a sequence number in the place of null
+_ENVELOPE_MAX_BYTES = 200  # of the envelope without data, and of a sequence number in place of null
 _NAME_MAX, _MESSAGE_MAX, _SHORT_MAX = 255, 2000, 300  # characters
 
-_CHARACTER_BYTES, _COUNT_BYTES = 6, 30  # of a character, escaped, and of a number with what stands around it
+_CHARACTER_BYTES, _COUNT_BYTES = 6, 30  # of an escaped character, and of a number with its quotes and separators
 
 D = TypeVar("D", bound="JobData | BatchData")
 
@@ -71,15 +71,15 @@ USUAL_TYPES = frozenset(it for it in EventType if it.startswith("batch.")) | {
     EventType.JOB_CANCELED,
     EventType.ENDPOINT_DISABLED,
 }
-"""What is sent to the ``webhook`` of a batch, and to an endpoint that names no types."""
+"""The types that are sent to the ``webhook`` of a batch, and to an endpoint that does not name any."""
 
 
 class ResultLink(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where the result of a job is.
+    """A link to the result of a job.
 
-    link: absolute, signed, good without a credential until ``link_expires_at``. size, sha256: of the body that the
-    link answers with, in bytes and hexadecimal; with ``content_encoding`` gzip, of the body as it is sent to who
-    accepts gzip. counter: bitstring to shots, where it is small.
+    link: an absolute, signed URL, valid without a credential until ``link_expires_at``. size, sha256: size in bytes
+    and digest (hexadecimal) of the response body; if ``content_encoding`` is gzip, of the gzipped body that clients
+    which accept gzip receive. counter: shots by bitstring, if it is small.
     """
 
     link: str
@@ -93,9 +93,10 @@ class ResultLink(msgspec.Struct, frozen=True, omit_defaults=True):
 class JobData(msgspec.Struct, frozen=True):
     """``data`` of ``job.*``.
 
-    sequence counts the events of the batch; previous_sequence is that of the event of this batch before it that this
-    receiver was sent (null: none): if another was seen last, one is missing. Statuses and times are those of the
-    event, ISO 8601, UTC; tags those of the batch. errors: of a job that has ended. result: of one that is DONE.
+    sequence: number of the event within the batch. previous_sequence: number of the batch's previous event that was
+    sent to this receiver (null for the first): if it is not the last one received, an event is missing. Statuses and
+    times are those of the event; times are ISO 8601 in UTC. tags: of the batch. errors: of a job that has ended.
+    result: of a job that is DONE.
     """
 
     project_id: str
@@ -119,8 +120,8 @@ class JobData(msgspec.Struct, frozen=True):
 class BatchData(msgspec.Struct, frozen=True):
     """``data`` of ``batch.*``.
 
-    Statuses and times are those of the event; open, tags and jobs (how many there are in each status) those of the
-    moment at which it was written down, just after. sequence, previous_sequence: as in JobData.
+    Statuses and times are those of the event. open, tags and jobs (the number of jobs in each status) are those of
+    the moment when the delivery was written, shortly after. sequence, previous_sequence: as in JobData.
     """
 
     project_id: str
@@ -141,7 +142,7 @@ class BatchData(msgspec.Struct, frozen=True):
 
 
 class DeviceData(msgspec.Struct, frozen=True):
-    """``data`` of ``device.*``. reason: for people. until: ISO 8601, if it is known."""
+    """``data`` of ``device.*``. reason: for people. until: ISO 8601, if known."""
 
     device: str
     status: str
@@ -168,9 +169,9 @@ Data = JobData | BatchData | DeviceData | EndpointData | PingData
 
 
 class EventMessage(msgspec.Struct, frozen=True):
-    """An event as receivers are told it. id: the same in webhooks, in the feed and in the stream.
+    """An event in the form that receivers get. id: the same in webhooks, in the feed and in the stream.
 
-    As a webhook the id is the header ``webhook-id``; :func:`envelope` makes the body.
+    In a webhook the id is the header ``webhook-id``; :func:`envelope` makes the body.
     """
 
     id: str
@@ -180,7 +181,7 @@ class EventMessage(msgspec.Struct, frozen=True):
 
 
 def describe_event(event: Event, project: str) -> EventMessage:
-    """A transition as the feed tells it: ``data`` has those fields of JobData or BatchData that the event knows."""
+    """Convert a transition for the feed: ``data`` has the fields of JobData or BatchData that the event contains."""
     data: dict[str, Any] = {"project_id": project, "batch_id": str(event.batch_id)}
     if event.index is not None:
         data |= {"job_id": str(job_id(event.batch_id, event.index)), "index": event.index}
@@ -191,40 +192,43 @@ def describe_event(event: Event, project: str) -> EventMessage:
 
 
 def describe_notice(notice: Notice) -> EventMessage:
-    """A notice as the feed tells it; its ``data`` is the same in a webhook."""
+    """Convert a notice for the feed; its ``data`` is the same in a webhook."""
     return EventMessage(notice.id, notice.type, timestamp(notice.time_us), msgspec.json.decode(notice.data))
 
 
 def timestamp(time_us: int) -> str:
-    """Microseconds since 1970 in ISO 8601: ``2025-10-18T09:41:07.250000Z``."""
+    """Format microseconds since 1970 in ISO 8601: ``2025-10-18T09:41:07.250000Z``."""
     seconds, microseconds = divmod(time_us, 1_000_000)
     return f"{_second(seconds)}.{microseconds:06d}Z"
 
 
 def format_time(moment: datetime) -> str:
-    """A UTC time in the same form."""
+    """Format a UTC time like :func:`timestamp`."""
     return f"{moment.isoformat(timespec='microseconds')[:-6]}Z"
 
 
 @functools.lru_cache(maxsize=1024)
 def _second(seconds: int) -> str:
-    """Most times that are written come from a few seconds."""
+    """Format whole seconds; cached, because most timestamps fall within a few seconds."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def envelope(type_: str, timestamp: str, data: Data | dict[str, Any] | msgspec.Raw) -> bytes:
-    """The body of a webhook: ``{"type", "timestamp", "data"}``."""
+    """Return the body of a webhook: ``{"type", "timestamp", "data"}``."""
     return msgspec.json.encode({"type": type_, "timestamp": timestamp, "data": data})
 
 
 def body(type_: str, timestamp: str, data: JobData | BatchData, previous_sequence: int | None) -> str:
-    """The same for a receiver whose last event of the batch was that one, as the text that the ledger keeps."""
+    """Return the body for a receiver that was last sent ``previous_sequence``, as the ledger stores it."""
     return envelope(type_, timestamp, msgspec.structs.replace(data, previous_sequence=previous_sequence)).decode()
 
 
 def fit(data: D) -> D:
-    """The data, so short that its body has less than BODY_MAX_BYTES: without a counter, then with shorter messages of
-    errors, then with the first error only, a shorter name, and fewer tags. What fits is left alone."""
+    """Shorten the data until its body has fewer than BODY_MAX_BYTES.
+
+    In this order: drop the counter, shorten the messages of errors, keep the first error only, shorten the name, drop
+    tags. Data that fits is returned as it is.
+    """
     if _fits(data):
         return data
     if isinstance(data, JobData) and data.result is not None:
@@ -254,7 +258,7 @@ def _fits(data: JobData | BatchData) -> bool:
 
 
 def _is_small(data: JobData | BatchData) -> bool:
-    """Whether it surely fits, told without writing it; of what has neither errors nor tags."""
+    """Return whether data without errors and tags certainly fits, without encoding it."""
     if isinstance(data, BatchData):
         texts: Collection[str] = (data.name or "",)
     else:
@@ -281,7 +285,7 @@ DATA: dict[str, type[Data]] = {
 
 
 def schema(type_: str) -> dict[str, Any]:
-    """JSON Schema of the body of a type of event. Raises ValueError for a type that there is not."""
+    """Return the JSON Schema of the body of an event type. Raises ValueError for an unknown type."""
     whole = schemas()
     del whole["anyOf"]
     name = str(EventType(type_))
@@ -289,7 +293,7 @@ def schema(type_: str) -> dict[str, Any]:
 
 
 def schemas() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of all bodies: a definition for each type of event, and of what they are made of."""
+    """Return the JSON Schema (draft 2020-12) of all bodies, with a definition for each event type and component."""
     references, components = schema_components(DATA.values(), ref_template="#/$defs/{name}")
     of_data = dict(zip(DATA, references, strict=True))
     bodies = {
@@ -314,6 +318,6 @@ def schemas() -> dict[str, Any]:
 
 
 def _plain(components: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Without the descriptions, which are written for readers of the code."""
+    """Remove the descriptions, which are written for readers of the code."""
     for name, component in components.items():
         yield name, {key: value for key, value in component.items() if key != "description"}

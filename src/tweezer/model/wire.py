@@ -1,7 +1,7 @@
-"""What arq's queues of ours carry: MessagePack with a version, instead of pickle.
+"""The serialisation of arq messages to and from Tweezer: MessagePack with a version, instead of pickle.
 
-Give :func:`serialize` and :func:`deserialize` to ``arq.create_pool`` as ``job_serializer`` and
-``job_deserializer`` to send messages to Tweezer's intake. Anything else is refused unread.
+Pass :func:`serialize` and :func:`deserialize` to ``arq.create_pool`` as ``job_serializer`` and ``job_deserializer`` to
+send messages to Tweezer's intake. It rejects any other format.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class _ArqMessage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class _Shape(msgspec.Struct, frozen=True):
-    """What arq reads of a message: function, arguments, tries, and when it was sent (ms)."""
+    """The fields of a message that arq reads: function, arguments, tries, and when it was sent (ms)."""
 
     f: str
     a: list[Any]
@@ -34,27 +34,42 @@ _decoder = msgspec.msgpack.Decoder(_ArqMessage)
 
 
 def serialize(message: dict[str, Any]) -> bytes:
-    """Packs arq's dictionary (keys ``t f a k et``, or those of a result); what is no plain data goes as text."""
+    """Pack a message of arq.
+
+    Args:
+        message: arq's dictionary: the keys ``t f a k et`` of a job, or those of a result. Values that are not plain
+            data are sent as their ``str``.
+
+    Returns:
+        The version and the message as MessagePack.
+    """
     return _encoder.encode(_ArqMessage(_VERSION, message))
 
 
 def deserialize(data: bytes) -> dict[str, Any]:
-    """Unpacks it. Raises ValueError on pickles, other versions and junk; arq logs that and drops the message."""
+    """Unpack a message of arq.
+
+    Args:
+        data: A message that :func:`serialize` packed.
+
+    Raises:
+        ValueError: The message is a pickle, of another version, or damaged. arq logs this and drops the message.
+    """
     try:
         message = _decoder.decode(data)
     except msgspec.DecodeError as error:
-        raise ValueError(f"not a message of Tweezer; use tweezer.model.wire.serialize: {error}") from error
+        raise ValueError(f"not a Tweezer message, use tweezer.model.wire.serialize: {error}") from error
     except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        raise ValueError("the message is nested too deeply") from error
     if message.version != _VERSION:
-        raise ValueError(f"a message of version {message.version}; this Tweezer reads version {_VERSION}")
+        raise ValueError(f"the message has version {message.version}; this Tweezer supports version {_VERSION}")
     return message.body
 
 
 def check_message(message: dict[str, Any]) -> dict[str, Any]:
-    """Return a message that was unpacked; raise ValueError where arq would stop at its shape."""
+    """Return an unpacked message. Raises ValueError if its shape would make arq's worker fail."""
     try:
         msgspec.convert(message, _Shape)
     except msgspec.ValidationError as error:
-        raise ValueError(f"not a message of arq: {error}") from error
+        raise ValueError(f"not a valid arq message: {error}") from error
     return message

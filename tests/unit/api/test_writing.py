@@ -762,7 +762,7 @@ async def test_a_batch_that_a_newer_tweezer_wrote_is_named_by_every_route(rig: D
         answer = await rig.ask(method, path, content)
         told = answer.json()["data"]
         assert (answer.status_code, told["reason"]) == (409, "newer_record"), (path, answer.text)
-        assert "was written by a newer Tweezer: it has record version 2" in told["description"]
+        assert "was written by a newer Tweezer: its record has version 2" in told["description"]
         assert str(batch_id) in told["description"]
     several = await rig.done("PATCH", "/api/v1/batches/cancel", {"batch_ids": [str(batch_id)]})
     assert "record version 2" in several["errors"][str(batch_id)]

@@ -31,7 +31,7 @@ ERRORS = [
     Unavailable("Redis does not answer"),
     ExecutionError(FaultKind.USER, "cannot be played", field="operations[0]"),
     tweezer.WaitTimeout("batch 7 still has jobs to run"),
-    tweezer.WebhookInvalid("the webhook was sent 900 s ago", code="too_old"),
+    tweezer.WebhookInvalid("the webhook's timestamp is 900 s in the past", code="too_old"),
     RemoteRefused("no", status=409, remote_code="JOB1", by_api=False),
 ]
 

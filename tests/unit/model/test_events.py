@@ -86,13 +86,13 @@ def test_the_time_of_an_event_is_utc() -> None:
 
 @pytest.mark.parametrize("junk", ["x", "5P", "5-PR", "PRX", "-5PR", "pr", "0PR;", "5PR:x"])
 def test_junk_is_refused(junk: str) -> None:
-    with pytest.raises(ValueError, match="not a word"):
+    with pytest.raises(ValueError, match="not a valid event word"):
         read(junk)
 
 
 @pytest.mark.parametrize("unknown", ["PX", "0XR", "0PS"])
 def test_an_unknown_letter_is_refused(unknown: str) -> None:
-    with pytest.raises(ValueError, match="not a word"):
+    with pytest.raises(ValueError, match="not a valid event word"):
         read(unknown)
 
 

@@ -38,10 +38,13 @@ def test_atoms_with_enough_distance_are_accepted(places: list[Place]) -> None:
 @pytest.mark.parametrize(
     ("places", "says"),
     [
-        ([(0.0, 6.0 * index, 0.0) for index in range(5)], "has 5 atoms; the device takes at most 4"),
-        ([(0.0, 0.0, 0.0), (0.0, 20.1, 0.0)], "has an atom 20.1 µm from the middle; the device takes at most 20 µm"),
-        ([(0.0, 0.0, 0.0), (9.0, 0.0, 0.0), (0.0, 2.0, 0.0)], "has atoms 2 µm apart; the device takes at least 5 µm"),
-        ([(1.0, 1.0, 0.0), (1.0, 1.0, 0.0)], "has atoms 0 µm apart; the device takes at least 5 µm"),
+        ([(0.0, 6.0 * index, 0.0) for index in range(5)], "has 5 atoms; the device allows at most 4"),
+        ([(0.0, 0.0, 0.0), (0.0, 20.1, 0.0)], "has an atom 20.1 µm from the centre; the device allows at most 20 µm"),
+        (
+            [(0.0, 0.0, 0.0), (9.0, 0.0, 0.0), (0.0, 2.0, 0.0)],
+            "has atoms 2 µm apart; the device requires at least 5 µm",
+        ),
+        ([(1.0, 1.0, 0.0), (1.0, 1.0, 0.0)], "has atoms 0 µm apart; the device requires at least 5 µm"),
     ],
 )
 def test_atoms_that_are_too_close_are_refused(places: list[Place], says: str) -> None:

@@ -166,9 +166,9 @@ def test_infinity_and_nan_are_numbers_and_unchanged_within_strings() -> None:
         ("[]", "Expected `object`, got `array`"),
         ("{}", "missing required field"),
         (AnalogDevice.to_abstract_repr(), "$.channels"),
-        (b"{}", "a string is expected, not a value of type bytes"),
-        (None, "a string is expected"),
-        (12, "a string is expected"),
+        (b"{}", "expected a string, got a value of type bytes"),
+        (None, "expected a string, got a value of type"),
+        (12, "expected a string, got a value of type"),
         (changed(PARAMETRISED, version="2"), "version '2'"),
         (changed(PARAMETRISED, device={}), "$.device"),
         (changed(PARAMETRISED, device=""), "its device has no name"),
@@ -180,7 +180,7 @@ def test_infinity_and_nan_are_numbers_and_unchanged_within_strings() -> None:
         (changed(PARAMETRISED, register=[{"name": "q0", "x": 0, "y": 0}, {"qid": "q1"}]), "entry 1 of its register"),
         (changed(PARAMETRISED, register=[{"name": "q0", "x": 0, "y": 0}] * 2), "the qubit 'q0' twice"),
         (changed(PARAMETRISED, register=[{"qid": "q0"}]), "no layout of traps"),
-        (changed(MAPPABLE, layout={"coordinates": [[0, 0]]}), "4 qubits, but its layout only 1 traps"),
+        (changed(MAPPABLE, layout={"coordinates": [[0, 0]]}), "4 qubits, but its layout has only 1 traps"),
         (changed(MAPPABLE, layout=None), "$.layout"),
         (changed(PARAMETRISED, operations={}), "operations are not a list"),
         (changed(PARAMETRISED, variables=[]), "its variables cannot be read"),
@@ -214,8 +214,8 @@ def test_a_variable_that_is_declared_twice_is_refused() -> None:
 def test_a_sequence_that_is_too_long_is_refused_and_one_that_just_fits_is_read() -> None:
     padding = " " * (MAX_SEQUENCE_BYTES - len(PARAMETRISED))
     assert read_sequence(PARAMETRISED + padding) == read_sequence(PARAMETRISED)
-    assert "is longer than 8 MiB" in problem_of(PARAMETRISED + padding + " ")
-    assert "is longer than 8 MiB" in problem_of("é" * (MAX_SEQUENCE_BYTES - 1))
+    assert "must be at most 8 MiB" in problem_of(PARAMETRISED + padding + " ")
+    assert "must be at most 8 MiB" in problem_of("é" * (MAX_SEQUENCE_BYTES - 1))
 
 
 def test_more_variables_than_are_accepted_are_refused() -> None:
@@ -268,12 +268,12 @@ class _Confused:
 @pytest.mark.parametrize(
     ("thing", "expected"),
     [
-        (None, "expects a Pulser Sequence"),
+        (None, "expected a Pulser Sequence"),
         (b"{}", "got a value of type bytes"),
         ({"version": "1"}, "got a value of type dict"),
         (Sequence, "Pulser cannot serialise it"),
         (_Refusing(), "Pulser cannot serialise it: no such pulse"),
-        (_Confused(), "instead of a string"),
+        (_Confused(), "not a string"),
     ],
 )
 def test_an_object_that_cannot_be_serialised_is_refused(thing: object, expected: str) -> None:

@@ -29,8 +29,8 @@ def test_the_queue_reads_name_and_limits() -> None:
         ('{"name": ""}', "at `$.name`"),
         ('{"name": "X", "max_atom_num": 0}', "at `$.max_atom_num`"),
         ("[" * 100_000, "is not the abstract representation"),
-        ("\ud800", "has characters that are not Unicode text"),
-        (json.dumps("x" * MAX_SPECS_BYTES), "is longer than 1 MiB"),
+        ("\ud800", "is not valid Unicode text"),
+        (json.dumps("x" * MAX_SPECS_BYTES), "must be at most 1 MiB"),
     ],
 )
 def test_invalid_specs_are_refused_by_field(text: str, problem: str) -> None:
