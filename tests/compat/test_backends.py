@@ -49,7 +49,7 @@ def test_an_unsupported_option_of_the_old_backend_is_refused(client_b: Client) -
 
 
 def test_a_missing_emulator_is_reported(client: Client) -> None:
-    with pytest.raises(ClientError, match="400: device_type: there is no device 'EMU_SV'; there are EMU_FREE"):
+    with pytest.raises(ClientError, match="400: device_type: there is no device 'EMU_SV'; the devices are EMU_FREE"):
         client.call("backends.emulate_elsewhere")
 
 

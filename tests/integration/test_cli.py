@@ -256,7 +256,7 @@ def test_a_batch_and_a_device_are_paused_and_resumed(up: Up) -> None:
 def test_a_fault_in_a_job_is_reported_in_one_sentence(up: Up) -> None:
     ran = up.tweezer("submit", "-", "--device", "NULLL", "--runs", "1", input="{}")
     assert (ran.exit_code, ran.stdout) == (1, "")
-    assert ran.stderr == "Error: device: there is no device 'NULLL'; there are NULL\n"
+    assert ran.stderr == "Error: device: there is no device 'NULLL'; the devices are NULL\n"
     assert "is not a valid batch id" in up.tweezer("status", "nonsense").stderr
     nobody = up.tweezer("--project", "other", "cancel", up.submit("--runs", "1"))
     assert nobody.exit_code == 1

@@ -153,7 +153,7 @@ def test_a_wrong_password_fails() -> None:
             client.config_set("requirepass", "right")
         result = doctor(server.url.replace("127.0.0.1", ":wrong@127.0.0.1"))
     assert result.exit_code == 1
-    assert "refuses the credentials" in result.stdout
+    assert "rejects the credentials" in result.stdout
     assert "wrong@" not in result.stdout
 
 

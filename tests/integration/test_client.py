@@ -317,18 +317,18 @@ async def test_bad_input_names_the_field_and_writes_nothing(site: Site, field: s
 
 
 async def test_the_error_for_an_unknown_device_lists_the_known_ones(unserved: Site) -> None:
-    with pytest.raises(tweezer.InvalidInput, match=r"no device 'NULLL'; there are NULL"):
+    with pytest.raises(tweezer.InvalidInput, match=r"no device 'NULLL'; the devices are NULL"):
         await unserved.queue.submit(None, [{"runs": 1}], device="NULLL")
 
 
 async def test_the_device_is_the_one_that_the_sequence_was_built_for(site: Site) -> None:
     jobs = [{"runs": 1}]
-    for known, there in ((None, "none, for no worker has announced one"), ("NULL", "NULL: name one")):
+    for known, there in ((None, "no worker has announced a device yet"), ("NULL", "the devices are NULL; name one")):
         if known is not None:
             await announce(site, known)
-        with pytest.raises(tweezer.InvalidInput, match=rf"^device: .* for 'MockDevice'; there are {there}"):
+        with pytest.raises(tweezer.InvalidInput, match=rf"^device: .* for 'MockDevice'; {there}"):
             await site.queue.submit(HEADER, jobs)
-    with pytest.raises(tweezer.InvalidInput, match=r"^device: is missing, and there is no sequence that names one"):
+    with pytest.raises(tweezer.InvalidInput, match=r"^device: is missing; name one, because no sequence is given"):
         await site.queue.submit(None, jobs)
     await announce(site, "MockDevice")
     by_default, named = await site.queue.submit(HEADER, jobs), await site.queue.submit(HEADER, jobs, device="NULL")

@@ -110,7 +110,7 @@ async def test_a_right_that_a_script_lacks_is_reported_as_such(own_server: Redis
 async def test_a_process_with_the_user_of_another_ends_with_the_reason(process: str, site: Site) -> None:
     started = site.spawn(process, worker_device="NULL", redis_url=as_user(site.url, RedisUser.SENDER))
     assert await started.ended() == 1
-    assert "the user of TWEEZER_REDIS_URL lacks a right in Redis" in started.text
+    assert "the user in TWEEZER_REDIS_URL lacks a permission in Redis" in started.text
 
 
 async def test_a_process_that_lacks_a_right_reports_it_and_continues_when_it_has_it(site: Site) -> None:
@@ -118,7 +118,7 @@ async def test_a_process_that_lacks_a_right_reports_it_and_continues_when_it_has
     await redis.execute_command("ACL", "SETUSER", "tweezer-recorder", "-xrange")
     recorder = site.spawn("recorder")
     (failure, *_) = await recorder.wait_logged("duty.failed")
-    assert "lacks a right in Redis" in failure["error"]
+    assert "lacks a permission in Redis" in failure["error"]
     await redis.execute_command("ACL", "SETUSER", "tweezer-recorder", "+xrange")
     await recorder.wait_logged("recorder.active")
     worker = site.worker()
@@ -130,5 +130,5 @@ async def test_a_process_that_lacks_a_right_reports_it_and_continues_when_it_has
 @pytest.mark.redis
 async def test_a_worker_of_a_machine_names_the_right_that_an_older_redis_needs(redis_server: RedisServer) -> None:
     async with Store.open(Connect(as_user(redis_server.url, RedisUser.WORKER))) as store:
-        with pytest.raises(NotDurable, match=r"add \+config\|get to this user"):
+        with pytest.raises(NotDurable, match=r"grant the user \+config\|get"):
             await store.remote.require_durability()

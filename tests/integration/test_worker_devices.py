@@ -67,7 +67,8 @@ async def test_the_device_of_a_batch_is_that_of_its_sequence(site: Site) -> None
         submission = Submission(sequence(carried), [{"runs": 1}], None)
         batch_id = await site.store.admission.submit(submission, project="ours")
         assert (await site.queue.batch(batch_id).wait(30)).device == TWIN
-    with pytest.raises(tweezer.InvalidInput, match=r"'MockDevice'; there are TWIN \(in sequences: AnalogDevice\)"):
+    known = r"the devices are TWIN \(in sequences: AnalogDevice\)"
+    with pytest.raises(tweezer.InvalidInput, match=f"'MockDevice'; {known}"):
         await site.store.admission.submit(Submission(sequence("MockDevice"), [{"runs": 1}], None), project="ours")
 
 
@@ -76,7 +77,7 @@ async def test_a_second_device_with_the_same_specs_is_refused(site: Site) -> Non
     await site.workers(1, TWIN)
     late = site.worker(OTHER)
     assert await late.ended() != 0
-    assert "specs: have the name 'AnalogDevice', which those of the device TWIN have" in late.text
+    assert "specs: the name 'AnalogDevice' is already used by the specs of device TWIN" in late.text
     assert [device.name for device in await site.queue.devices()] == [TWIN]
 
 

@@ -289,6 +289,6 @@ async def test_a_batch_that_cannot_be_read_is_deleted_by_an_operator(bench: Ledg
     assert device.pending == 1
     grant = await rig.take()
     assert grant.batch_id == other
-    with pytest.raises(Conflict, match="a worker is at work"):
+    with pytest.raises(Conflict, match="a worker is running batch"):
         await retention.discard_batch(rig.store, bench.database, other)
     await rig.settle(grant, {0: OutcomeKind.DONE})

@@ -40,7 +40,7 @@ async def test_an_announcement_replaces_the_previous_one_and_its_limits(rig: Sto
 async def test_two_devices_never_have_the_same_name_in_their_specs(rig: StoreRig) -> None:
     await rig.devices.announce("ONE", ABOUT, specs("FRESNEL"))
     for call in (rig.devices.announce("TWO", ABOUT, specs("FRESNEL")), rig.devices.create("TWO", {}, specs("FRESNEL"))):
-        with pytest.raises(InvalidInput, match="have the name 'FRESNEL', which those of the device ONE have") as raised:
+        with pytest.raises(InvalidInput, match="name 'FRESNEL' is already used by the specs of device ONE") as raised:
             await call
         assert raised.value.field == "specs"
     assert await rig.reader.device("TWO") is None
@@ -81,7 +81,7 @@ async def test_after_an_operators_specs_were_removed_workers_announce_theirs_aga
     beat: dict[str, Any] = {"ttl_s": 60, "about_device": ABOUT, "about_worker": {"lanes": 1}}
     await rig.devices.announce("EMU", ABOUT, specs("EMU"))
     assert (await rig.tickets.heartbeat("w", "EMU", **beat)).has_specs
-    with pytest.raises(Conflict, match="those of its workers already"):
+    with pytest.raises(Conflict, match="already those of its workers"):
         await rig.devices.forget_specs("EMU")
     await rig.devices.give_specs("EMU", specs("EMU", max_atom_num=10))
     await rig.devices.forget_specs("EMU")
@@ -91,7 +91,7 @@ async def test_after_an_operators_specs_were_removed_workers_announce_theirs_aga
 
 async def test_a_device_is_created_once(rig: StoreRig) -> None:
     await rig.devices.create("LATER", {**ABOUT, "inactive": 1}, specs("LATER"))
-    with pytest.raises(Conflict, match="there is a device LATER already"):
+    with pytest.raises(Conflict, match="device LATER already exists"):
         await rig.devices.create("LATER", ABOUT, specs("LATER"))
     device = await rig.reader.device("LATER")
     assert device is not None

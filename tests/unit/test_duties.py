@@ -177,5 +177,5 @@ async def test_a_broken_connection_counts_as_unavailable(raised: Exception, monk
     monkeypatch.setattr(AbstractConnection, "connect", lambda _: asyncio.sleep(0))
     monkeypatch.setattr(AbstractConnection, "can_read_destructive", lambda _: asyncio.sleep(0))
     async with Store.open(Connect()) as store:
-        with pytest.raises(Unavailable, match="the connection broke"):
+        with pytest.raises(Unavailable, match="the connection was lost"):
             await store.reader.ping()

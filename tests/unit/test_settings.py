@@ -90,7 +90,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
         ("TWEEZER_WORKER_LANES", "2.5", "valid integer"),
         ("TWEEZER_API_PORT", "70000", "less than or equal to 65535"),
         ("TWEEZER_REDIS_URL", "http://localhost", "must start with redis://"),
-        ("TWEEZER_REDIS_URL", "redis://localhost/x", "database 'x', which must be a number"),
+        ("TWEEZER_REDIS_URL", "redis://localhost/x", "the database must be a number"),
         ("TWEEZER_NAMESPACE", "a{b}", "should match pattern"),
         ("TWEEZER_LOG_FORMAT", "xml", "'auto', 'json' or 'console'"),
         ("TWEEZER_LOG_LEVEL", "LOUD", "'DEBUG', 'INFO'"),

@@ -1,1 +1,1 @@
-"""Redis: every key, every transition, and the reader of events."""
+"""Access to Redis: its keys, the scripts that change batches and jobs, and the stream of events."""

@@ -1,7 +1,7 @@
-"""The users of Redis: one for each kind of process, with the commands, keys and channels that it needs and no others.
+"""Redis users: one for each kind of process, limited to the commands, keys and channels that it needs.
 
-What scripts need is read from their texts, so a change of a script changes the users. The rules are understood by
-Redis 6.2 and later, and by Valkey: they name no command that came after 6.2, and no key patterns for reading only.
+The needs of the scripts are read from their texts, so changing a script changes the users. The rules work on Redis 6.2
+and later and on Valkey: they use no command that is newer than 6.2, and no read-only key patterns.
 """
 
 from __future__ import annotations
@@ -63,14 +63,15 @@ SCRIPTS: Mapping[RedisUser, tuple[str, ...]] = {
     ),
     RedisUser.OPERATOR: tuple(script_names()),
 }
-"""The scripts that each process calls."""
+"""The scripts that each kind of process calls."""
 
 EACH_CALLS = ("arrive",)
-"""Those with which a connection begins."""
+"""The scripts that every new connection calls."""
 
 
 class Rights(msgspec.Struct, frozen=True):
-    """What a user may do: commands in lower case, patterns of keys below the namespace, patterns of arq's keys."""
+    """The rights of a user: commands in lower case, patterns of keys and channels below the namespace, and of arq's
+    keys."""
 
     commands: frozenset[str] = frozenset()
     keys: frozenset[str] = frozenset()
@@ -91,14 +92,14 @@ def _pattern(key: Key) -> str:
 
 
 def _direct(commands: str, *keys: Key, channels: tuple[Key, ...] = (), arq: tuple[str, ...] = ()) -> Rights:
-    """What a process asks of Redis itself, beside its scripts."""
+    """Return the rights for commands that a process sends directly, outside scripts."""
     return Rights(
         frozenset(commands.split()), frozenset(map(_pattern, keys)), frozenset(map(_pattern, channels)), frozenset(arq)
     )
 
 
 def _read_rights(name: str) -> Rights:
-    """What a script asks of Redis, on every path through it."""
+    """Return the rights that a script needs on any path through it."""
     text = script_text(name)
     keys = {Key[word.upper()] for word in _KEY.findall(text)}
     return Rights(
@@ -113,12 +114,12 @@ def _scripts(*names: str) -> Rights:
 
 
 def _connection() -> Rights:
-    """What every process of ours needs to connect, to call scripts, and to read Redis' memory and version."""
+    """Return the rights to connect, to call scripts, and to read Redis' memory and version."""
     return _direct("eval evalsha info time") | _scripts(*EACH_CALLS)
 
 
 def _reads() -> Rights:
-    """What :class:`~tweezer.store.reader.Reader`, the stream's readers and listeners ask."""
+    """Return the rights of :class:`~tweezer.store.reader.Reader`, the stream's readers and channel listeners."""
     return _direct(
         "exists get hget hgetall hmget hvals smembers subscribe time unsubscribe xrange xread xrevrange zrange "
         "zrevrange",
@@ -133,7 +134,7 @@ def _stream_group() -> Rights:
 
 
 def _arq_worker(*queues: Key) -> Rights:
-    """What arq's own worker asks on these queues, whose messages may have any id, and our parking of bad messages."""
+    """Return the rights of arq's worker on these queues, whose messages may have any id, and to park bad messages."""
     rights = _direct(
         "dbsize del exec exists expire get incrby multi pexpire psetex set unwatch watch zadd zcard zincrby zrange "
         "zrangebyscore zrem zremrangebyscore zscore",
@@ -143,7 +144,7 @@ def _arq_worker(*queues: Key) -> Rights:
 
 
 def _alarms() -> Rights:
-    """Waking the couriers: arq's keys of their queue, whose ids begin with its name."""
+    """Return the rights to wake the couriers: arq's keys of their queue, whose ids begin with its name."""
     commands = "exec exists incrby multi psetex unwatch watch zadd"
     return _direct(
         commands, Key.COURIER, Key.ENDPOINTS, arq=("job:{namespace}courier:*", "result:{namespace}courier:*")
@@ -164,8 +165,8 @@ def _rights(user: RedisUser) -> Rights:
         case RedisUser.SCHEDULER:
             return rights | _connection() | _reads() | _arq_worker(Key.INTAKE, Key.SCHEDULER)
         case RedisUser.RECORDER:
-            upkeep = _direct("del scan xadd zrangebyscore zrem", Key.EVENTS, Key.ENDED, Key.COUNTED)
-            return rights | _connection() | _reads() | upkeep
+            maintenance = _direct("del scan xadd zrangebyscore zrem", Key.EVENTS, Key.ENDED, Key.COUNTED)
+            return rights | _connection() | _reads() | maintenance
         case RedisUser.COURIER:
             return rights | _connection() | _reads() | _alarms() | _arq_worker(Key.COURIER) | _stream_group()
         case RedisUser.SENDER:
@@ -177,18 +178,18 @@ def _rights(user: RedisUser) -> Rights:
                 rights |= Rights() if other in (RedisUser.OPERATOR, RedisUser.ADMIN) else _rights(other)
             return Rights(rights.commands, frozenset({"*"}), frozenset({"*"}), frozenset({"*"}))
         case RedisUser.ADMIN:
-            raise ValueError("has every right")
+            raise ValueError("the admin user has all rights")
         case _:
             assert_never(user)
 
 
 def user_name(user: RedisUser, namespace: str) -> str:
-    """Its name in Redis. Installations that share a server have different users."""
+    """Return the user's name in Redis. Installations that share a server have different users."""
     return f"{namespace}-{user}"
 
 
 def user_line(user: RedisUser, namespace: str, password: str) -> str:
-    """One line of an ACL file. password: as a rule of Redis, such as ``#`` and the SHA-256 in hexadecimal digits."""
+    """Return one line of an ACL file. password: a Redis ACL rule, such as ``#`` and the SHA-256 in hexadecimal."""
     head = f"user {user_name(user, namespace)} on resetpass {password}"
     if user is RedisUser.ADMIN:
         return f"{head} ~* &* +@all"
@@ -196,7 +197,7 @@ def user_line(user: RedisUser, namespace: str, password: str) -> str:
     keys = _widest(prefix + key for key in rights.keys)
     arq = _widest("arq:" + key.format(namespace=prefix) for key in rights.arq)
     if "eval" in rights.commands and f"{prefix}*" not in keys:
-        keys = [prefix, *keys]  # the key that scripts are called with
+        keys = [prefix, *keys]  # KEYS[1] of the scripts
     rules = (
         "resetkeys",
         *(f"~{key}" for key in (*keys, *arq)),
@@ -209,23 +210,23 @@ def user_line(user: RedisUser, namespace: str, password: str) -> str:
 
 
 def acl_lines(namespace: str, passwords: Mapping[RedisUser, str]) -> list[str]:
-    """The lines of an ACL file: nobody without a password, and the users."""
+    """Return the lines of an ACL file: the default user, which is off, and the users."""
     return ["user default off", *(user_line(it, namespace, passwords[it]) for it in RedisUser)]
 
 
 def hash_password(password: str) -> str:
-    """The password as an ACL file has it. It must be long and random: the hash has no salt."""
+    """Return the ACL rule of a password. The password must be long and random, because the hash has no salt."""
     return "#" + hashlib.sha256(password.encode()).hexdigest()
 
 
 def _widest(patterns: Iterable[str]) -> list[str]:
-    """The patterns that no other one covers."""
+    """Return the patterns without those that another one covers."""
     found = sorted(set(patterns))
     return [one for one in found if not any(one != other and fnmatchcase(one, other) for other in found)]
 
 
 def add_credentials(url: str, user: str, password: str) -> str:
-    """The URL of a Redis, or of Sentinels, with this user and password instead of its own."""
+    """Return the URL of a Redis server or of Sentinels with its user and password replaced by these."""
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return urlunsplit(parts._replace(netloc=f"{user}:{password}@"))

@@ -1,4 +1,4 @@
-"""Opens the store: one Redis, one namespace."""
+"""Connections to Redis, and the store, which combines everything on one server and namespace."""
 
 from __future__ import annotations
 
@@ -39,9 +39,8 @@ _BROKEN = (RuntimeError, AttributeError, redis_errors.InvalidResponse)
 
 
 class SentinelUrl(msgspec.Struct, frozen=True):
-    """Where Sentinels tell which Redis is the primary: ``redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]``.
-
-    The credentials are those of Redis.
+    """A URL of Sentinels, which report the Redis primary:
+    ``redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]``. The credentials are those of Redis.
     """
 
     hosts: tuple[tuple[str, int], ...]
@@ -52,7 +51,7 @@ class SentinelUrl(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, url: str) -> SentinelUrl:
-        """Raises InvalidInput, saying what is missing."""
+        """Parse the URL. Raises InvalidInput("url", …)."""
         parts = urlsplit(url)
         credentials, _, places = parts.netloc.rpartition("@")
         username, _, password = credentials.partition(":")
@@ -61,12 +60,14 @@ class SentinelUrl(msgspec.Struct, frozen=True):
             host, _, port = place.rpartition(":")
             if not host or not port.isdecimal():
                 raise InvalidInput(
-                    "url", f"{place!r} is not host:port; write {SENTINEL_SCHEME}://host:26379,host:26379/service"
+                    "url", f"{place!r} is not host:port; expected {SENTINEL_SCHEME}://host:26379,host:26379/service"
                 )
             hosts.append((host, int(port)))
         service, _, database = parts.path.strip("/").partition("/")
         if not service or not (database or "0").isdecimal():
-            raise InvalidInput("url", f"names no service; write {SENTINEL_SCHEME}://host:26379/service, or …/service/0")
+            raise InvalidInput(
+                "url", f"has no service name; expected {SENTINEL_SCHEME}://host:26379/service, or …/service/0"
+            )
         return cls(tuple(hosts), service, int(database or 0), unquote(username) or None, unquote(password) or None)
 
 
@@ -76,22 +77,21 @@ _OPTION_VALUES = {"ssl_cert_reqs": ("none", "optional", "required"), "ssl_check_
 
 
 def check_url(url: str) -> None:
-    """Raise InvalidInput("url", …) for a URL of Redis that would not mean what it says.
+    """Raise InvalidInput("url", …) for a Redis URL that redis-py would misread. The message never quotes a password.
 
-    redis-py takes any option for an argument of its own, and database 0 where it cannot read the number. The message
-    quotes no password.
+    redis-py passes any option on as an argument, and uses database 0 if it cannot parse the number.
     """
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise InvalidInput("url", f"is not a valid URL, such as {Connect().url}") from None
+        raise InvalidInput("url", f"is not a valid URL; expected, for example, {Connect().url}") from None
     if parts.scheme not in (*_PLAIN_SCHEMES, SENTINEL_SCHEME):
         raise InvalidInput("url", f"must start with redis://, rediss://, unix:// or {SENTINEL_SCHEME}://")
     if parts.fragment or url.endswith("#"):
-        raise InvalidInput("url", "has a '#': write %23 for one in the password")
+        raise InvalidInput("url", "must not contain '#'; write %23 for one in a password")
     if parts.scheme == SENTINEL_SCHEME:
         if parts.query:
-            raise InvalidInput("url", f"takes no options after '?' with {SENTINEL_SCHEME}://")
+            raise InvalidInput("url", f"must not have options after '?' with {SENTINEL_SCHEME}://")
         SentinelUrl.parse(url)
         return
     try:
@@ -104,9 +104,9 @@ def check_url(url: str) -> None:
     database = parts.path.removeprefix("/")
     if parts.scheme == "unix":
         if not parts.path:
-            raise InvalidInput("url", "names no socket; write unix:///run/redis.sock, or …?db=0")
+            raise InvalidInput("url", "has no socket path; expected unix:///run/redis.sock, or …?db=0")
     elif database and not (database.isascii() and database.isdecimal()):
-        raise InvalidInput("url", f"names the database {database!r}, which must be a number, as in {Connect().url}")
+        raise InvalidInput("url", f"the database must be a number, as in {Connect().url} (got {database!r})")
     _check_options(parts.scheme, parts.query, has_database=bool(database) and parts.scheme != "unix")
 
 
@@ -115,22 +115,22 @@ def _check_options(scheme: str, query: str, *, has_database: bool) -> None:
     seen: set[str] = set()
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in known:
-            hint = f"; it takes {', '.join(known)}" if name not in _TLS_OPTIONS else "; use rediss:// for TLS"
-            raise InvalidInput("url", f"has the option {name!r}, which is not known{hint}")
+            hint = f"the options are {', '.join(known)}" if name not in _TLS_OPTIONS else "use rediss:// for TLS"
+            raise InvalidInput("url", f"has an unknown option {name!r}; {hint}")
         if name in seen or (name == "db" and has_database):
-            raise InvalidInput("url", f"gives {name} twice")
+            raise InvalidInput("url", f"has {name} twice")
         seen.add(name)
         allowed = _OPTION_VALUES.get(name)
         if (allowed and value.lower() not in allowed) or not value or (name == "db" and not value.isdecimal()):
             wanted = f"one of {', '.join(allowed)}" if allowed else "a number" if name == "db" else "a path"
-            raise InvalidInput("url", f"has {name}={value!r}, which must be {wanted}")
+            raise InvalidInput("url", f"the option {name} must be {wanted} (got {value!r})")
 
 
 class _PacksInC:
     """A connection that packs commands with hiredis.
 
-    redis-py does so in its blocking half only; its asyncio half spends 0.6 µs an argument in Python, which
-    for a settle of a hundred jobs was a third of the worker's time.
+    redis-py does this in its blocking client only. Its asyncio client packs in Python, at 0.6 µs per argument, which
+    was a third of the worker's time for a settle of a hundred jobs.
     """
 
     def pack_command(self, *arguments: Any) -> list[bytes]:
@@ -144,11 +144,11 @@ class _PacksInC:
 
 
 class _Dependable(AbstractConnection):
-    """A connection that raises redis-py's ConnectionError for everything that goes wrong on the way.
+    """A connection that raises redis-py's ConnectionError for every failure of the transport.
 
-    Beside OSError, which redis-py translates itself, a connection that was cut raises RuntimeError ("the handler is
-    closed", of uvloop) and AttributeError (of redis-py, whose reader is gone), and a garbled reply InvalidResponse.
-    One to a server that has become a replica is closed: behind the same address there may be the new primary.
+    redis-py itself translates OSError. A lost connection also raises RuntimeError ("the handler is closed", from
+    uvloop) and AttributeError (from redis-py, whose reader is None), and a garbled reply raises InvalidResponse. A
+    connection to a server that became a replica is closed, because the same address may now lead to the new primary.
     """
 
     async def connect(self) -> None:
@@ -181,18 +181,18 @@ class _Dependable(AbstractConnection):
     async def disconnect(self, nowait: bool = False) -> None:
         try:
             await super().disconnect(nowait)
-        except _BROKEN:  # it was cut before it could be closed: it is closed
+        except _BROKEN:  # the connection was lost before it could be closed
             self._reader = self._writer = None
 
     async def _raise_broken(self, error: Exception) -> NoReturn:
-        if isinstance(error, RuntimeError) and "loop" in str(error):  # a mistake of the caller
+        if isinstance(error, RuntimeError) and "loop" in str(error):  # the caller's mistake
             raise error
         await self.disconnect(nowait=True)
-        raise redis_errors.ConnectionError(f"the connection broke: {error}") from error
+        raise redis_errors.ConnectionError(f"the connection was lost: {error}") from error
 
 
 class _Arrives(AbstractConnection):
-    """A connection that tells the scripts, before anything else, which server it reached (``arrive.lua``)."""
+    """A connection that first reports to the scripts which server it reached (``arrive.lua``)."""
 
     keys: ClassVar[Keys]
 
@@ -201,26 +201,31 @@ class _Arrives(AbstractConnection):
         try:
             about = str_if_bytes(await self._ask("INFO", "server"))
         except redis_errors.ResponseError:
-            return  # forbidden here: not so for workers, who ask for it all the time
-        if not isinstance(about, str):  # an answer to another coroutine's command, on a connection shared by channels
-            raise redis_errors.ConnectionError("the connection was used before it was made")
+            return  # this user may not call INFO; workers may, and they connect regularly
+        if not isinstance(about, str):  # a reply to another coroutine's command, on a connection shared by channels
+            raise redis_errors.ConnectionError("the connection was used before it was established")
         if run := re.search(r"run_id:(\w+)", about):
-            with contextlib.suppress(redis_errors.ReadOnlyError):  # a replica hands out nothing
+            with contextlib.suppress(redis_errors.ReadOnlyError):  # a replica hands out no jobs
                 await self._ask(*eval_command(self.keys, "arrive", run_id=run[1]))
 
     async def _ask(self, *command: Any) -> Any:
         await self.send_command(*command, check_health=False)
-        return await super().read_response()  # not ours: a replica's refusal must not close what is being made
+        return await super().read_response()  # super's: a replica's refusal must not close a new connection
 
 
 class Connect(msgspec.Struct, frozen=True):
-    """How to reach Redis. ``url``: ``redis://``, ``rediss://``, ``unix://``, or that of a :class:`SentinelUrl`.
+    """How to connect to Redis.
 
-    With ``rediss://`` the server must have a certificate for the host of the URL, unless that ends in
-    ``?ssl_check_hostname=false``; ``?ssl_ca_certs=FILE`` names the authority of the certificate.
-
-    ``connect_s`` and ``command_s`` bound each attempt. results_dir: where large results are, as workers write them;
-    None in a process that cannot read them. result_inline_kb: size of a packed result above which a worker does so.
+    Attributes:
+        url: ``redis://``, ``rediss://``, ``unix://``, or the URL of Sentinels (:class:`SentinelUrl`). With ``rediss://``
+            the server must have a certificate for the host in the URL, unless the URL ends in
+            ``?ssl_check_hostname=false``. ``?ssl_ca_certs=FILE`` sets the certificate authority.
+        namespace: Prefix of all keys.
+        connect_s: Timeout of an attempt to connect, in seconds.
+        command_s: Timeout of a command, in seconds.
+        connections_max: Maximum number of connections.
+        results_dir: The results folder, where workers write large results; None in a process that does not read them.
+        result_inline_kb: Size of a packed result, in KiB, above which a worker writes it to the results folder.
     """
 
     url: str = "redis://127.0.0.1:6379/0"
@@ -233,7 +238,7 @@ class Connect(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """All that the rest of Tweezer asks of Redis."""
+    """Access to Redis for the rest of Tweezer."""
 
     def __init__(
         self,
@@ -245,7 +250,7 @@ class Store:
     ) -> None:
         self.redis = redis
         self.connect: Connect | None = None
-        """How it was opened; None for one that was made of a client."""
+        """How the store was opened; None if it was made from an existing client."""
         self.results = results or Results()
         self.keys = Keys(namespace)
         scripts = scripts or Scripts(redis, self.keys)
@@ -266,12 +271,12 @@ class Store:
 
     @classmethod
     def open(cls, connect: Connect) -> Store:
-        """A store on connections of its own; nothing is sent until it is used. Raises InvalidInput("url", …)."""
+        """Open a store with its own connections, which are made on first use. Raises InvalidInput("url", …)."""
         check_url(connect.url)
         try:
             redis = _redis(connect)
-        except ValueError:  # its text may quote a password
-            raise InvalidInput("url", f"is no URL of Redis such as {Connect().url}") from None
+        except ValueError:  # its message may quote a password
+            raise InvalidInput("url", f"is not a valid Redis URL; expected, for example, {Connect().url}") from None
         pool = redis.connection_pool
         own = {"keys": Keys(connect.namespace)}
         pool.connection_class = type("Connection", (_PacksInC, _Dependable, _Arrives, pool.connection_class), own)
@@ -307,7 +312,7 @@ def _redis(connect: Connect) -> Redis:
     }
     if not connect.url.startswith(f"{SENTINEL_SCHEME}://"):
         if connect.url.startswith("rediss://"):
-            limits["ssl_check_hostname"] = True  # redis-py 5 takes a certificate for any host
+            limits["ssl_check_hostname"] = True  # redis-py 5 accepts a certificate for any host by default
         plain: Redis = Redis.from_url(connect.url, **limits)
         return plain
     place = SentinelUrl.parse(connect.url)

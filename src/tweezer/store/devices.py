@@ -1,5 +1,4 @@
-"""What devices are like, as clients are told it: announced by workers, or given by operators, which goes before; and
-when they are under maintenance."""
+"""Changes of devices: their specs, announced by workers or set by operators, and their pauses and maintenance."""
 
 from __future__ import annotations
 
@@ -19,31 +18,36 @@ from tweezer.store.scripts import Scripts
 
 
 class Devices:
-    """Changes of what is known of devices. Specs must have been checked with Pulser: clients read those of all."""
+    """Changes devices. Specs must have been checked with Pulser, because clients read the specs of all devices."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
 
     async def announce(self, device: str, about: Mapping[str, Any], specs: DeviceSpecs) -> None:
-        """A worker serves a device like this; specs of an operator stay. Raises InvalidInput("specs", …) when another
-        device has the name in the specs."""
+        """Store the properties and specs of a device that a worker serves; an operator's specs take precedence.
+
+        Raises InvalidInput("specs", …) when another device has the name in the specs.
+        """
         await self._set(device, "worker", "either", about, specs)
 
     async def create(self, device: str, about: Mapping[str, Any], specs: DeviceSpecs) -> None:
-        """There is such a device, though no worker has served it yet. Raises InvalidInput as above, and Conflict."""
+        """Create a device that no worker has served yet. Raises InvalidInput as :meth:`announce`, and Conflict."""
         await self._set(device, "operator", "no", about, specs)
 
     async def give_specs(self, device: str, specs: DeviceSpecs) -> None:
-        """Clients are told these specs, whatever workers announce. Raises InvalidInput as above, and NotFound."""
+        """Set specs that override those of workers. Raises InvalidInput as :meth:`announce`, and NotFound."""
         await self._set(device, "operator", "yes", {}, specs)
 
     async def forget_specs(self, device: str) -> None:
-        """Clients are told again what workers announce. Raises NotFound, and Conflict if that is so already."""
+        """Remove an operator's specs, so that those of workers apply. Raises NotFound, and Conflict without any."""
         await self._call("forget_specs", device)
 
     async def plan(self, device: str, window: Window) -> None:
-        """Begins nothing from one time to another, and before it nothing that would not end in time. Planning the
-        same window again changes nothing. Raises InvalidInput, Conflict when it overlaps with another one, NotFound."""
+        """Plan maintenance: within the window no job begins, and before it none that would not end in time.
+
+        Planning the same window again changes nothing. Raises InvalidInput; Conflict if it overlaps with another
+        window, or there are too many; NotFound.
+        """
         await self._call(
             "plan_window",
             device,
@@ -55,12 +59,14 @@ class Devices:
         )
 
     async def drop(self, device: str, window_id: str) -> None:
-        """Takes planned maintenance back, or ends it where it is under way. Raises NotFound."""
+        """Remove planned maintenance, or end it if it is in progress. Raises NotFound."""
         await self._call("drop_window", device, window_id=window_id)
 
     async def pause(self, device: str, reason: str, *, until: datetime | None = None) -> None:
-        """Grants no more tickets of a device, until a time, if one is given; what runs finishes. Doing it again changes
-        why and until when. Raises InvalidInput, and NotFound."""
+        """Pause a device: it grants no tickets until it is resumed or the given time; running jobs finish.
+
+        Pausing it again changes the reason and the time. Raises InvalidInput, and NotFound.
+        """
         if reason != "":
             check_text("reason", reason, MAX_REASON_LENGTH)
         if until is not None:
@@ -70,11 +76,11 @@ class Devices:
         await self._call("pause_device", device, reason=reason, until_ms=until_ms, data=data)
 
     async def resume(self, device: str) -> None:
-        """Ends a pause; maintenance that is under way goes on."""
+        """End a pause; maintenance that is in progress continues. Raises NotFound."""
         await self._call("resume_device", device)
 
     async def set_condition(self, device: str, state: str, reason: str) -> None:
-        """Whether a machine can run jobs: ``up``, ``down``, or ``unknown``, which changes nothing but what is shown."""
+        """Store whether a machine can run jobs: ``up``, ``down``, or ``unknown``, which changes only what is shown."""
         data = _pack_state(device, state, reason or None)
         await self._call("set_condition", device, condition=state, reason=reason, data=data)
 
@@ -90,7 +96,7 @@ class Devices:
         await self._call("set_specs", device, by=by, must_exist=must_exist, name=specs.name, about=row.items())
 
     async def _call(self, script: str, device: str, **arguments: Any) -> None:
-        """Call a script; raise the error for a word by which it refuses."""
+        """Call a script; raise the error for the word with which it refuses."""
         word, *details = await self._scripts.call(script, device=device, **arguments)
         match script, word:
             case _, b"ok" | b"kept":
@@ -100,48 +106,46 @@ class Devices:
             case "drop_window", b"none":
                 raise NotFound("maintenance", arguments["window_id"])
             case "forget_specs", b"none":
-                raise Conflict(f"the specs of {device} are those of its workers already")
+                raise Conflict(f"the specs of {device} are already those of its workers")
             case "plan_window", b"past":
-                raise InvalidInput("ends_at", "is not to come; maintenance is planned for the future")
+                raise InvalidInput("ends_at", "is in the past; a maintenance window must end in the future")
             case "plan_window", b"many":
-                raise Conflict(f"{device} has {WINDOWS_MAX} windows of maintenance, and may not have more; remove some")
+                raise Conflict(
+                    f"{device} already has {WINDOWS_MAX} maintenance windows, the maximum; remove some first"
+                )
             case "plan_window", b"overlaps":
                 begin, end = (format_time(datetime.fromtimestamp(int(at) / 1000, UTC)) for at in details)
                 raise Conflict(
-                    f"it overlaps with other maintenance of {device}, from {begin} to {end}: remove that first",
+                    f"the window overlaps with maintenance of {device} from {begin} to {end}; remove that window first",
                     code="overlaps",
                 )
             case "pause_device", b"past":
-                raise InvalidInput(
-                    "until", "is not to come; give a later time, or none to pause until somebody resumes it"
-                )
+                raise InvalidInput("until", "must be in the future; omit it to pause until someone resumes the device")
             case "set_specs", b"exists":
-                raise Conflict(
-                    f"there is a device {device} already: change its specs or its status instead", code="exists"
-                )
+                raise Conflict(f"device {device} already exists; change its specs or its status instead", code="exists")
             case "set_specs", b"taken":
                 raise InvalidInput(
                     "specs",
-                    f"have the name {arguments['name']!r}, which those of the device {details[0].decode()} have: give "
-                    "each device specs with a name of their own, for sequences say by it which device they are for",
+                    f"the name {arguments['name']!r} is already used by the specs of device {details[0].decode()}; "
+                    "sequences identify their device by this name, so it must be different for each device",
                 )
             case _:
-                raise AssertionError(f"a script answered {word!r}")
+                raise AssertionError(f"a script returned {word!r}")
 
 
 def new_window(begins: datetime, ends: datetime, reason: str) -> Window:
-    """A window of maintenance with a new id. Raises InvalidInput that names what is wrong."""
+    """Make a maintenance window with a new id. Raises InvalidInput."""
     for field, at in (("begins_at", begins), ("ends_at", ends)):
         check_time(field, at)
     if ends <= begins:
         raise InvalidInput("ends_at", "must be after begins_at")
     if not check_text("reason", reason, MAX_REASON_LENGTH, least=0).strip():
-        raise InvalidInput("reason", "is missing; it is shown to all who wait")
+        raise InvalidInput("reason", "is missing; it is shown to users whose jobs wait")
     return Window(secrets.token_hex(4), _to_the_millisecond(begins), _to_the_millisecond(ends), reason)
 
 
 def _to_the_millisecond(at: datetime) -> datetime:
-    """In UTC, as it is kept."""
+    """Convert a time to UTC, in whole milliseconds, as it is stored."""
     return at.astimezone(UTC).replace(microsecond=at.microsecond // 1000 * 1000)
 
 

@@ -1,8 +1,8 @@
-"""What all API processes remember of recent requests: failed log-ins, and calls without an idempotency key.
+"""State of recent requests that API processes share: failed log-ins, and calls without an idempotency key.
 
-A call without a key gets a generated one, so that a call that is repeated because its answer was lost counts once. If
-it is abandoned, the next equal call is another attempt with the same key. The API decides what counts as abandoned; an
-attempt whose lease was not renewed counts as abandoned, too.
+A call without a key gets a generated one, so that a client which repeats a call because the response was lost does not
+execute it twice. If a call is abandoned, the next equal call is another attempt with the same key. The API decides
+which calls are abandoned; an attempt whose lease is not renewed is abandoned, too.
 """
 
 from __future__ import annotations
@@ -22,32 +22,35 @@ LOGIN_WINDOW_S = 300
 
 
 class CountedBy(StrEnum):
-    """Whose failures are counted."""
+    """What failures are counted by."""
 
     NAME = "name"
     ADDRESS = "address"
 
 
 FAILURES_MAX = {CountedBy.NAME: 10, CountedBy.ADDRESS: 30}
-"""Failures within the window after which log-ins are refused until its end. Many people may share an address."""
+"""Number of failures after which log-ins are refused until the end of the window. Many users may share an address."""
 
 
 class LoginSource(NamedTuple):
-    """A name that somebody tries to log in by, or where they do it from."""
+    """The name or the address of a log-in attempt."""
 
     by: CountedBy
     value: str
 
 
 class FailedLogins:
-    """The windows begin with a first failure, and end by themselves."""
+    """Counts failed log-ins in windows, each of which begins with the first failure."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._redis = scripts.redis
         self._keys = scripts.keys
 
     async def wait_s(self, *sources: LoginSource) -> float:
-        """How long they must wait for the next try; 0 when they may. Raises Unavailable."""
+        """Return how long the sources must wait until their next attempt, in seconds; 0 if they may try now.
+
+        Raises Unavailable.
+        """
         pipeline = self._redis.pipeline(transaction=False)
         for source in sources:
             pipeline.get(self._key(source))
@@ -57,8 +60,8 @@ class FailedLogins:
         return max(left / 1000 if int(count or 0) >= FAILURES_MAX[it.by] else 0.0 for it, count, left in counted)
 
     async def count(self, *sources: LoginSource) -> None:
-        """They failed. Raises Unavailable, QueueFull."""
-        pipeline = self._redis.pipeline(transaction=True)  # a window that ends in between would leave a key for ever
+        """Count a failure of each source. Raises Unavailable, QueueFull."""
+        pipeline = self._redis.pipeline(transaction=True)  # a window ending in between would leave a key without expiry
         for source in sources:
             pipeline.set(self._key(source), 0, ex=LOGIN_WINDOW_S, nx=True)
             pipeline.incr(self._key(source))
@@ -69,14 +72,17 @@ class FailedLogins:
 
 
 LEASE_S = 0.9
-"""After this time without news, a running attempt is lost. Pasqal's clients wait a second before they repeat a call."""
+"""A running attempt is abandoned when its lease was not renewed for this time.
+
+Pasqal's clients wait a second before they repeat a call.
+"""
 
 RETRY_S = 61.0
-"""How long an abandoned call may be repeated: Pasqal's clients pause for 31 s in all, and a request may take 30 s."""
+"""How long an abandoned call can be repeated: Pasqal's clients wait for 31 s in total, and a request may take 30 s."""
 
 
 class CallState(StrEnum):
-    """The state of an attempt. ABANDONED: its answer was not written, or was a server error."""
+    """The state of an attempt. ABANDONED: the response was not sent, or was a server error."""
 
     RUNNING = "running"
     OVER = "over"
@@ -84,7 +90,7 @@ class CallState(StrEnum):
 
 
 class CallAttempt(msgspec.Struct, frozen=True):
-    """An attempt at a call. ``key`` is the idempotency key of the call, ``again`` says that it is not the first."""
+    """An attempt at a call. key: the idempotency key of the call. again: whether it is not the first attempt."""
 
     digest: str
     project: str
@@ -94,13 +100,13 @@ class CallAttempt(msgspec.Struct, frozen=True):
 
 
 class RecentCalls:
-    """The calls that run, and those that were abandoned."""
+    """Tracks running and abandoned calls."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
 
     async def begin(self, digest: str, *, project: str, running: Iterable[str] = ()) -> CallAttempt:
-        """Begin an attempt at the call of this digest. running: keys of calls that are certainly not abandoned.
+        """Begin an attempt at the call with this digest. running: keys of calls that are known to be running.
 
         Raises Unavailable, QueueFull.
         """

@@ -1,7 +1,7 @@
-"""The only place where a key of Redis is spelled.
+"""The names of all Redis keys.
 
-Scripts get the same patterns, as a table ``KEY`` that the loader makes of :class:`Key`, because a script such as
-*take* learns which batch it touches only while it runs.
+Scripts get the same patterns in a table ``KEY``, which the loader makes from :class:`Key`: a script such as *take*
+determines which batch it changes only while it runs.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from enum import StrEnum
 
 
 class Key(StrEnum):
-    """Patterns below the namespace. What owns each key, and so when it goes, stands behind it."""
+    """Patterns of keys below the namespace, grouped by their owner, which determines when they are deleted."""
 
-    # of a batch: they go when the batch is forgotten, after it ended and the ledger has all of it
+    # of a batch: deleted when the batch is forgotten, after it has ended and is recorded in the ledger
     BATCH = "batch:%s"  # hash: the batch record and its tickets (fields ``t:<n>``)
     SPEC = "batch:%s:spec"  # hash: job index → microseconds of its submit, a space, JobSpec
     STATE = "batch:%s:state"  # hash: job index → words of records.STATE_FIELDS; absent is PENDING
@@ -21,10 +21,10 @@ class Key(StrEnum):
     FAULT = "batch:%s:fault"  # hash: job index → Fault (JSON)
     BACK = "batch:%s:back"  # list: job indices that came back
     DELAY = "batch:%s:delay"  # sorted set: job index → due time (ms)
-    REMOTE = "batch:%s:remote"  # hash: job index → what is known of its submit to a machine (model.intents)
-    CALL = "batch:%s:call"  # list of at most one element: rung when jobs are added, for who holds the device for it
-    HELD = "batch:%s:held:%s"  # set: job indices that a ticket holds; gone when the ticket is
-    # of a device: they live as long as the device is known
+    REMOTE = "batch:%s:remote"  # hash: job index → intent of its submission to a machine (model.intents)
+    CALL = "batch:%s:call"  # list of at most one element: rung when jobs are added, for the holder of the device
+    HELD = "batch:%s:held:%s"  # set: job indices that a ticket holds; deleted with the ticket
+    # of a device: kept as long as the device is known
     DEVICES = "devices"  # set of device names
     DEVICE = "device:%s"  # hash: status, lanes, counters, limits
     READY = "device:%s:ready"  # sorted set: ticket → rank
@@ -34,27 +34,27 @@ class Key(StrEnum):
     WINDOWS = "device:%s:windows"  # hash: id of a window of maintenance → begin and end (ms), id, DeviceState (JSON)
     BELL = "device:%s:bell"  # list of at most one element: the doorbell
     WORKERS = "device:%s:workers"  # sorted set: worker → expiry of its heartbeat (ms)
-    # of a worker: it expires when the heartbeat stops
-    WORKER = "worker:%s"  # hash: what the worker says of itself
-    # of a project: it goes with the last of its fields; a counter that is 0 has none
-    PROJECT = "project:%s"  # hash: counters of its quotas, and limits of its own (``max:<name>``); see model.quotas
-    # of everything
-    SETTINGS = "settings"  # hash: what operators set and scripts need, published by workers and the scheduler
+    # of a worker: expires when the heartbeat stops
+    WORKER = "worker:%s"  # hash: the worker's description of itself
+    # of a project: deleted with its last field; a counter of 0 has no field
+    PROJECT = "project:%s"  # hash: counters of its quotas, and its own limits (``max:<name>``); see model.quotas
+    # global
+    SETTINGS = "settings"  # hash: settings that scripts need, published by workers and the scheduler
     IDLE = "idle"  # sorted set: open batch without work → deadline (ms)
     ENDED = "ended"  # sorted set: batch that ended and is not forgotten → when (ms)
     EVENTS = "events"  # stream of transitions
     FULL = "full"  # string, expiring: why submits are refused
-    NONE = "full:none"  # never exists: scripts that free memory begin with a write that changes nothing
-    IDEMPOTENCY = "idempotency:%s:%s"  # string, expiring: digest and answer of a call
-    CALLS = "calls:%s"  # hash, expiring: calls of this digest that have no key of their own
+    NONE = "full:none"  # never exists: scripts that free memory begin by deleting it
+    IDEMPOTENCY = "idempotency:%s:%s"  # string, expiring: digest and result of a call
+    CALLS = "calls:%s"  # hash, expiring: calls with this digest and without an idempotency key
     LOGINS = "logins:%s:%s"  # string, expiring: failed log-ins by a name, or from an address
     # of the ledger
-    LEDGER = "ledger"  # string: there since a recorder first read the stream
-    INSTALLATION = "installation"  # string: id of the installation, which its ledger has, too
-    RECORDER = "recorder"  # string, expiring: the recorder that is active
-    SERVER = "server"  # string: since when the last writes may be lacking (ms), or 0; run id of the Redis in use
-    GATE = "gate"  # string, expiring: no job is handed out, until the ledger has put back what Redis lost
-    COUNTED = "counted"  # string, expiring: the recorder has counted the results of which only the ledger knows
+    LEDGER = "ledger"  # string: exists since a recorder first read the stream
+    INSTALLATION = "installation"  # string: id of the installation, the same as in its ledger
+    RECORDER = "recorder"  # string, expiring: the active recorder
+    SERVER = "server"  # string: when the last writes may have been lost (ms), or 0; run id of the Redis in use
+    GATE = "gate"  # string, expiring: no job is handed out until the ledger has restored what Redis lost
+    COUNTED = "counted"  # string, expiring: the recorder has counted the results that only the ledger has
     # channels
     NEWS = "news:%s"  # of a batch: its events and progress
     POOL = "pool:%s"  # of a device: cancels of running work
@@ -72,14 +72,14 @@ KINDS = {
     Key.EVENTS: "stream",
     **dict.fromkeys((Key.LEDGER, Key.INSTALLATION, Key.SERVER, Key.GATE, Key.RECORDER, Key.ENDPOINTS), "string"),
 }
-"""What Redis calls the type of each key that all processes share."""
+"""The Redis type of each global key."""
 
 
 _NAME = re.compile(r"\bKEY\.(\w+)")
 
 
 class Keys:
-    """Spells keys below a namespace."""
+    """Makes the names of keys in a namespace."""
 
     def __init__(self, namespace: str = "tweezer") -> None:
         self.prefix = f"{namespace}:"
@@ -89,6 +89,6 @@ class Keys:
 
 
 def lua_table(text: str) -> str:
-    """Return a Lua table ``KEY`` with the patterns that a script names: a call makes it anew, so it is short."""
+    """Return a Lua table ``KEY`` with only the patterns that a script uses, because each call creates the table."""
     fields = ", ".join(f"{name} = '{Key[name.upper()].value}'" for name in sorted(set(_NAME.findall(text))))
     return f"local KEY = {{ {fields} }}"

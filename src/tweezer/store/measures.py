@@ -1,4 +1,4 @@
-"""What operators watch: the queue, read in one call, and what projects use of their quotas."""
+"""Measurements for operators: the state of the queue, read in one call, and the quotas of projects."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ _FRONT = 50
 
 
 class DeviceMeasures(msgspec.Struct, frozen=True):
-    """A device and its pool.
+    """A device and its workers.
 
-    pending, running: jobs. lost: leases that expired and were taken back; stale: settles that were refused because the
-    ticket was another's; both since Redis was set up. ready, due, leased: tickets that may be taken, that wait for a
-    time, that a lane works on. lanes: of live workers; busy: of these, as their last heartbeats said; draining: those
-    that are free but will take no more. longest_wait_s: how long ago the job was submitted that waits longest of those
-    at the front of the queue: the next job of each batch that has one of the 50 tickets ranked first, or one of the 50
-    leases that expire first. None when none waits there.
+    Attributes:
+        pending: Pending jobs.
+        running: Running jobs.
+        lost: Leases that expired and were reclaimed, since Redis was set up.
+        stale: Settles that were refused because another worker has the ticket, since Redis was set up.
+        ready: Tickets that can be taken.
+        due: Tickets that wait for a time.
+        leased: Tickets that a lane works on.
+        lanes: Lanes of live workers.
+        busy: Busy lanes, according to the last heartbeats.
+        draining: Free lanes of workers that drain and take no more tickets.
+        longest_wait_s: Seconds since the submission of the job that has waited longest at the front of the queue: the
+            next job of each batch with one of the 50 first-ranked tickets or one of the 50 leases that expire first.
+            None if no job waits there.
     """
 
     name: str
@@ -43,15 +51,19 @@ class DeviceMeasures(msgspec.Struct, frozen=True):
 
 
 _COUNTS = DeviceMeasures.__struct_fields__[2:-1]
-"""In the order in which the script answers them."""
+"""In the order in which the script returns them."""
 
 
 class Measures(msgspec.Struct, frozen=True):
-    """The queue as a whole.
+    """The whole queue.
 
-    stream: entries of the stream of events. unrecorded: those that the recorder has not read, counted up to 1,000;
-    unrecorded_s: age of the oldest of them. undelivered, undelivered_s: the same of those whose webhooks the couriers
-    have not written down. ended: batches that have ended and are not forgotten.
+    Attributes:
+        stream: Entries in the stream of events.
+        unrecorded: Entries that the recorder has not recorded, counted up to 1,000.
+        unrecorded_s: Age of the oldest of these, in seconds.
+        undelivered: Entries for which the couriers have not yet written deliveries, counted up to 1,000.
+        undelivered_s: Age of the oldest of these, in seconds.
+        ended: Batches that have ended and are still in Redis.
     """
 
     stream: int
@@ -66,8 +78,11 @@ class Measures(msgspec.Struct, frozen=True):
 
 
 async def measure(scripts: Scripts, recorded: str | None, delivered: str | None = None) -> Measures:
-    """Measures the queue. ``recorded``: id of the last entry that the recorder has written, ``delivered``: of the last
-    one of which the couriers have written all deliveries; None counts none as left. Raises Unavailable."""
+    """Measure the queue. Raises Unavailable.
+
+    recorded: id of the last recorded entry. delivered: id of the last entry whose deliveries are all written. With
+    None nothing is counted as missing.
+    """
     reply = await scripts.call(
         "measure", recorded=recorded or "", delivered=delivered or "", entries_max=_ENTRIES_MOST, tickets_max=_FRONT
     )
@@ -87,7 +102,7 @@ async def measure(scripts: Scripts, recorded: str | None, delivered: str | None 
 
 
 def _age_s(entry_id: bytes, now_ms: int) -> float:
-    """0 where there is no entry."""
+    """Return the age of an entry; 0 without an entry."""
     return max(now_ms - int(entry_id.partition(b"-")[0]), 0) / 1000 if entry_id else 0.0
 
 
@@ -101,17 +116,17 @@ def _device(name: bytes, paused: bytes, *numbers: Any) -> DeviceMeasures:
     )
 
 
-_PROJECTS_MAX = 500  # of one call
+_PROJECTS_MAX = 500  # per call
 
 
 class Quotas:
-    """Reads and writes what the scripts check quotas by. All methods raise Unavailable."""
+    """Reads and writes the counters and limits that scripts use to check quotas. All methods raise Unavailable."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
 
     async def usage(self, project: str) -> list[Usage]:
-        """What the project uses of each quota, and its limits as the scripts apply them."""
+        """Return the project's use of each quota, and its limits as the scripts apply them."""
         rows = await self._scripts.call("usage", project=project)
         return [
             Usage(quota=name.decode(), used=int(used), limit=int(limit), own=own == b"1")
@@ -119,23 +134,23 @@ class Quotas:
         ]
 
     async def set_limits(self, limits: Mapping[str, Mapping[str, int]]) -> None:
-        """Give each of these projects these limits of its own, by quota, and the defaults for the others."""
+        """Set the limits of these projects by quota; quotas without a value get the default."""
         rows = [(project, *(own.get(quota.name, "") for quota in QUOTAS)) for project, own in limits.items()]
         for page in split_pages(rows, _PROJECTS_MAX):
             await self._scripts.call("set_limits", limits=[part for row in page for part in row])
 
     async def is_counted(self) -> bool:
-        """Whether the results of which only the ledger knows were counted, and this Redis has the count."""
+        """Return whether this Redis has a count of the results that only the ledger has."""
         return bool(await ask(self._scripts.redis.exists(self._scripts.keys(Key.COUNTED))))
 
     async def forget_count(self) -> None:
-        """Have the recorder count these results again."""
+        """Make the recorder count these results again."""
         await ask(self._scripts.redis.delete(self._scripts.keys(Key.COUNTED)))
 
     async def set_kept(self, kept: Mapping[str, int], *, counted_s: float) -> None:
-        """Set for each project the bytes of results that only the ledger has; the count holds for that long."""
+        """Set the bytes of results that only the ledger has, by project; the count expires after ``counted_s``."""
         await self._scripts.call("set_kept", counted_ms=round(counted_s * 1000), kept=kept.items())
 
     async def drop_kept(self, dropped: Mapping[str, int]) -> None:
-        """Take off the bytes of results that were deleted from the ledger."""
+        """Subtract the bytes of results that were deleted from the ledger, by project."""
         await self._scripts.call("drop_kept", dropped=dropped.items())

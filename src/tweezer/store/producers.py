@@ -1,8 +1,9 @@
-"""What producers ask: submit, add, close, cancel, pause, resume. Library, arq messages and HTTP all come through here.
+"""The producers' side of the store: submit, add, close, cancel, pause, resume. The library, arq messages and the HTTP
+API all use it.
 
-A method returns when the change is made, or raises and nothing has changed, except that
-:class:`~tweezer.model.errors.Unavailable` leaves it unknown: repeat the call, with the same idempotency
-key where it takes one. ``project`` None is an operator, who may touch everybody's batches.
+A method returns when the change is made. If it raises, nothing has changed, except that the outcome is unknown after
+:class:`~tweezer.model.errors.Unavailable`: repeat the call, with the same idempotency key where it takes one.
+``project`` None means an operator, who may change the batches of all projects.
 """
 
 from __future__ import annotations
@@ -56,15 +57,20 @@ from tweezer.store.records import DeviceRecord
 from tweezer.store.scripts import Scripts, translating
 
 _DEVICE_AGE_S, _DEVICES_MAX = 10.0, 1000
+_NO_DEVICES = "no worker has announced a device yet; start a worker"
 
 
 class Submission(msgspec.Struct, frozen=True):
-    """A batch as its producer wants it, unchecked.
+    """A batch as its producer submits it, unchecked.
 
-    sequence: a Pulser ``Sequence`` or its abstract representation; None if each job has its own.
-    jobs: ``JobSpec`` or dictionaries of its fields. device: None for the one that the (first) sequence is for.
-    not_before: an aware time to start at, at the earliest. idempotency_key: submissions with the same key within a day
-    make one batch; '' is no key. user: id of who submits it, where that is known. parent_id: the batch that it repeats.
+    Attributes:
+        sequence: A Pulser ``Sequence`` or its abstract representation; None if each job has its own.
+        jobs: ``JobSpec`` objects or dictionaries of its fields.
+        device: Name of the device; None for the device in the (first) sequence.
+        not_before: An aware time before which no job starts.
+        idempotency_key: Submissions with the same key within a day create one batch; '' means no key.
+        user: Id of the user who submits it, if known.
+        parent_id: Id of the batch that this one repeats.
     """
 
     sequence: Any
@@ -84,14 +90,14 @@ class Submission(msgspec.Struct, frozen=True):
     parent_id: str | None = None
 
     def doc(self, device: str) -> BatchDoc:
-        """What is kept of it for good. Raises InvalidInput("sequence", …)."""
+        """Return the part that does not change after the submit. Raises InvalidInput("sequence", …)."""
         kept = {field: getattr(self, field) for field in BatchDoc.__struct_fields__}
         sequence = None if self.sequence is None else sequence_text(self.sequence)
         return BatchDoc(**kept | {"device": device, "sequence": sequence})
 
 
 class Admission:
-    """Lets in what can run. What it refuses raises InvalidInput, naming the field, and nothing was written."""
+    """Checks submissions before they are written. Rejected ones raise InvalidInput that names the field."""
 
     def __init__(self, commands: Commands, reader: Reader) -> None:
         self._commands = commands
@@ -100,13 +106,13 @@ class Admission:
         self._by_specs: Recent[str, DeviceRecord] = Recent(_DEVICES_MAX, kept_s=_DEVICE_AGE_S)
 
     async def submit(self, submission: Submission, *, project: str) -> UUID:
-        """Writes a batch and returns its id. Raises InvalidInput, QueueFull, Conflict, Unavailable."""
+        """Check and write a batch; return its id. Raises InvalidInput, QueueFull, Conflict, Unavailable."""
         if not is_project_id(project):
-            raise InvalidInput("project", "an id has 1 to 64 letters, digits, dots, dashes and underscores")
+            raise InvalidInput("project", "must be 1 to 64 letters, digits, dots, dashes and underscores")
         specs = [as_job_spec(job, index) for index, job in enumerate(submission.jobs)]
         device = await self._find_device(submission, specs)
         if not specs and not submission.open:
-            raise InvalidInput("jobs", "there is none; give at least one job, or open=True to add jobs later")
+            raise InvalidInput("jobs", "is empty; give at least one job, or open=True to add jobs later")
         if submission.not_before is not None:
             check_time("not_before", submission.not_before)
         doc = submission.doc(device.name)
@@ -128,31 +134,31 @@ class Admission:
     async def add_jobs(
         self, batch_id: UUID, jobs: Sequence[Any], *, project: str | None, idempotency_key: str = ""
     ) -> int:
-        """Appends jobs to an open batch, checked like those of a submit; returns the index of the first."""
+        """Append jobs to an open batch, checked as in a submit; return the index of the first."""
         try:
             batch = await self._reader.batch(batch_id, project=project)
         except NotFound:
-            # A script knows whether Redis may have lost the batch, and then raises Unavailable.
+            # The script raises Unavailable if Redis may have lost the batch.
             await self._commands.add_jobs(batch_id, [], project=project)
             batch = await self._reader.batch(batch_id, project=project)
         device = await self.device(batch.device)
         specs = [as_job_spec(job, index) for index, job in enumerate(jobs)]
         if not specs:
-            raise InvalidInput("jobs", "there is none; give at least one job")
+            raise InvalidInput("jobs", "is empty; give at least one job")
         reads = device.checks_sequence and batch.doc.sequence is not None
         _check_jobs(specs, read_sequence(batch.doc.sequence or "") if reads else None, batch.doc, device)
         specs = _with_runs_shown(specs, batch.doc)
         return await self._commands.add_jobs(batch_id, specs, project=project, idempotency_key=idempotency_key)
 
     async def _find_device(self, submission: Submission, jobs: Sequence[JobSpec]) -> DeviceRecord:
-        """The device that is named, else the one that the (first) sequence is for."""
+        """Return the named device, else the device in the (first) sequence."""
         if submission.device is not None:
             return await self.device(check_text("device", submission.device, MAX_DEVICE_LENGTH))
         field, sequence = "sequence", submission.sequence
         if sequence is None and jobs:
             field, sequence = "jobs[0].sequence", jobs[0].sequence
         if sequence is None:
-            raise InvalidInput("device", "is missing, and there is no sequence that names one")
+            raise InvalidInput("device", "is missing; name one, because no sequence is given")
         try:
             name = read_sequence(sequence_text(sequence)).device
         except InvalidInput as error:
@@ -160,7 +166,7 @@ class Admission:
         return await self._find_device_for(name)
 
     async def _find_device_for(self, name: str) -> DeviceRecord:
-        """The device of the sequences that carry this name: it is in its specs, or its own."""
+        """Return the device whose specs have this name, or that has it itself. Raises InvalidInput."""
         device = self._by_specs.get(name)
         if device is None:
             devices = await self._reader.devices()
@@ -169,23 +175,24 @@ class Admission:
                     self._by_specs.put(it.specs_name, it)
             device = self._by_specs.get(name) or next((it for it in devices if it.name == name), None)
             if device is None:
-                raise InvalidInput(
-                    "device",
-                    f"is missing, and the sequence is for {shown(name)}; there are {_listed(devices)}: name one, or "
-                    "build the sequence with its specs",
+                known = (
+                    f"the devices are {_listed(devices)}; name one, or build the sequence with its specs"
+                    if devices
+                    else _NO_DEVICES
                 )
+                raise InvalidInput("device", f"is missing, and the sequence is for {shown(name)}; {known}")
         return device
 
     async def device(self, name: str) -> DeviceRecord:
-        """The device of this name, as it was a few seconds ago. Raises InvalidInput that names those there are."""
+        """Return the device, at most a few seconds old. Raises InvalidInput that lists the existing devices."""
         known = self._devices.get(name)
         if known is not None:
             return known
         device = await self._reader.device(name)
         if device is None:
             names = await self._reader.device_names()
-            there = f"there are {', '.join(names)}" if names else "no worker has announced one yet; start a worker"
-            raise InvalidInput("device", f"there is no device {shown(name)}; {there}")
+            known_names = f"the devices are {', '.join(names)}" if names else _NO_DEVICES
+            raise InvalidInput("device", f"there is no device {shown(name)}; {known_names}")
         self._devices.put(name, device)
         return device
 
@@ -202,7 +209,7 @@ def _check_jobs(jobs: Sequence[JobSpec], header: SequenceHeader | None, doc: Bat
 
 
 def _with_runs_shown(jobs: list[JobSpec], doc: BatchDoc) -> list[JobSpec]:
-    """The jobs, with the number of shots that those get which leave it to the configuration: clients want a number."""
+    """Add the configuration's number of shots, for clients to show, to the jobs that do not set their own."""
     if doc.backend_configuration is None or all(job.runs or job.runs_shown for job in jobs):
         return jobs
     shots = configured_shots(doc.backend_configuration)
@@ -210,27 +217,27 @@ def _with_runs_shown(jobs: list[JobSpec], doc: BatchDoc) -> list[JobSpec]:
 
 
 def _listed(devices: Sequence[DeviceRecord]) -> str:
-    """The devices by name, and by the name in their specs where that is another one."""
+    """List the devices by name, with the name in their specs where it differs."""
     names = [
         it.name if it.specs_name in (None, it.name) else f"{it.name} (in sequences: {it.specs_name})" for it in devices
     ]
-    return ", ".join(names) or "none, for no worker has announced one yet"
+    return ", ".join(names)
 
 
 def _priority(priority: str) -> Priority:
     try:
         return Priority(priority)
     except ValueError:
-        raise InvalidInput("priority", f"is {shown(priority)}; it is one of {', '.join(Priority)}") from None
+        raise InvalidInput("priority", f"must be one of {', '.join(Priority)}, got {shown(priority)}") from None
 
 
-_QUICK_BYTES = 256 << 10  # are compressed in a few milliseconds: not worth a thread
+_QUICK_BYTES = 256 << 10  # compressed in a few milliseconds: not worth a thread
 
 _GLOB = re.compile(r"([*?\[\]\\])")
 
 
 class CancelAnswer(StrEnum):
-    """What a cancel did to one job; ``requested``: it runs, and its worker was told."""
+    """The effect of a cancel on one job; ``requested``: it is running, and its worker was asked to stop it."""
 
     CANCELED = "canceled"
     REQUESTED = "requested"
@@ -247,11 +254,11 @@ def _digest(parts: Iterable[bytes | str]) -> str:
 
 
 def _packed(field: str, record: BatchDoc | JobSpec) -> bytes:
-    """The record as MessagePack. Devices that check nothing let through what cannot be kept: a number too large."""
+    """Pack a record. On devices without checks a value may be impossible to encode, such as too large a number."""
     try:
         return pack(record)
     except (OverflowError, TypeError, ValueError, RecursionError) as error:
-        raise InvalidInput(field, f"cannot be kept: {error}") from error
+        raise InvalidInput(field, f"cannot be stored: {error}") from error
 
 
 def _packed_jobs(jobs: Sequence[JobSpec]) -> list[bytes]:
@@ -259,14 +266,14 @@ def _packed_jobs(jobs: Sequence[JobSpec]) -> list[bytes]:
 
 
 async def _compressed(packed: Sequence[bytes]) -> list[bytes]:
-    """As Redis holds them. What would hold the event loop up is compressed in a thread."""
+    """Compress records for Redis; large ones in a thread, so that they do not block the event loop."""
     if sum(map(len, packed)) <= _QUICK_BYTES:
         return list(map(compress, packed))
     return await asyncio.to_thread(lambda: list(map(compress, packed)))
 
 
 def _refuse(script: str, word: bytes, details: Sequence[Any], batch_id: UUID, arguments: Mapping[str, Any]) -> NoReturn:
-    """Raise the error for the word by which a script refuses a call with these arguments."""
+    """Raise the error for the word with which a script refuses a call with these arguments."""
     match script, word:
         case _, b"unknown":
             raise NotFound("batch", str(batch_id))
@@ -277,52 +284,53 @@ def _refuse(script: str, word: bytes, details: Sequence[Any], batch_id: UUID, ar
         case _, b"over":
             raise Conflict(f"batch {batch_id} has ended", code="terminal")
         case _, b"closed":
-            raise Conflict(f"batch {batch_id} is closed: submit it with open=True to add jobs later", code="closed")
+            raise Conflict(
+                f"batch {batch_id} is closed; to add jobs later, submit a batch with open=True", code="closed"
+            )
         case _, b"conflict":
             raise Conflict(
-                "the idempotency key was used for another call with other content; use a new key",
+                "the idempotency key was already used for a call with other content; use a new key",
                 code="idempotency",
             )
         case _, b"full":
-            raise QueueFull(f"no more work is taken for now: {details[0].decode()}")
+            raise QueueFull(f"no new work is accepted for now: {details[0].decode()}")
         case _, b"quota":
             project, quota, *numbers = (text.decode() for text in details)
             raise QuotaExceeded(project, quota, *map(int, numbers))
         case _, b"too_many":
             raise InvalidInput(
                 "jobs",
-                f"the batch has {int(details[0])} jobs and may have {MAX_JOBS_PER_BATCH}; start another batch",
+                f"a batch can have at most {MAX_JOBS_PER_BATCH} jobs (this one has {int(details[0])}); "
+                "start another batch",
             )
         case _, b"unknown_device":
             raise InvalidInput("device", f"there is no device {arguments['device']}; `tweezer devices` lists them")
         case _, b"exists":
-            raise Conflict(f"batch {batch_id} exists already", code="exists")
+            raise Conflict(f"batch {batch_id} already exists", code="exists")
         case "end_batch", b"forbidden":
             has, status = (BATCH_BY_LETTER[it] for it in (details[0].decode(), arguments["to"]))
-            raise Conflict(
-                f"batch {batch_id} is {has} and cannot become {status}: only one that is open and without work can"
-            )
+            raise Conflict(f"batch {batch_id} is {has} and cannot become {status}: only an open batch without work can")
         case "report", b"forbidden":
             has_now = JOB_BY_LETTER[details[0].decode()]
             why = _why_not(has_now, JOB_BY_LETTER.get(arguments["to"]))
             raise Conflict(f"job {arguments['index']} of batch {batch_id} is {has_now}: {why}")
         case _:
-            raise AssertionError(f"a script answered {word!r}")
+            raise AssertionError(f"a script returned {word!r}")
 
 
 def _why_not(has: JobStatus, status: JobStatus | None) -> str:
-    """Why a job of a status cannot be reported to have another one, or progress."""
+    """Return why a status or progress cannot be reported for a job with the status ``has``."""
     match status:
         case JobStatus.RUNNING if has is not JobStatus.RUNNING:
-            return "only the worker that holds it begins it"
+            return "only the worker that holds it can begin it"
         case JobStatus.DONE:
-            return "only the worker that holds it has its result"
+            return "only the worker that holds it can write its result"
         case _:
-            return "only a job that is and stays RUNNING has progress"
+            return "progress can only be reported for a job that is and stays RUNNING"
 
 
 class Commands:
-    """Changes that users ask for."""
+    """Changes of batches and jobs that users request."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
@@ -339,7 +347,7 @@ class Commands:
         not_before: datetime | None = None,
         idempotency_key: str = "",
     ) -> UUID:
-        """Writes a batch; returns its id: that of the first call when this one repeats it."""
+        """Write a batch; return its id, which is that of the first call if this one repeats it."""
         check_key(idempotency_key)
         packed_doc, packed = _packed("batch", doc), _packed_jobs(jobs)
         due_ms = 0 if not_before is None else round(not_before.timestamp() * 1000)
@@ -367,7 +375,7 @@ class Commands:
     async def add_jobs(
         self, batch_id: UUID, jobs: Sequence[JobSpec], *, project: str | None, idempotency_key: str = ""
     ) -> int:
-        """Appends jobs to an open batch; returns the index of the first of them."""
+        """Append jobs to an open batch; return the index of the first of them."""
         check_key(idempotency_key)
         packed = _packed_jobs(jobs)
         digest = _digest([str(batch_id), *packed]) if idempotency_key else ""
@@ -384,19 +392,19 @@ class Commands:
         return int(first)
 
     async def close(self, batch_id: UUID, *, project: str | None) -> None:
-        """No more jobs will come; closing a closed batch, or one that ended, changes nothing."""
+        """Close a batch: no more jobs can be added. If it is closed or has ended, nothing changes."""
         await self._command("close", batch_id, project)
 
     async def cancel(
         self, batch_id: UUID, *, project: str | None, by: str = UNKNOWN, idempotency_key: str = ""
     ) -> None:
-        """Ends a batch: pending jobs at once, running ones as their workers stop them. by: who asks, which is noted."""
+        """Cancel a batch: pending jobs at once, running ones when their workers stop them. by: recorded requester."""
         digest = _digest(["cancel", str(batch_id)])
         key = check_key(idempotency_key)
         await self._command("cancel_batch", batch_id, project, idempotency_key=key, digest=digest, by=check_by(by))
 
     async def pause(self, batch_id: UUID, *, project: str | None) -> None:
-        """Hands out no more jobs of the batch; what runs finishes."""
+        """Pause a batch: no more of its jobs are handed out; running jobs finish."""
         await self._command("pause_batch", batch_id, project)
 
     async def resume(self, batch_id: UUID, *, project: str | None) -> None:
@@ -411,7 +419,7 @@ class Commands:
         by: str = UNKNOWN,
         idempotency_key: str = "",
     ) -> list[CancelAnswer]:
-        """Cancels some jobs of a batch; one answer a job, in the order given. by: who asks, which is noted."""
+        """Cancel some jobs of a batch; return one answer for each, in the given order. by: recorded requester."""
         digest = _digest(["cancel_jobs", str(batch_id), *map(str, indices)])
         (answers,) = await self._command(
             "cancel_jobs",
@@ -425,19 +433,18 @@ class Commands:
         return [CancelAnswer(word) for word in answers.decode().split()]
 
     async def set_tags(self, batch_id: UUID, tags: Sequence[str], *, project: str | None) -> None:
-        """Replaces the tags of a batch, live or ended. Raises InvalidInput("tags…", …)."""
+        """Replace the tags of a batch, live or ended. Raises InvalidInput("tags…", …)."""
         check_tags(tags)
         await self._command("set_tags", batch_id, project, tags=msgspec.json.encode(tags))
 
     async def note_child(self, batch_id: UUID, child: UUID) -> bool:
-        """Notes that another batch repeats this one; False when it is not here any more."""
+        """Record that another batch repeats this one; return False if Redis no longer has it."""
         return await self._scripts.call_ok("note_child", batch_id=str(batch_id), child=str(child))
 
     async def end(
         self, batch_id: UUID, status: BatchStatus, *, project: str | None, fault: Fault | None = None
     ) -> None:
-        """Ends a batch in ERROR, for the reason of the fault, where what runs may finish; or one that is open without
-        work in TIMED_OUT."""
+        """End a batch in ERROR with this fault (running jobs finish), or an open batch without work in TIMED_OUT."""
         if fault is not None:
             check_characters("reason", fault.message, lines=True)
         packed = b"" if fault is None else encode_fault(fault)
@@ -453,9 +460,10 @@ class Commands:
         fault: Fault | None = None,
         project: str | None,
     ) -> None:
-        """Says of a live job what its holder did not: that it ends, or goes back to wait, how far it is, why it fails.
+        """Report a new status, progress or a fault of a live job on behalf of its holder.
 
-        Who runs it then has lost it. A result, and the begin of a job, are its holder's alone to tell. Raises Conflict.
+        A job that is ended or made PENDING is taken from its holder. Only the holder can report that a job begins, or
+        its result. Raises Conflict.
         """
         if fault is not None:
             check_characters("errors", fault.message, lines=True)
@@ -470,17 +478,18 @@ class Commands:
         )
 
     async def discard(self, batch_id: UUID) -> None:
-        """Removes a batch whatever its status, and even if it cannot be read. Raises Conflict while a lane works on it,
-        and NewerRecord."""
+        """Remove a batch in any status, even if it cannot be read.
+
+        Raises Conflict while a lane works on it, and NewerRecord.
+        """
         (word,) = await self._scripts.call("discard", batch_id=str(batch_id))
         if word == b"held":
-            raise Conflict(f"a worker is at work on batch {batch_id}: `tweezer cancel {batch_id}` first", code="live")
+            raise Conflict(f"a worker is running batch {batch_id}; run `tweezer cancel {batch_id}` first", code="live")
         if word == b"version":
             raise NewerRecord(batch_id, RECORD_VERSION)
 
     async def forget_project(self, project: str) -> None:
-        """Removes what is left of a project without batches: its counters and limits, its idempotency keys, and its
-        place in the queues."""
+        """Remove the remaining keys of a project without batches: counters, limits, idempotency keys, fair shares."""
         redis, keys = self._scripts.redis, self._scripts.keys
         pattern = keys(Key.IDEMPOTENCY, _GLOB.sub(r"\\\1", project), "*")
         with translating():
@@ -491,7 +500,7 @@ class Commands:
                 await redis.unlink(name)
 
     async def _command(self, script: str, batch_id: UUID, project: str | None, **arguments: Any) -> list[Any]:
-        """Call a script and return what comes with its answer. Raises what :func:`_refuse` makes of a refusal."""
+        """Call a script and return the details of its reply. Raises as :func:`_refuse` if the script refuses."""
         word, *details = await self._scripts.call(script, batch_id=str(batch_id), project=project or "", **arguments)
         if word not in (b"ok", b"repeated") and (script, word) != ("close", b"over"):
             _refuse(script, word, details, batch_id, arguments)

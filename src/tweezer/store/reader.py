@@ -36,11 +36,11 @@ from tweezer.store.records import (
 from tweezer.store.results import Results
 from tweezer.store.scripts import Scripts, ask, split_pages
 
-_PAGE = 500  # jobs read in one go
+_PAGE = 500  # jobs read at once
 
 
 class Reader:
-    """Reads what Redis holds. A foreign project's things are as if they did not exist."""
+    """Reads from Redis. The batches and jobs of other projects are treated as if they did not exist."""
 
     def __init__(self, scripts: Scripts, results: Results) -> None:
         self._redis = scripts.redis
@@ -48,7 +48,7 @@ class Reader:
         self._results = results
 
     async def batch(self, batch_id: UUID, *, project: str | None) -> BatchRecord:
-        """The batch; raises NotFound."""
+        """Return the batch. Raises NotFound."""
         row = cast(dict[bytes, bytes], await ask(self._redis.hgetall(self._keys(Key.BATCH, batch_id))))
         fields = {name.decode(): value for name, value in row.items()}
         if "project" not in fields or project not in (None, fields["project"].decode()):
@@ -56,7 +56,7 @@ class Reader:
         return batch_record(batch_id, fields)
 
     async def jobs(self, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
-        """Jobs of the batch, in the order of the indices, all of which it must have."""
+        """Return jobs of the batch, in the order of the indices, all of which must exist."""
         if not indices:
             return []
         specs, states, faults = await self._columns(batch.id, indices, Key.SPEC, Key.STATE, Key.FAULT)
@@ -67,23 +67,26 @@ class Reader:
         ]
 
     async def results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, Result]:
-        """The results that there are, by index; check first whose the batch is. Raises ResultUnavailable."""
+        """Return the existing results by index; the caller must have checked the batch's project.
+
+        Raises ResultUnavailable.
+        """
         packed = await self.packed_results(batch_id, indices)
         return {index: await self._results.unpack(data) for index, data in packed.items()}
 
     async def packed_results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, bytes]:
-        """The same, as Redis has them."""
+        """Return the existing results by index, packed as in Redis."""
         if not indices:
             return {}
         (packed,) = await self._columns(batch_id, indices, Key.RESULT)
         return {index: data for index, data in zip(indices, packed, strict=True) if data is not None}
 
     async def device(self, name: str) -> DeviceRecord | None:
-        """The device, or None when nobody ever announced it."""
+        """Return the device, or None if it was never announced or created."""
         return device_record(name, await ask(self._redis.hmget(self._keys(Key.DEVICE, name), list(DEVICE_FIELDS))))
 
     async def windows(self, device: str) -> list[Window]:
-        """The planned maintenance of a device, in order; that which is over may be among it for a second."""
+        """Return the maintenance windows of a device, in order; one that is over may be included for a second."""
         values = await ask(self._redis.hvals(self._keys(Key.WINDOWS, device)))
         return sorted(map(window_record, (value.decode() for value in values)), key=lambda it: it.begins)
 
@@ -92,17 +95,17 @@ class Reader:
         return sorted(_names(names))
 
     async def devices(self) -> list[DeviceRecord]:
-        """All devices, by name."""
+        """Return all devices, ordered by name."""
         found = [device_record(name, row) for name, row in await self._all_devices(DEVICE_FIELDS)]
         return [device for device in found if device is not None]
 
     async def device_specs(self) -> dict[str, str]:
-        """The specs of all devices that have some and are active, by the device's name."""
+        """Return the specs of all active devices that have some, by the device's name."""
         rows = await self._all_devices(("specs", "inactive"))
         return {name: specs.decode() for name, (specs, inactive) in rows if specs is not None and inactive is None}
 
     async def workers(self) -> list[WorkerRecord]:
-        """The live workers of all devices."""
+        """Return the live workers of all devices."""
         workers = []
         for device in await self.device_names():
             names = await ask(self._redis.zrange(self._keys(Key.WORKERS, device), 0, -1))
@@ -113,7 +116,7 @@ class Reader:
         return workers
 
     async def leases(self, device: str) -> list[Lease]:
-        """Return leases of a device's tickets, those that were renewed last first, at most 500."""
+        """Return leases of a device's tickets, the most recently renewed first, at most 500."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.time()
         pipeline.zrange(self._keys(Key.LEASES, device), 0, _PAGE - 1, desc=True, withscores=True)
@@ -129,11 +132,11 @@ class Reader:
         ]
 
     async def ping(self) -> None:
-        """Raises Unavailable when Redis does not answer."""
+        """Raise Unavailable if Redis does not respond."""
         await ask(self._redis.ping())
 
     async def foreign_keys(self) -> dict[str, tuple[str, str]]:
-        """Find shared keys that hold something else than Tweezer keeps there: their type, and the expected one."""
+        """Return the global keys whose type is not that which Tweezer uses, with their type and the expected one."""
         pipeline = self._redis.pipeline(transaction=False)
         for key in KINDS:
             pipeline.type(self._keys(key))
@@ -142,11 +145,11 @@ class Reader:
         return {self._keys(key): (kind, right) for (key, right), kind in expected if kind not in (right, "none")}
 
     async def server_info(self, section: str | None = None) -> dict[str, Any]:
-        """The sections of Redis' INFO, flat; or one of them, which costs a tenth."""
+        """Return all sections of Redis' INFO as one dictionary; or one section, which takes a tenth of the time."""
         return cast(dict[str, Any], await ask(self._redis.info(section)))
 
     async def server_config(self, pattern: str) -> dict[str, str]:
-        """Redis' own settings; empty where they may not be read."""
+        """Return Redis' settings; empty if this user may not read them."""
         try:
             return cast(dict[str, str], await self._redis.config_get(pattern))
         except redis_errors.ResponseError:
@@ -173,7 +176,7 @@ class Reader:
 
 
 def _names(members: Iterable[bytes]) -> Iterator[str]:
-    """Yield the names in a set; what is not UTF-8 is not a name, and was not put there by Tweezer."""
+    """Yield the names in a set, without members that are not UTF-8, which Tweezer did not add."""
     for member in members:
         with contextlib.suppress(UnicodeDecodeError):
             yield member.decode()
@@ -200,14 +203,14 @@ _REMEMBERED_MAX = 20_000
 
 
 class Owners:
-    """The projects of batches, as far as Redis has them."""
+    """Looks up the projects of batches in Redis, and caches them."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
         self._known: Recent[UUID, str] = Recent(_REMEMBERED_MAX)
 
     async def projects(self, batch_ids: Iterable[UUID]) -> dict[UUID, str]:
-        """The project of each batch; those that Redis does not have are left out. Raises Unavailable."""
+        """Return the project of each batch that Redis has. Raises Unavailable."""
         wanted = set(batch_ids)
         found = {batch_id: project for batch_id in wanted if (project := self._known.get(batch_id)) is not None}
         if unknown := [batch_id for batch_id in wanted if batch_id not in found]:
@@ -222,13 +225,13 @@ class Owners:
         return found
 
 
-_TOGETHER_MAX = 64  # jobs that one call of the script reads
+_TOGETHER_MAX = 64  # jobs per call of the script
 
 
 class Lookups:
-    """Reads for requests that come in crowds: those for jobs that meet are answered by one round trip.
+    """Reads batches and jobs for many concurrent requests: requests for jobs share a round trip.
 
-    projects: ids of those whose things are shown; None for all.
+    projects: ids of the projects that the caller may see; None for all.
     """
 
     def __init__(self, scripts: Scripts) -> None:
@@ -238,7 +241,10 @@ class Lookups:
     async def batch(
         self, batch_id: UUID, *, projects: Collection[str] | None, jobs_max: int = -1
     ) -> tuple[BatchRecord, list[JobRecord]] | None:
-        """The batch and, if there are at most ``jobs_max`` (1,000), its jobs, all of one moment. Raises Unavailable."""
+        """Return the batch and, if it has at most ``jobs_max`` (up to 1,000), its jobs, read atomically.
+
+        Raises Unavailable.
+        """
         found = await self._scripts.call(
             "look_up_batch",
             batch_id=str(batch_id),
@@ -255,7 +261,7 @@ class Lookups:
         return batch, [job_record(batch, index, spec, state, fault) for index, (spec, state, fault) in rows]
 
     async def job(self, job_id: UUID, *, projects: Collection[str] | None) -> JobRecord | None:
-        """The job. Raises Unavailable."""
+        """Return the job, or None. Raises Unavailable."""
         batch_id, index = split_job_id(job_id)
         row = await self._jobs.get(_JobRequest(str(batch_id), index, projects))
         if row is None:
@@ -275,7 +281,7 @@ class Lookups:
 
 
 class _JobRequest(msgspec.Struct, frozen=True):
-    """A job to read, for a caller who may see these projects."""
+    """A job to read, for a caller that may see these projects."""
 
     batch_id: str
     index: int

@@ -1,4 +1,4 @@
-"""The shape of the records in Redis, shared with the scripts, and their typed form for readers."""
+"""The layout of the records in Redis, which the scripts share, and their typed form."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tweezer.model.windows import DeviceState, Unavailability, UnavailabilityKin
 
 STATE_FIELDS = (
     "status",  # letter of JobStatus
-    "attempt",  # how often its execution began (drains excepted)
-    "token",  # of the ticket that began it last; of the one that settled it
+    "attempt",  # how often its execution began (drains do not count)
+    "token",  # of the ticket that began it last, or that settled it
     "begun",  # ms
     "ended",  # ms
     "preparation",  # ms
@@ -38,23 +38,23 @@ STATE_FIELDS = (
     "progress",  # percent
     "cancel",  # ms of the first request
     "cancels",  # number of requests
-    "crashes",  # lanes that died under it
-    "lost",  # workers that were lost under it
+    "crashes",  # lanes whose process died while they ran it
+    "lost",  # workers that were lost while they ran it
     "transient",  # transient failures
     "outcome",  # prevented or stopped (CancelOutcome), of a job that was canceled on request
 )
-"""The words of a job's state, in order; ``-`` is none. One that an older release wrote has fewer."""
+"""The words of a job's state, in order; ``-`` means no value. States written by older releases have fewer words."""
 
 TEXT_FIELDS = ("project", "device", "priority", "status", "fate", "created")
 NUMBER_FIELDS = (
     "open",  # 1 while jobs may be added
     "exclusive",  # 1 on a device that one batch holds
-    "reattaches",  # 1 on a device whose jobs run on, whatever becomes of the worker
+    "reattaches",  # 1 on a device whose jobs continue when the worker is lost
     "started",  # ms, when its first job began
     "ended",  # ms
     "jobs",
     "cursor",  # index of the first job that was never handed out
-    "back",  # length of the list of what came back
+    "back",  # length of the list of jobs that came back
     "delayed",  # jobs that wait for a retry
     "pending",
     "running",
@@ -62,35 +62,35 @@ NUMBER_FIELDS = (
     "error",
     "canceled",
     "seq",  # number of its last event
-    "token",  # last token given
-    "slots",  # tickets are numbered below this
-    "failures",  # of its tickets, in a row
-    "crashes",  # of these, in a row, those where the lane's process died while it prepared the batch
+    "token",  # the last token that was issued
+    "slots",  # ticket numbers are below this
+    "failures",  # consecutive failures of its tickets
+    "crashes",  # consecutive failures where the lane's process died while it prepared the batch
     "idle",  # ms that it may be open without work
     "retries",  # transient failures that a job may have
     "not_before",  # ms, its tickets wait until then
-    "reserved",  # ms, since when it holds its device without work; 0: it does not
-    "idled",  # ms that it has held its device without work before
-    "warned",  # ms, the deadline before which it was warned last
-    "charged",  # pending jobs that its project's counter has of it
-    "bytes",  # that its project's counter of queued bytes has of it; 0 once it has ended
+    "reserved",  # ms, since when it holds its device without work; 0 if it does not
+    "idled",  # ms that it held its device without work before that
+    "warned",  # ms, the deadline for which it was last warned
+    "charged",  # its pending jobs that are included in its project's counter
+    "bytes",  # its bytes that are included in its project's counter of queued bytes; 0 once it has ended
     "results",  # bytes of its results
 )
-"""Fields of the batch record that scripts work with. Beside them stand ``v``, ``doc``, ``updated``, ``timeout``
-(ms that a job may take), ``worked`` (ms that its DONE jobs took), ``fault``, ``tags``
-(JSON; absent until they are replaced), ``children`` (ids of the batches that repeat it) and ``cancels`` (who asked for
-the end of which jobs, a line each; see :mod:`tweezer.model.cancels`)."""
+"""Fields of the batch record that scripts use. The record also has ``v``, ``doc``, ``updated``, ``timeout`` (time limit
+of a job, ms), ``worked`` (total duration of its DONE jobs, ms), ``fault``, ``tags`` (JSON; absent until they are
+replaced), ``children`` (ids of the batches that repeat it) and ``cancels`` (cancel requests, one line each; see
+:mod:`tweezer.model.cancels`)."""
 
 
 _OF_SPACE = ("max_atom_num", "min_atom_distance", "max_radial_distance")
 
 SPECS_FIELDS = ("specs", "specs_name", "specs_by", "specs_at", "specs_max_runs", *_OF_SPACE)
-"""Fields of a device that come with its specs: Pulser's text, the name in it, whose it is (worker, operator), since
-when (ms), and its limits."""
+"""Fields of a device that belong to its specs: Pulser's text, the name in it, who set it (worker or operator), when
+(ms), and the limits."""
 
 
 class TicketRef(msgspec.Struct, frozen=True):
-    """Names a ticket: the batch, and the number of the ticket within it."""
+    """A ticket's name: its batch and its number within the batch."""
 
     batch_id: UUID
     number: int
@@ -105,7 +105,7 @@ class TicketRef(msgspec.Struct, frozen=True):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """The lease of a ticket: the lane that works on it, and for how long it is still good unless it is renewed."""
+    """The lease of a ticket: the lane that works on it, and the time until it expires unless it is renewed."""
 
     lane: str
     left_s: float
@@ -117,10 +117,17 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 class BatchRecord(msgspec.Struct, frozen=True):
-    """A batch as it stands. Times are UTC; ``sequence_number`` is that of its last event.
+    """The current state of a batch. Times are UTC.
 
-    idle_s: how long it has held a machine without having work for it; while it does so now, until then. job_s: how long
-    its DONE jobs took, on average.
+    Attributes:
+        counts: Number of jobs by status.
+        sequence_number: Number of its last event.
+        doc: The part that does not change after the submit.
+        fault: Why it is in ERROR.
+        children: Ids of the batches that repeat it.
+        idle_s: How long it held a machine without work, in seconds; the current such period is not included.
+        job_s: Average duration of its DONE jobs, in seconds.
+        cancels: The cancel requests, oldest first.
     """
 
     id: UUID
@@ -145,7 +152,7 @@ class BatchRecord(msgspec.Struct, frozen=True):
 
 
 class JobOwner(msgspec.Struct, frozen=True):
-    """As much of a batch as its jobs are made with; a :class:`BatchRecord` does as well."""
+    """The fields of a batch that are needed to make records of its jobs; a :class:`BatchRecord` has them too."""
 
     id: UUID
     project: str
@@ -154,13 +161,20 @@ class JobOwner(msgspec.Struct, frozen=True):
 
 
 class JobRecord(msgspec.Struct, frozen=True):
-    """A job as it stands.
+    """The current state of a job. Times are UTC, durations are in seconds.
 
-    Durations in seconds: ``queue_s`` from its submit to its (last) begin, ``preparation_s`` and
-    ``device_s`` as its worker measured them. ``attempt`` is 0 until it begins.
-
-    cancel_requested: when somebody first asked for its end. cancel_requests: how often it was asked to end, also by its
-    time limit; cancels: by whom and when, as far as that was noted. cancel_outcome: what came of it, once it has ended.
+    Attributes:
+        attempt: The number of its (last) attempt; 0 until it begins.
+        stage: What it is doing while PENDING or RUNNING, and ``stage_since`` when that began.
+        progress: 0 to 1; None if unknown.
+        cancel_requested: When a cancel was first requested.
+        cancel_requests: Number of requests to end it, including those because of its time limit.
+        queue_s: From its submit to its (last) begin.
+        preparation_s: Time of preparation, as measured by its worker.
+        device_s: Time on the device, as measured by its worker.
+        faults: Why it failed.
+        cancel_outcome: The effect of the cancel requests, once it has ended.
+        cancels: The cancel requests, as far as they were recorded.
     """
 
     batch_id: UUID
@@ -190,28 +204,39 @@ class JobRecord(msgspec.Struct, frozen=True):
 
     @property
     def updated(self) -> datetime:
-        """When it last changed; progress within a stage is no change."""
+        """When it last changed, not counting progress within a stage."""
         changes = (self.created, self.started, self.stage_since, self.cancel_requested, self.ended)
         return max(change for change in changes if change is not None)
 
     @property
     def may_have_result(self) -> bool:
-        """Whether it is DONE, or was stopped while it ran, when what it had measured is kept."""
+        """Whether it may have a result: it is DONE, or was stopped while it ran and kept its measurements."""
         stopped = self.status is JobStatus.CANCELED and self.cancel_outcome is not CancelOutcome.PREVENTED
         return self.status is JobStatus.DONE or stopped or self.cancel_outcome is CancelOutcome.STOPPED
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):
-    """A device that a pool of workers has announced, or an operator has created.
+    """A device that workers have announced or an operator has created.
 
-    max_runs: the most shots of a job, by its adapter and its specs. lanes: of live workers. pending, running: its jobs.
-    paused: the operator's reason, or None; paused_until: when it goes on by itself, if ever. window: the maintenance
-    that is under way, or the next one. down: why the machine runs no jobs, or None. unsure: why it is not known how it
-    is, and since when. job_s: how long its jobs took lately, on average. specs_name: the name that sequences for it
-    carry; None without specs. max_atom_num: None without limit. geometry: what the atoms of a sequence are checked
-    against; of an emulator their number alone. active: whether it is more than a name of former days.
-    reattaches: whether its jobs run on, whatever becomes of the worker. set_back: when it was last noticed that the job
-    ids of its machine began anew.
+    Attributes:
+        exclusive: Whether one batch has the device to itself.
+        checks_sequence: False if it accepts any text as a sequence.
+        max_runs: Maximum number of shots of a job, according to its adapter and specs.
+        lanes: Lanes of live workers.
+        pending: Its pending jobs.
+        running: Its running jobs.
+        paused: The operator's reason; None if it is not paused.
+        down: Why the machine runs no jobs; None if it is up.
+        unsure: Why the state of the machine is unknown, and ``unsure_since`` since when; None if it is known.
+        paused_until: When the pause ends; None if an operator must resume it.
+        window: The current or the next maintenance window.
+        job_s: Average duration of its recent jobs, in seconds.
+        specs_name: The device's name in sequences; None without specs.
+        max_atom_num: None means no limit.
+        geometry: The limits that registers are checked against; on an emulator only the number of atoms.
+        active: False if only its name and counters are left.
+        reattaches: Whether its jobs continue when the worker is lost.
+        set_back: When a restart of the machine's job ids was last noticed.
     """
 
     name: str
@@ -239,7 +264,7 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     set_back: datetime | None = None
 
     def unavailability(self, now: datetime) -> Unavailability | None:
-        """Why it begins no jobs, None if it does: what an operator did goes before what happened to it."""
+        """Return why the device begins no jobs, or None. Actions of operators take precedence over other reasons."""
         window = self.window
         if self.paused is not None:
             return Unavailability(UnavailabilityKind.PAUSED, self.paused, self.paused_until)
@@ -250,7 +275,7 @@ class DeviceRecord(msgspec.Struct, frozen=True):
         return None if self.lanes else Unavailability(UnavailabilityKind.UNSERVED)
 
     def waits_for_window(self, batch: BatchRecord, now: datetime) -> Window | None:
-        """The maintenance after which alone the batch goes on: it would not end before."""
+        """Return the maintenance window that the batch waits for because it would not end before; None otherwise."""
         if self.window is None or now >= self.window.begins:
             return None
         needs_s = remaining_s(
@@ -277,8 +302,8 @@ class WorkerRecord(msgspec.Struct, frozen=True):
     draining: bool
     started: datetime
     jail: str = ""
-    """``on`` when the processes of its lanes are jailed, else what is missing; empty when they are none, or it does
-    not say (an older version)."""
+    """``on`` if the processes of its lanes are jailed, else what is missing; empty if it has no such processes, or an
+    older version that does not report it."""
 
 
 DEVICE_FIELDS = (
@@ -286,11 +311,11 @@ DEVICE_FIELDS = (
     *("down", "unsure", "unsure_since", "paused_until", "window", "job_ms"),
     *("created", "inactive", "specs_name", "specs_max_runs", *_OF_SPACE, "reattaches", "set_back"),
 )
-"""What :func:`device_record` reads of a device: all that is short."""
+"""The fields that :func:`device_record` needs: all short ones."""
 
 
 def device_record(name: str, row: Sequence[bytes | None]) -> DeviceRecord | None:
-    """The device of the values of DEVICE_FIELDS; None when there is none."""
+    """Make a device's record from the values of DEVICE_FIELDS; None if the device does not exist."""
     text = {field: value.decode() for field, value in zip(DEVICE_FIELDS, row, strict=True) if value is not None}
     if not text:
         return None
@@ -330,7 +355,7 @@ def _number(text: str | None) -> float | None:
 
 
 def window_record(text: str) -> Window:
-    """The window of its begin, its end, its id, and what is told when it begins."""
+    """Parse a window: its begin, end and id, and the notice that is sent when it begins."""
     begins, ends, identity, data = text.split(" ", 3)
     about = msgspec.json.decode(data, type=DeviceState)
     return Window(identity, _moment(begins), _moment(ends), about.reason or "")
@@ -341,24 +366,24 @@ def _moment(milliseconds: str) -> datetime:
 
 
 def moment(milliseconds: str | None) -> datetime | None:
-    """A UTC time from milliseconds since 1970 as a record holds them."""
+    """Convert a record's milliseconds since 1970 to a UTC time; None for no value or 0."""
     return None if milliseconds in (None, "0") else datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
 
 
 def moment_us(microseconds: str) -> datetime:
-    """A UTC time from microseconds since 1970, to the millisecond, as all times of a record."""
+    """Convert microseconds since 1970 to a UTC time in whole milliseconds, like all times of a record."""
     return datetime.fromtimestamp(int(microseconds) // 1000 / 1000, UTC)
 
 
 def read_state(raw: bytes | None) -> dict[str, str]:
-    """The words of a job's state by name, without those that are none."""
+    """Return the words of a job's state by name, without those that have no value."""
     if raw is None:
         return {"status": JobStatus.PENDING.letter}
     return {name: word for name, word in zip(STATE_FIELDS, raw.decode().split(), strict=False) if word != "-"}
 
 
 DAMAGED = (msgspec.MsgspecError, ValueError, LookupError)
-"""What decoding a damaged record raises."""
+"""The exceptions that decoding a damaged record raises."""
 
 
 def check_version(batch_id: UUID, version: bytes) -> None:
@@ -369,7 +394,7 @@ def check_version(batch_id: UUID, version: bytes) -> None:
 
 
 def batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
-    """The batch of a hash as Redis holds it. Raises Unreadable, NewerRecord."""
+    """Make a batch's record from its hash in Redis. Raises Unreadable, NewerRecord."""
     check_version(batch_id, row.get("v", b""))
     try:
         return _batch_record(batch_id, row)
@@ -413,9 +438,9 @@ def _batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
 def job_record(
     batch: BatchRecord | JobOwner, index: int, spec: bytes, state: bytes | None, fault: bytes | None
 ) -> JobRecord:
-    """The job of what Redis holds of it. Raises Unreadable.
+    """Make a job's record from its fields in Redis. Raises Unreadable.
 
-    Without a fault of its own a job in ERROR has its batch's.
+    A job in ERROR without a fault gets that of its batch.
     """
     try:
         return _job_record(batch, index, spec, state, fault)
@@ -461,11 +486,11 @@ def _job_record(
     )
 
 
-_UNSURE = frozenset({"unconfirmed", "unknown"})  # codes of faults that say so
+_UNSURE = frozenset({"unconfirmed", "unknown"})  # codes of faults
 
 
 def _cancel_outcome(status: JobStatus, words: dict[str, str], faults: Sequence[Fault]) -> CancelOutcome | None:
-    """What the requests to end a job did; None without any, and while it has not ended."""
+    """Return the effect of the cancel requests of a job; None without any, and while the job has not ended."""
     if "cancels" not in words or not status.terminal:
         return None
     if status is JobStatus.CANCELED:

@@ -1,8 +1,8 @@
-"""What the recorder does to Redis: puts back what it lost, and removes what the ledger has.
+"""The recorder's side of the store: restores what Redis lost, and removes what the ledger has recorded.
 
-Redis that comes back without the end of its file does not know it. So whoever first reaches a server that was not in
-use before shuts the gate (``arrive.lua``): no job is handed out, and no older batch changes, until the recorder has
-looked, or for a while at most.
+A Redis server that restarts without its last writes does not notice the loss. Therefore the first connection to a
+server that was not in use before shuts the gate (``arrive.lua``): no job is handed out and no older batch changes
+until the recorder has compared Redis with the ledger, or a time limit has passed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tweezer.store.scripts import Scripts, ask, translating
 log = structlog.get_logger(__name__)
 
 _BATCH_ID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_JOBS_MAX = 1000  # of one call
+_JOBS_MAX = 1000  # per call
 _BYTES_MAX = 1 << 20
 
 
 class RestoredBatch(msgspec.Struct, frozen=True):
-    """A batch as the ledger has it. ``fields``: those of its record in Redis as they were recorded, and ``doc``."""
+    """A batch from the ledger. fields: the recorded fields of its record in Redis, and ``doc``."""
 
     batch_id: UUID
     sequence_number: int
@@ -37,7 +37,7 @@ class RestoredBatch(msgspec.Struct, frozen=True):
 
 
 class RestoredJob(msgspec.Struct, frozen=True):
-    """A job as the ledger has it; the columns are those of Redis, as they were recorded."""
+    """A job from the ledger: its columns in Redis, as recorded."""
 
     index: int
     spec: bytes
@@ -47,8 +47,11 @@ class RestoredJob(msgspec.Struct, frozen=True):
 
 
 class Gate(msgspec.Struct, frozen=True):
-    """``server``: identifies the running server; empty if no one has reached it. ``has_ledger``: whether a recorder has
-    read the stream of this Redis, or put back what it lost."""
+    """The state of the gate.
+
+    server: identifies the running server; empty if no connection has reported it. has_ledger: whether a recorder has
+    read the stream of this Redis, or restored what it lost.
+    """
 
     is_shut: bool
     server: bytes
@@ -56,15 +59,16 @@ class Gate(msgspec.Struct, frozen=True):
 
 
 class Recovery:
-    """The recorder's side of the store. Methods raise Unavailable."""
+    """The recorder's operations on Redis. Methods raise Unavailable."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
 
     async def restore(self, batch: RestoredBatch, jobs: Sequence[RestoredJob]) -> int:
-        """Puts back what Redis lacks of a batch; returns how many of its jobs are lacking still.
+        """Restore what Redis lacks of a batch; return how many of its jobs are still missing.
 
-        ``jobs``: all of the batch, by index, in as many calls as one likes. May be repeated: what is there stays.
+        jobs: the jobs of the batch in the order of their indices, split over any number of calls. A call may be
+        repeated: what exists is kept.
         """
         lacking = 0
         for page in _pages(jobs):
@@ -80,7 +84,7 @@ class Recovery:
         return lacking
 
     async def gate(self) -> Gate:
-        """Read whether the gate is shut, and at which server."""
+        """Read the state of the gate."""
         pipeline = self._scripts.redis.pipeline(transaction=False)
         pipeline.exists(self._scripts.keys(Key.GATE))
         pipeline.get(self._scripts.keys(Key.SERVER))
@@ -89,41 +93,41 @@ class Recovery:
         return Gate(bool(is_shut), server or b"", bool(has_ledger))
 
     async def open_gate(self, seen: Gate | None = None) -> bool:
-        """Hand out jobs again: Redis has all that the ledger has. ``seen``: the gate as it was before the comparison.
+        """Open the gate, once Redis has everything that the ledger has. seen: the gate before that was compared.
 
-        False, and the gate stays shut: Redis has restarted since.
+        Returns False, and leaves the gate shut, if Redis has restarted since.
         """
         return await self._scripts.call_ok("open_gate", server=b"*" if seen is None else seen.server)
 
     async def mark_ledger(self) -> str:
-        """There is a ledger: from now on the gate is shut when Redis starts again.
+        """Record that there is a ledger: from now on the gate is shut when Redis restarts.
 
-        Returns the id of the entry up to which a ledger has had all: the stream may begin there. Of a stream that was
-        never trimmed it is the id before the first.
+        Returns the id of the entry up to which a ledger has recorded everything, where the stream may begin. For a
+        stream that was never trimmed this is the id before the first.
         """
         _, trimmed = await self._scripts.call("mark_ledger")
         return str(trimmed.decode())
 
     async def join_ledger(self, installation: str, *, force: bool = False) -> str | None:
-        """Note which ledger records this Redis; the id of another installation that it belongs to, else None."""
+        """Record which ledger this Redis belongs to; return the id of another installation if it belongs to that."""
         word, *rest = await self._scripts.call("join_ledger", installation=installation, force=str(int(force)))
         return None if word == b"ok" else str(rest[0].decode())
 
     async def installation(self) -> str | None:
-        """The id of the installation that this Redis belongs to; None before a recorder has joined it."""
+        """Return the id of the installation that this Redis belongs to; None before a recorder has joined it."""
         found = await ask(self._scripts.redis.get(self._scripts.keys(Key.INSTALLATION)))
         return None if found is None else str(found.decode())
 
     async def claim_recorder(self, owner: str, ttl_s: float) -> bool:
-        """Makes this the active recorder, or keeps it so, for that long; False while another is."""
+        """Make this recorder the active one for ``ttl_s``, or extend that; return False while another is active."""
         return await self._scripts.call_ok("claim_recorder", recorder=owner, ttl_ms=round(ttl_s * 1000))
 
     async def release_recorder(self, owner: str) -> None:
-        """Lets another recorder be active; nothing if this one is not."""
+        """Let another recorder become active; do nothing if this one is not active."""
         await self._scripts.call("claim_recorder", recorder=owner, ttl_ms=0)
 
     async def ended(self, *, least_age_s: float, most: int) -> list[UUID]:
-        """Batches that ended at least that long ago and are still here, the oldest first."""
+        """Return batches that ended at least ``least_age_s`` ago and are still in Redis, oldest first."""
         redis, name = self._scripts.redis, self._scripts.keys(Key.ENDED)
         with translating():
             seconds, microseconds = await redis.time()
@@ -136,10 +140,10 @@ class Recovery:
         return ids
 
     async def forget(self, recorded: Mapping[UUID, int], *, least_age_s: float) -> list[UUID]:
-        """Removes batches that ended at least that long ago and are recorded, with their jobs and results.
+        """Remove recorded batches that ended at least ``least_age_s`` ago, with their jobs and results.
 
-        ``recorded``: the number of the last event of each that is. Returns those that are not here any more; one that
-        is live, or has a later event, stays.
+        recorded: the number of the last recorded event of each batch. A batch that is live or has a later event is
+        kept. Returns the batches that Redis no longer has.
         """
         batches = [(str(batch_id), number) for batch_id, number in recorded.items()]
         words = await self._scripts.call("forget", least_age_ms=round(least_age_s * 1000), batches=batches)
@@ -147,7 +151,7 @@ class Recovery:
 
 
 def _pages(jobs: Sequence[RestoredJob]) -> Iterator[list[tuple[Any, ...]]]:
-    """The rows of the jobs, cut into calls of a bearable size; at least one, for a batch without jobs."""
+    """Yield the rows of the jobs in pages of limited size; at least one page, for a batch without jobs."""
     page: list[tuple[Any, ...]] = []
     size = 0
     for job in jobs:

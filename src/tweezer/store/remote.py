@@ -1,4 +1,4 @@
-"""The worker's side of jobs that run on a machine: intents, which are on the disk before anything is submitted."""
+"""The worker's side of jobs on a machine: intents, which are on Redis' disk before a job is submitted."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _MARK = ("last_uid", "last_job", "has_names", "set_back")
 
 
 class Durability(StrEnum):
-    """How Redis is made to have a write on its disk before it is relied upon."""
+    """How a write is made durable on Redis' disk."""
 
-    WAIT = "waitaof"  # by waiting for it: Redis 7.2 and later, Valkey
-    ALWAYS = "always"  # it answers no sooner (appendfsync always)
+    WAIT = "waitaof"  # by waiting with WAITAOF: Redis 7.2 and later, Valkey
+    ALWAYS = "always"  # Redis replies only after fsync (appendfsync always)
 
 
 class NotDurable(TweezerError):
-    """Redis may forget what it has answered, so nothing may be submitted to a machine."""
+    """Redis may lose a write that it has acknowledged, so no job can be submitted to a machine."""
 
     code = "not_durable"
 
 
 class Remote:
-    """Intents and what is known of submits."""
+    """Reads and writes the intents of jobs on machines."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
@@ -41,13 +41,13 @@ class Remote:
         self._replicas = 0
 
     async def require_durability(self) -> Durability:
-        """Finds out how this Redis is made to keep an intent. Raises NotDurable, saying what to change; Unavailable."""
+        """Determine how intents are made durable on this Redis. Raises NotDurable, Unavailable."""
         redis = self._scripts.redis
         with translating():
             about: dict[str, Any] = await redis.info()
             if not int(about.get("aof_enabled", 0)):
                 raise NotDurable(
-                    "Redis keeps no append-only file, so a job could be submitted twice after a crash: set "
+                    "Redis does not write an append-only file, so a job could be submitted twice after a crash; set "
                     "`appendonly yes` before serving a machine"
                 )
             self._replicas = int(about.get("connected_slaves", 0))
@@ -65,25 +65,27 @@ class Remote:
             policy = await self._scripts.redis.config_get("appendfsync")
         except redis_errors.NoPermissionError:
             raise NotDurable(
-                "Redis before 7.2 cannot be waited for until a write is on its disk, and whether it has `appendfsync "
-                "always` may not be read: use Redis 7.2 or later, or Valkey; or add +config|get to this user of Redis, "
-                "who can then read every setting"
+                "this Redis is older than 7.2, so Tweezer cannot wait until a write is on its disk, and this Redis "
+                "user may not check for `appendfsync always`; use Redis 7.2 or later, or Valkey; or grant the user "
+                "+config|get, which lets it read every setting"
             ) from None
         except redis_errors.ResponseError:
             policy = {}
         if policy.get("appendfsync") != "always":
             raise NotDurable(
-                "Redis before 7.2 cannot be waited for until a write is on its disk, so a job could be submitted twice "
-                "after a power loss: set `appendfsync always`, or use Redis 7.2 or later, or Valkey"
+                "this Redis is older than 7.2, so Tweezer cannot wait until a write is on its disk, and a job could be "
+                "submitted twice after a power loss; set `appendfsync always`, or use Redis 7.2 or later, or Valkey"
             )
         return Durability.ALWAYS
 
     async def intend(self, ticket: TicketRef, token: str, index: int, name: str, *, unsent: bool) -> Intent | None:
-        """Writes that the job is to be submitted, and returns when that is on the disk; the intent that there is, if
-        there is one by which it may have been. None when the ticket is lost or the job is to be cancelled.
+        """Write the intent to submit a job, and return it when it is on the disk.
 
-        name: of this intent, without spaces. unsent: nothing is submitted before :meth:`set_out`. Raises NotDurable
-        when it is written and not known to be on the disk; Unavailable.
+        If the job may already have been submitted under another intent, return that one. Return None if the ticket is
+        lost or the job was cancelled.
+
+        name: of this intent, without spaces. unsent: the job will not be submitted before :meth:`set_out`. Raises
+        NotDurable if the intent was written but may not be on the disk; Unavailable.
         """
         word, *rest = await self._call_durably(
             "intend", ticket=str(ticket), token=token, index=index, name=name, sent="0" if unsent else "1"
@@ -97,7 +99,7 @@ class Remote:
         return Intent.parse(record, lost_ms=now_us // 1000 - int(since) if since else 0, now_us=now_us, is_new=True)
 
     async def known(self, batch_id: UUID, index: int) -> Intent | None:
-        """The intent that there is. Raises Unavailable."""
+        """Return the existing intent of a job, or None. Raises Unavailable."""
         redis, name = self._scripts.redis, self._scripts.keys(Key.REMOTE, batch_id)
         record: bytes | None = await ask(redis.execute_command("HGET", name, index))
         if record is None:
@@ -108,13 +110,13 @@ class Remote:
         return Intent.parse(record.decode(), lost_ms=int((server or b"0").split()[0]), now_us=now_us)
 
     async def set_out(self, ticket: TicketRef, token: str, index: int, intent: str) -> bool:
-        """Says that the job is submitted now; whether it may be. Raises Unavailable."""
+        """Record that the job is being submitted now; return whether it may be. Raises Unavailable."""
         return await self._scripts.call_ok("set_out", ticket=str(ticket), token=token, index=index, name=intent)
 
     async def note(self, batch_id: UUID, index: int, intent: str, uid: str, *, named: bool | None = None) -> None:
         """Record the machine's id of the job. Raises Unavailable.
 
-        named: whether the machine returned the id that we gave the job; None where machines do not count their jobs.
+        named: whether the machine returned the id that Tweezer gave the job; None if it does not number its jobs.
         """
         await self._scripts.call(
             "note_remote",
@@ -133,20 +135,23 @@ class Remote:
         return Mark.parse(*(None if value is None else value.decode() for value in row))
 
     async def note_set_back(self, device: str, uid: int | None, since: int) -> None:
-        """Record that the machine's ids began anew. Raises Unavailable.
+        """Record a set-back: the machine's job ids restarted. Raises Unavailable.
 
-        uid: the last known job, by which that was noticed. since: a job of the machine that is older than any of ours
+        uid: the last known job, which revealed it. since: a job on the machine that is older than any job that Tweezer
         submitted after the set-back.
         """
         last_uid = "-" if uid is None else str(uid)
         await self._scripts.call("note_set_back", device=device, last_uid=last_uid, since=since)
 
     async def withdraw(self, batch_id: UUID, index: int, intent: str) -> bool:
-        """Takes the intent of this name back: nothing was submitted; whether it could be. Raises Unavailable."""
+        """Withdraw the intent with this name, because nothing was submitted; return whether that was possible.
+
+        Raises Unavailable.
+        """
         return await self._scripts.call_ok("withdraw_intent", batch_id=str(batch_id), index=index, name=intent)
 
     async def _call_durably(self, name: str, /, **arguments: Any) -> list[Any]:
-        """Calls a script and waits for the disk, on one connection: Redis waits for what that has written."""
+        """Call a script and wait for the disk on the same connection, because Redis waits for its writes only."""
         if self._durability is None:
             await self.require_durability()
         pipeline = self._scripts.redis.pipeline(transaction=False)
@@ -158,5 +163,5 @@ class Remote:
         reply, *waits = await ask(pipeline.execute())
         for wait in waits:
             if int(wait[0] if isinstance(wait, list) else wait) < 1:
-                raise NotDurable(f"Redis did not have an intent on its disk, or on a replica, within {_BARRIER_MS} ms")
+                raise NotDurable(f"Redis did not write an intent to its disk or a replica within {_BARRIER_MS} ms")
         return cast(list[Any], reply)

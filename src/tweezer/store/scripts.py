@@ -1,7 +1,7 @@
 """Loads the Lua scripts and calls them.
 
-A script is one file of ``lua/``, named by its verb; its header is its contract, and declares its arguments. It names
-what it includes: files of ``lua/include/``, and what is generated here (keys, fields, the lifecycle table, limits).
+Each script is a file in ``lua/``, named with a verb. Its header is its contract and declares its arguments. A script
+lists its includes: files of ``lua/include/``, and those generated here (keys, fields, the lifecycle tables, limits).
 """
 
 from __future__ import annotations
@@ -38,26 +38,28 @@ CRASHES_MAX = 3
 LOST_MAX = 10
 _LOST = Fault(
     "lost",
-    f"the job was begun {LOST_MAX} times by workers that were lost before they could report it; "
-    "look at the workers' logs (memory, power, network), then submit it again",
+    f"the job was begun {LOST_MAX} times by workers that were lost before they could report its outcome; "
+    "check the workers' logs (memory, power, network), then submit it again",
 )
 
 
 PENALTIES_S = {Priority.HIGH: 0.0, Priority.MEDIUM: 60.0, Priority.LOW: 600.0}
-"""Service that a batch of each priority stands behind, in seconds of lane time."""
+"""The delay of each priority in the queue, in seconds of lane time."""
 
 
 MEMORY = "memory"
-"""Field of the settings: the bytes that Redis may fill with work, as the last sweep found; 0: it has no limit."""
+"""Field of the settings: the bytes that Redis has for work, measured by the last sweep; 0 means unlimited."""
 
 
 class StoreConfig(msgspec.Struct, frozen=True):
-    """What operators set and scripts need. It is kept in Redis, so that all processes go by the same.
+    """Settings that the scripts use. They are stored in Redis, so that all processes use the same values.
 
-    idempotency_s: how long a repeated call is recognised. quantum_s: lane time after which a ticket yields to one
-    that ranks before it. restore_wait_s: after a restart of Redis, how long no job is handed out and no older batch
-    changes, at most, until the ledger has put back what Redis lost. queued_jobs, queued_bytes, result_bytes: limits of
-    the quotas of a project that has no others; 0 is none.
+    Attributes:
+        idempotency_s: How long a repeated call is recognised, in seconds.
+        quantum_s: Lane time in seconds after which a ticket yields to one that ranks before it.
+        restore_wait_s: After a restart of Redis, the longest time in seconds during which no job is handed out and no
+            older batch changes, while the ledger restores what Redis lost.
+        queued_jobs: Default limit of the quota, as are ``queued_bytes`` and ``result_bytes``; 0 means unlimited.
     """
 
     idempotency_s: float = 86_400
@@ -68,7 +70,7 @@ class StoreConfig(msgspec.Struct, frozen=True):
     result_bytes: int = 10 << 30
 
     def stored(self) -> dict[str, int]:
-        """The fields of its hash in Redis; times in milliseconds."""
+        """Return the fields of the hash in Redis; times in milliseconds."""
         return {
             "idempotency": round(self.idempotency_s * 1000),
             "quantum": round(self.quantum_s * 1000),
@@ -90,8 +92,11 @@ def _places(names: Iterable[str]) -> str:
 
 
 def _record() -> str:
-    """FIELDS and the function that makes a batch of their values: written out, since Lua makes a table at once
-    when it can see its fields. Before the fields comes a ticket's; see ``load_batch``."""
+    """Return Lua for FIELDS and the function that makes a batch from their values.
+
+    The fields are written out, because Lua then creates the table in one step. The first value is the record of a
+    ticket; see ``load_batch``.
+    """
     text = [f"{name} = raw[{at}] or nil" for at, name in enumerate(TEXT_FIELDS, 3)]
     place = {name: at for at, name in enumerate(NUMBER_FIELDS, 3 + len(TEXT_FIELDS))}
     numbers = [f"{name} = tonumber(raw[{at}] or 0)" for name, at in place.items()]
@@ -117,9 +122,9 @@ def _quotas() -> str:
 
 
 def generated_includes() -> dict[str, str]:
-    """Make the includes that are not written by hand, so that Python and Lua agree."""
+    """Return the includes that are generated from Python's definitions, so that Python and Lua agree."""
     job_moves = {before.letter + after.letter for (before, _), after in JOB_TABLE.items() if before is not after}
-    job_moves.add("RC")  # a retry, reclaim or give-back of a job whose cancel was requested
+    job_moves.add("RC")  # RETRY, RECLAIM or GIVE_BACK of a job whose cancel was requested
     batch_moves = {before.letter + after.letter for (before, _), after in BATCH_TABLE.items()}
     batch_moves.add(BatchStatus.PAUSED.letter + BatchStatus.PENDING.letter)  # RESUME when no job ever began
     assert (BatchStatus.PAUSED, BatchEvent.RESUME) in BATCH_TABLE
@@ -164,14 +169,14 @@ def resolve_includes(text: str, read: Callable[[str], str]) -> list[str]:
         read: Returns the text of an include, which may include others.
 
     Raises:
-        ValueError: An include that does not exist, or that includes itself.
+        ValueError: An include does not exist, or includes itself.
     """
     found: dict[str, str] = {}
 
     def add(text: str, path: tuple[str, ...]) -> None:
         for name in included_names(text):
             if name in path:
-                raise ValueError(f"includes go in a circle: {' -> '.join((*path, name))}")
+                raise ValueError(f"circular includes: {' -> '.join((*path, name))}")
             if name not in found:
                 try:
                     include = read(name)
@@ -191,7 +196,7 @@ def included_names(text: str) -> list[str]:
 
 
 class _Argument(NamedTuple):
-    """A name in a script's ARGV. A list has rows of these columns; one that others follow goes behind its length."""
+    """An argument of a script. A list has rows of these columns; if other arguments follow, its length comes first."""
 
     name: str
     columns: tuple[str, ...]
@@ -216,7 +221,7 @@ class _Argument(NamedTuple):
 
 
 class Script:
-    """A script with its includes, and what its ARGV has."""
+    """A script with its includes and its arguments."""
 
     def __init__(self, name: str, text: str, arguments: Sequence[_Argument]) -> None:
         self.name, self.text, self.arguments = name, text, arguments
@@ -226,7 +231,7 @@ class Script:
         self._lists = [it for it in arguments if it.is_list]
 
     def bind(self, values: Mapping[str, Any]) -> list[Any]:
-        """Return ARGV with these values. Raises TypeError for a name or type that the header does not have."""
+        """Return ARGV with these values. Raises TypeError for a name or type that the header does not declare."""
         if values.keys() != self._names:
             raise TypeError(f"{self.name} takes {', '.join(it.name for it in self.arguments)}; got {', '.join(values)}")
         bound = []
@@ -248,7 +253,7 @@ def read_arguments(text: str) -> tuple[_Argument, ...]:
 
 
 def name_arguments(arguments: Sequence[_Argument]) -> Iterator[str]:
-    """Yield the lines of Lua that name what is in ARGV; of a list, the places of its first and last value."""
+    """Yield lines of Lua that assign names to ARGV's values; for a list, to the positions of its first and last one."""
     plain = [it for it in arguments if not it.is_list]
     if plain:
         values = (
@@ -283,17 +288,17 @@ def _load() -> dict[str, Script]:
 
 
 def script_names() -> list[str]:
-    """All scripts."""
+    """Return the names of all scripts."""
     return sorted(_load())
 
 
 def script_text(name: str) -> str:
-    """Return the whole script, with what it includes."""
+    """Return the text of a script with its includes."""
     return _load()[name].text
 
 
 def eval_command(keys: Keys, name: str, /, **arguments: Any) -> tuple[Any, ...]:
-    """Return the EVAL command that runs a script, for a connection that does not know it."""
+    """Return the EVAL command that runs a script, for a server that may not have loaded it."""
     script = _load()[name]
     return ("EVAL", script.text, 1, keys.prefix, *script.bind(arguments))
 
@@ -306,9 +311,9 @@ def script_arguments(name: str) -> tuple[str, ...]:
 _REFUSED = re.compile(
     r"(?:Error running script .*?-)?(?:MISCONF|LOADING|READONLY|MASTERDOWN|NOREPLICAS|BUSY|UNBLOCKED|TRYAGAIN)\b"
 )
-"""How errors begin that pass by themselves and have no class in redis-py, which strips the words that it knows.
+"""The beginning of temporary errors that have no class in redis-py, which strips the prefixes that it knows.
 
-Redis 6.2 puts its own words before an error that a script met.
+Redis 6.2 puts a prefix before an error that occurs in a script.
 """
 
 
@@ -317,47 +322,47 @@ _FORBIDDEN_IN_SCRIPT = re.compile("ACL failure in script|The user executing the 
 
 def _forbidden(text: str) -> TweezerError:
     return TweezerError(
-        f"the user of TWEEZER_REDIS_URL lacks a right in Redis ({text}): give this process the user that "
-        "`tweezer redis-users` makes for it; after an upgrade run that again, then ACL LOAD",
+        f"the user in TWEEZER_REDIS_URL lacks a permission in Redis ({text}); use the user that `tweezer redis-users` "
+        "makes for this process; after an upgrade, run that command again, then ACL LOAD",
         code="redis_auth",
     )
 
 
 def translate_error(error: redis_errors.RedisError) -> TweezerError:
-    """The error of Tweezer for one of Redis: full, or unavailable with what to do."""
+    """Convert an error of Redis to Tweezer's error."""
     text = str(error)
     match error:
         case redis_errors.OutOfMemoryError():
-            return QueueFull("Redis has reached its maxmemory; let work finish, or raise maxmemory")
+            return QueueFull("Redis has reached its maxmemory; wait until work finishes, or raise maxmemory")
         case redis_errors.NoPermissionError():
             return _forbidden(text)
         case redis_errors.AuthenticationError():
-            return TweezerError(f"Redis refuses the credentials of TWEEZER_REDIS_URL: {text}", code="redis_auth")
+            return TweezerError(f"Redis rejects the credentials in TWEEZER_REDIS_URL: {text}", code="redis_auth")
         case redis_errors.ConnectionError() | redis_errors.TimeoutError():
             return Unavailable(f"Redis cannot be reached: {text}")
         case _ if _FORBIDDEN_IN_SCRIPT.search(text):
             return _forbidden(text)
         case _ if "GATE_SHUT" in text:  # raised by refuse_while_shut
             return Unavailable(
-                "Redis has restarted, and work that it lost is being restored from the ledger; try again"
+                "Redis has restarted, and the work that it lost is being restored from the ledger; try again"
             )
         case redis_errors.InvalidResponse():
-            return Unavailable(f"Redis sent a reply that cannot be read: {text}")
+            return Unavailable(f"Redis sent an invalid reply: {text}")
         case _ if "OOM command not allowed" in text:
-            return QueueFull("Redis has reached its maxmemory; let work finish, or raise maxmemory")
+            return QueueFull("Redis has reached its maxmemory; wait until work finishes, or raise maxmemory")
         case redis_errors.ReadOnlyError():
-            return Unavailable(f"this Redis is a replica, which takes no writes: {text}")
+            return Unavailable(f"this Redis is a replica, which does not accept writes: {text}")
         case _ if _REFUSED.match(text):
-            return Unavailable(f"Redis refuses to serve at the moment: {text}")
+            return Unavailable(f"Redis refuses requests at the moment: {text}")
         case _ if "WRONGTYPE" in text:
-            return Unreadable(f"a key of Redis holds something else than Tweezer keeps there: {text}")
+            return Unreadable(f"a Redis key does not have the type that Tweezer uses for it: {text}")
         case _:
-            return TweezerError(f"Redis answered with an error: {text}", code="redis")
+            return TweezerError(f"Redis returned an error: {text}", code="redis")
 
 
 @contextlib.contextmanager
 def translating() -> Iterator[None]:
-    """Turns the errors of Redis, and of the way to it, into ours."""
+    """Convert errors of Redis and of the connection to Tweezer's errors."""
     try:
         yield
     except redis_errors.RedisError as error:
@@ -367,13 +372,13 @@ def translating() -> Iterator[None]:
 
 
 async def ask(call: Any) -> Any:
-    """Await an answer of Redis; its errors become ours. What comes is typed in redis-py in parts only."""
+    """Await a reply of Redis, converting its errors. The reply is Any because redis-py's types are incomplete."""
     with translating():
         return await call
 
 
 def split_pages(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Yield the items some at a time: as many as one command or statement takes."""
+    """Yield the items in pages of at most ``size``."""
     for first in range(0, len(items), size):
         yield items[first : first + size]
 
@@ -400,14 +405,15 @@ class Scripts:
         return cast(list[Any], reply)
 
     async def call_ok(self, name: str, /, **arguments: Any) -> bool:
-        """Run a script as :meth:`call`, and return whether it answered ``ok``."""
+        """Run a script as :meth:`call`, and return whether its reply is ``ok``."""
         return bool((await self.call(name, **arguments))[0] == b"ok")
 
     async def call(self, name: str, /, **arguments: Any) -> list[Any]:
         """Run a script with the arguments that its header declares, and return its reply (bytes, integers, lists).
 
-        Raises Unavailable when Redis does not answer: whether the script ran is then unknown. Also while the gate is
-        shut, where the header of the script says so: nothing was changed. Raises TypeError for wrong arguments.
+        Raises Unavailable if Redis does not respond; it is then unknown whether the script ran. Many scripts also
+        raise it, without changing anything, while the gate is shut; see their headers. Raises TypeError for wrong
+        arguments.
         """
         script = self._scripts[name]
         call = (1, self.keys.prefix, *script.bind(arguments))

@@ -1,4 +1,4 @@
-"""Reads batches as Redis holds them, for recorder and courier: raw columns, many batches in three round trips."""
+"""Reads the raw records of many batches in three round trips, for the recorder and the couriers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,23 @@ from tweezer.store.scripts import Scripts, split_pages, translating
 
 _FIELDS = ("v", *TEXT_FIELDS, *NUMBER_FIELDS, "updated", "timeout", "worked", "fault", "tags", "cancels")
 _JOBS = _FIELDS.index("jobs")
-_PARTIAL = b"0"  # version of a batch that is being put back
+_PARTIAL = b"0"  # version of a batch that is being restored
 _VERSION = str(RECORD_VERSION).encode()
-_PAGE = 500  # fields of one command
+_PAGE = 500  # fields per command
 
 _WITH_RESULT, _WITH_FAULT = b"DC", b"EC"
 
 
 class SnapshotRequest(msgspec.Struct, frozen=True):
-    """What to read of a batch. ``known``: the number of its jobs that the reader has, None if it has never seen the
-    batch: of the jobs that it does not have, spec and state are read. ``touched``: indices of other jobs whose state
-    may have changed. ``doc``, ``specs``: to read the batch's doc and the specs of the touched jobs all the same."""
+    """What to read of a batch.
+
+    Attributes:
+        known: The number of jobs that the reader already has; None if it does not have the batch. The spec and state
+            of all further jobs are read.
+        touched: Indices of other jobs whose state may have changed.
+        doc: Read the batch's doc even if the reader has the batch.
+        specs: Read the specs of the touched jobs, too.
+    """
 
     batch_id: UUID
     known: int | None
@@ -37,15 +43,20 @@ class SnapshotRequest(msgspec.Struct, frozen=True):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Of the batch record."""
+        """The fields of the batch record to read."""
         return (*_FIELDS, "doc") if self.doc or self.known is None else _FIELDS
 
 
 class Snapshot(msgspec.Struct):
-    """A batch and some of its jobs, as they stood when they were read; by index.
+    """The state of a batch and some of its jobs at the time of reading; columns of jobs are by index.
 
-    fields: of the batch record. doc, specs: of the batch and the jobs that were new to the reader, or asked for.
-    states: of the new and the touched jobs that have one. results, faults: of those that have ended.
+    Attributes:
+        fields: Fields of the batch record.
+        doc: The batch's doc, if it was new to the reader or requested.
+        specs: Specs of the jobs that were new to the reader or requested.
+        states: States of the new and the touched jobs that have one.
+        results: Results of these jobs, if they have ended.
+        faults: Faults of these jobs, if they have ended.
     """
 
     batch_id: UUID
@@ -71,17 +82,17 @@ class Snapshots:
         self._keys = scripts.keys
 
     async def batch_ids(self) -> AsyncIterator[UUID]:
-        """All batches that there are; one may come twice."""
+        """Yield the ids of all batches; an id may appear twice."""
         name = self._keys(Key.BATCH, "")
         with translating():
             async for found in self._redis.scan_iter(match=f"{name}*", count=1000):
                 rest = found.decode().removeprefix(name)
                 if ":" not in rest:
-                    with contextlib.suppress(ValueError):  # not a key of ours
+                    with contextlib.suppress(ValueError):  # not one of Tweezer's keys
                         yield UUID(rest)
 
     async def take(self, wanted: Sequence[SnapshotRequest]) -> dict[UUID, Snapshot]:
-        """The batches that there are still; jobs that a batch does not have are left out.
+        """Return snapshots of the batches that Redis still has, without jobs that do not exist.
 
         Raises NewerRecord, Unavailable.
         """

@@ -1,6 +1,6 @@
-"""What workers ask: take, settle, renew, release; and what they report about themselves.
+"""The workers' side of the store: take, settle, renew, release, and heartbeats.
 
-All calls may be repeated after :class:`~tweezer.model.errors.Unavailable`; a stale token is returned, not raised.
+All calls may be repeated after :class:`~tweezer.model.errors.Unavailable`. A stale token is returned, not raised.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ from tweezer.store.scripts import Scripts, StoreConfig, ask
 
 
 class HeldJob(msgspec.Struct, frozen=True):
-    """A job that a ticket holds. ``attempt`` is 0 while its execution has not begun. problem: why its spec cannot be
-    read, if it cannot: then the job can only fail."""
+    """A job that a ticket holds.
+
+    attempt: 0 while its execution has not begun. problem: why its spec cannot be read (the job can then only fail).
+    """
 
     index: int
     attempt: int
@@ -50,10 +52,10 @@ class HeldJob(msgspec.Struct, frozen=True):
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """A taken ticket: one lane may work on one batch, and the first job to run.
+    """A ticket that was granted to a lane, with the first job to run.
 
-    taken_at: monotonic time before it was asked for: its lease lasts from then, at least. problem: why the batch's doc
-    cannot be read, if it cannot: then the batch can only fail.
+    taken_at: monotonic time of the request; the lease lasts at least from then. problem: why the batch's doc cannot be
+    read (the batch can then only fail).
     """
 
     ticket: TicketRef
@@ -71,10 +73,10 @@ class Grant(msgspec.Struct, frozen=True):
 
 
 class TakeResult(msgspec.Struct, frozen=True):
-    """What a take brought.
+    """The tickets granted by one ``take`` call.
 
-    due_s: when the next lease expires or the next ticket is due, if any. paused: nothing is granted for now: the device
-    is paused, or all work waits for what Redis lost to be put back.
+    due_s: seconds until the next lease expires or the next ticket is due; None without any. paused: nothing is granted
+    for now, because the device is paused or the gate is shut. left_alone: tickets of batches of an unknown version.
     """
 
     grants: list[Grant]
@@ -84,21 +86,22 @@ class TakeResult(msgspec.Struct, frozen=True):
 
 
 class NextStep(StrEnum):
-    """What the holder of a ticket does after a settle."""
+    """The next step of a ticket's holder after a settle."""
 
-    JOBS = "jobs"  # run the jobs that came with the answer
-    RETIRED = "retired"  # the ticket is over: nothing is left for it
-    YIELD = "yield"  # another batch's turn, or a pause: the ticket is queued again
-    PARKED = "parked"  # the ticket waits for a retry's time
-    RESERVED = (
-        "reserved"  # the device stays the ticket's, for jobs that may come: wait for the batch's call, and settle
-    )
-    STALE = "stale"  # somebody else has the ticket; an outcome was refused
+    JOBS = "jobs"  # run the jobs in the reply
+    RETIRED = "retired"  # the ticket has ended: there are no more jobs for it
+    YIELD = "yield"  # it is another batch's turn, or the device is paused: the ticket is queued again
+    PARKED = "parked"  # the ticket waits until a retry is due
+    RESERVED = "reserved"  # keep the device for jobs that may be added: wait for the batch's call and settle
+    STALE = "stale"  # another holder has the ticket; an outcome was refused
 
 
 class SettleResult(msgspec.Struct, frozen=True):
-    """The answer to a settle. ``refused``: outcomes that were not this token's to write. ``over_quota``: indices of
-    jobs whose result was not kept: the quota of their project has no room for it."""
+    """The result of a settle.
+
+    refused: number of outcomes that this token was not allowed to write. over_quota: indices of jobs whose result was
+    not stored because their project's quota is used up.
+    """
 
     next: NextStep
     refused: int
@@ -107,11 +110,11 @@ class SettleResult(msgspec.Struct, frozen=True):
 
 
 _WITH_RESULT = frozenset({OutcomeKind.DONE.value, OutcomeKind.CANCELED.value})
-_AROUND_PAYLOAD = 100  # bytes: the other arguments of an outcome
+_AROUND_PAYLOAD = 100  # bytes of an outcome's other arguments
 
 
 class Settlement(msgspec.Struct, frozen=True):
-    """The outcome of one job, packed for settle. partial: what a job that ends in an error had measured."""
+    """The outcome of one job, packed for settle. partial: the packed measurements of a job that ends in an error."""
 
     index: int
     kind: str
@@ -123,7 +126,8 @@ class Settlement(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, index: int, outcome: Outcome, packed: bytes | None = None) -> Settlement:
-        """``packed``: the result as :meth:`~tweezer.store.results.Results.pack` gives it; if None it is packed here."""
+        """Pack an outcome. packed: its result, packed by :meth:`~tweezer.store.results.Results.pack`; None packs it
+        here."""
         payload = partial = b""
         kind = outcome.kind.value
         if outcome.result is not None:
@@ -146,17 +150,17 @@ class Settlement(msgspec.Struct, frozen=True):
 
     @property
     def result(self) -> bytes:
-        """The packed result, or what was measured of one; empty without."""
+        """The packed result or partial measurements; empty without any."""
         return self.partial or (self.payload if self.kind in _WITH_RESULT else b"")
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes of a call."""
+        """Approximate size within a call, in bytes."""
         return len(self.payload) + len(self.partial) + _AROUND_PAYLOAD
 
 
 class JobProgress(msgspec.Struct, frozen=True):
-    """What a held job is doing; telling this begins it."""
+    """The progress of a held job. Reporting it begins the job."""
 
     index: int
     stage: Stage
@@ -164,22 +168,25 @@ class JobProgress(msgspec.Struct, frozen=True):
 
 
 class Renewal(msgspec.Struct, frozen=True):
-    """The answer to a renewal. ``stop``: held jobs that must be stopped. ``is_reported``: whether the progress was
-    written; while the gate is shut it is not, and must be sent again."""
+    """The result of a renewal.
+
+    stop: held jobs that must be stopped. is_reported: whether the progress was written; while the gate is shut it is
+    not, and must be sent again.
+    """
 
     stop: frozenset[int]
     is_reported: bool = True
 
 
 class CancelRequest(msgspec.Struct, frozen=True):
-    """Running jobs whose end a user asked for."""
+    """Running jobs that a user cancelled."""
 
     batch_id: UUID
     indices: frozenset[int]
 
 
-_SENDERS = 2  # calls of settle under way at a time
-_TOGETHER = 16  # tickets of one call
+_SENDERS = 2  # concurrent calls of settle
+_TOGETHER = 16  # tickets per call
 
 
 def _jobs(flat: list[Any]) -> list[HeldJob]:
@@ -195,7 +202,7 @@ def _job(index: bytes, attempt: bytes, cancel: bytes, spec: bytes) -> HeldJob:
 
 
 def _doc(packed: bytes) -> tuple[BatchDoc, str | None]:
-    """The doc, or an empty one and why it cannot be read."""
+    """Decode a doc; if that fails, return an empty one and the reason."""
     try:
         return decode_doc(packed), None
     except DAMAGED as error:
@@ -228,32 +235,32 @@ def _taken(reply: list[Any], asked_at: float) -> TakeResult:
 
 
 class HeartbeatResult(msgspec.Struct, frozen=True):
-    """What a heartbeat hears: why the device is paused, or ''; whether Redis knows what clients are told of it."""
+    """The result of a heartbeat. paused: why the device is paused, or ''. has_specs: whether Redis has its specs."""
 
     paused: str
     has_specs: bool
 
 
 class _Settle(msgspec.Struct, frozen=True):
-    """One ticket's part of a call of settle."""
+    """One ticket's arguments in a call of settle."""
 
     ticket: tuple[str | int, ...]
     outcomes: list[tuple[Any, ...]]
 
 
 class Tickets:
-    """The worker's side of the store."""
+    """A worker's operations on tickets and their jobs."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
         self._settles = CombinedCalls(self._settle, most=_TOGETHER, budget=MAX_SETTLE_BYTES, at_a_time=_SENDERS)
 
     async def take(self, device: str, lanes: Sequence[str], *, lease_s: float, wait_s: float = 0.0) -> TakeResult:
-        """Takes up to one ticket a lane, the best first; at once, or when the device's bell rings.
+        """Take up to one ticket per lane, the best first, at once or when the device's bell rings.
 
-        With ``wait_s`` it waits so long for the bell, and takes then in any case. Both commands go out
-        together: Redis runs the take as the bell rings. A cancelled wait rings the bell again, for the
-        server may have heard it for a reply that nobody reads.
+        With ``wait_s`` it waits for the bell, but takes after that time in any case. Both commands are sent together,
+        so that Redis runs the take when the bell rings. A cancelled wait rings the bell again, because the server may
+        have consumed a ring for a reply that is never read.
         """
         arguments = {"device": device, "lease_ms": round(lease_s * 1000), "lanes": lanes}
         asked_at = time.monotonic()
@@ -268,7 +275,7 @@ class Tickets:
             raise
 
     async def ring(self, device: str) -> None:
-        """Rings the doorbell of a device: whoever waits for it takes now."""
+        """Ring the doorbell of a device, so that a waiting worker takes now."""
         await self._scripts.call("ring", device=device)
 
     async def settle(
@@ -281,9 +288,9 @@ class Tickets:
         used_s: float,
         lease_s: float,
     ) -> SettleResult:
-        """Writes outcomes and claims up to ``want`` jobs; ``used_s`` is the lane time since the last call.
+        """Write outcomes and claim up to ``want`` jobs. used_s: lane time since the last call.
 
-        Settles of several tickets that come together, or while others are under way, go out in one call.
+        Concurrent settles of several tickets, and those that arrive during a call, share one call.
         """
         outcomes: list[tuple[Any, ...]] = []
         for s in settlements:
@@ -302,14 +309,14 @@ class Tickets:
         return await self._scripts.call("settle", tickets=[settle.ticket for settle in settles], outcomes=outcomes)
 
     async def wait_for_call(self, batch_id: UUID, *, wait_s: float) -> None:
-        """Returns when an open batch that holds its device may have jobs, or was closed, or after so long."""
+        """Wait until an open batch that holds its device may have new jobs or was closed, or for ``wait_s``."""
         call = ("BLPOP", self._scripts.keys(Key.CALL, batch_id), max(wait_s, 0.01))
         await ask(self._scripts.redis.execute_command(*call))
 
     async def renew(
         self, ticket: TicketRef, token: str, progress: Sequence[JobProgress], *, lease_s: float
     ) -> Renewal | None:
-        """Keep the lease, and report what the jobs are doing. None: the ticket is lost."""
+        """Renew the lease and report the jobs' progress. Returns None if the ticket is lost."""
         rows = [
             (job.index, job.stage.value, "-" if job.fraction is None else str(round(100 * job.fraction, 1)))
             for job in progress
@@ -320,7 +327,7 @@ class Tickets:
         return None if word == b"stale" else Renewal(frozenset(map(int, stop)), is_reported=word != b"shut")
 
     async def drain(self, ticket: TicketRef, token: str) -> bool:
-        """Gives the ticket and its jobs back at once, no attempt burnt. False when it was lost."""
+        """Give the ticket and its jobs back without using up an attempt. Returns False if the ticket was lost."""
         return await self._release(ticket, token, "drain") != b"stale"
 
     async def release(
@@ -334,10 +341,10 @@ class Tickets:
         is_crash: bool = False,
         used_s: float = 0.0,
     ) -> bool:
-        """Give the ticket back after a failure of its body, to be tried again after the backoff for failures in a row.
+        """Give the ticket back after a failure to prepare or run its batch; it is retried after the backoff.
 
-        ``is_crash``: the lane's process died of it; then fewer are allowed. ``used_s``: lane time since the last
-        call. True when the batch ended in ERROR by it.
+        is_crash: the lane's process died, for which fewer failures are allowed. used_s: lane time since the last call.
+        Returns True if this ended the batch in ERROR.
         """
         word = await self._release(
             ticket,
@@ -357,12 +364,14 @@ class Tickets:
         return bytes(reply[0])
 
     async def note_timeout(self, ticket: TicketRef, token: str, index: int) -> None:
-        """The job takes longer than its limit and is asked to stop: noted as a request; nothing when it is not held."""
+        """Record that a held job exceeded its time limit and was asked to stop; do nothing if it is not held."""
         await self._scripts.call("note_timeout", ticket=str(ticket), token=token, index=index, by=TIMEOUT)
 
     async def fail_batch(self, ticket: TicketRef, token: str, fault: Fault, *, used_s: float = 0.0) -> bool:
-        """The batch cannot run: ends it in ERROR; ``used_s`` is the lane time since the last call. False when the
-        ticket was lost."""
+        """End a batch that cannot run in ERROR. used_s: lane time since the last call.
+
+        Returns False if the ticket was lost.
+        """
         return await self._scripts.call_ok(
             "fail", ticket=str(ticket), token=token, fault=encode_fault(fault), used_ms=round(used_s * 1000)
         )
@@ -370,7 +379,7 @@ class Tickets:
     async def heartbeat(
         self, worker: str, device: str, *, ttl_s: float, about_device: dict[str, Any], about_worker: dict[str, Any]
     ) -> HeartbeatResult:
-        """Says that the worker lives; a ``ttl_s`` of 0 is goodbye."""
+        """Report that the worker is running, for ``ttl_s``; 0 removes the worker."""
         reply = await self._scripts.call(
             "heartbeat",
             worker=worker,
@@ -382,26 +391,26 @@ class Tickets:
         return HeartbeatResult(paused=reply[1].decode(), has_specs=bool(reply[2]))
 
     async def publish_settings(self, config: StoreConfig) -> None:
-        """Writes what operators set to where scripts read it."""
+        """Publish the settings to Redis, where the scripts read them."""
         await self._scripts.call("set_settings", values=config.stored().items())
 
     async def sweep(self, *, most: int = 100, memory: int | None = None) -> tuple[int, int, int]:
-        """What time brings about; returns how many batches timed out, leases expired, tickets became ready.
+        """Apply everything that is due; return the number of timed-out batches, expired leases and ready tickets.
 
-        ``memory``: bytes that Redis may fill with work, 0 where it has no limit; None: not known.
+        memory: bytes that Redis has for work, 0 if unlimited; None if unknown.
         """
         found = await self._scripts.call("sweep", most=most, memory="" if memory is None else str(memory))
         _, timed_out, reclaimed, readied = found
         return int(timed_out), int(reclaimed), int(readied)
 
     async def trim(self, before: str) -> int:
-        """Drops events that nobody needs any more, at most up to this entry, which stays."""
+        """Trim events that all readers have read, up to this entry, which is kept; return the number of entries."""
         return int((await self._scripts.call("trim", recorded=before))[1])
 
     async def is_full(self) -> bool:
-        """Whether new work is refused because Redis runs full."""
+        """Return whether new work is refused because Redis is nearly full."""
         return bool(await ask(self._scripts.redis.exists(self._scripts.keys(Key.FULL))))
 
     async def set_full(self, reason: str | None, *, ttl_s: float) -> None:
-        """Refuses new work for a while, with the reason; None takes that back."""
+        """Refuse new work for ``ttl_s`` with this reason; None ends that."""
         await self._scripts.call("set_full", reason=reason or "", ttl_ms=round(ttl_s * 1000))

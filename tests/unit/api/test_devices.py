@@ -235,7 +235,7 @@ async def test_an_operator_replaces_the_specs_of_a_device_and_removes_them_again
         ("{}", "specs: is not the abstract representation of a Pulser device"),
         (json.dumps({"name": "FRESNEL"}), "specs: Pulser cannot read these device specs: ValidationError"),
         (specs_text("FRESNEL", rydberg_level=1), "specs: Pulser cannot read these device specs"),
-        (specs_text(DEVICE), "specs: have the name 'EMU_FREE', which those of the device EMU_FREE have"),
+        (specs_text(DEVICE), "specs: the name 'EMU_FREE' is already used by the specs of device EMU_FREE"),
     ],
 )
 async def test_invalid_specs_are_refused(rig: ApiRig, specs: str, problem: str) -> None:

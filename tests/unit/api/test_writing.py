@@ -229,7 +229,7 @@ async def test_without_a_device_the_sequence_names_it(rig: Doors) -> None:
     elsewhere = json.dumps({**json.loads(SEQUENCE), "device": {"name": "FRESNEL"}})
     answer = await rig.ask("POST", "/api/v1/batches", body(device_type=None, sequence_builder=elsewhere))
     assert answer.json()["data"]["field"] == "device_type"
-    assert "'FRESNEL'; there are EMU_FREE, NULL" in answer.json()["data"]["description"]
+    assert "'FRESNEL'; the devices are EMU_FREE, NULL" in answer.json()["data"]["description"]
 
 
 async def test_older_names_of_fields_are_understood(rig: Doors) -> None:

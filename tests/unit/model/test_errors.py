@@ -27,7 +27,7 @@ ERRORS = [
     InvalidInput("jobs[3].runs", "is missing"),
     NotFound("batch", "01a2014a"),
     Conflict("batch 7 has ended", code="terminal"),
-    QueueFull("no more work is taken for now"),
+    QueueFull("no new work is accepted for now"),
     Unavailable("Redis does not answer"),
     ExecutionError(FaultKind.USER, "cannot be played", field="operations[0]"),
     tweezer.WaitTimeout("batch 7 still has jobs to run"),

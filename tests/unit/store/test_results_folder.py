@@ -158,7 +158,7 @@ async def test_a_missing_file_is_named(packing: Results, batch_id: UUID, root: P
     packed = await packing.pack(batch_id, 0, LARGE)
     (path,) = files(root)
     path.unlink()
-    with pytest.raises(ResultUnavailable, match=f"{re.escape(str(path))} is missing: set TWEEZER_RESULTS_DIR"):
+    with pytest.raises(ResultUnavailable, match=f"{re.escape(str(path))} is missing; set TWEEZER_RESULTS_DIR"):
         await packing.unpack(packed)
 
 
@@ -174,7 +174,7 @@ def changed(content: bytes) -> bytes:
     return content[:100] + bytes([content[100] ^ 1]) + content[101:]
 
 
-@pytest.mark.parametrize(("damage", "says"), [(cut, "bytes and should"), (grown, "bytes and should"), (changed, "SHA")])
+@pytest.mark.parametrize(("damage", "says"), [(cut, "bytes, expected"), (grown, "bytes, expected"), (changed, "SHA")])
 async def test_a_damaged_file_is_named(packing: Results, batch_id: UUID, root: Path, damage: Any, says: str) -> None:
     packed = await packing.pack(batch_id, 0, LARGE)
     (path,) = files(root)
@@ -185,7 +185,7 @@ async def test_a_damaged_file_is_named(packing: Results, batch_id: UUID, root: P
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "", "ab/cd", f"00/{UUID(int=0)}/../x.json.gz"])
 async def test_no_file_outside_of_the_folder_is_ever_opened(packing: Results, name: str) -> None:
-    with pytest.raises(ResultUnavailable, match="no file of a results folder"):
+    with pytest.raises(ResultUnavailable, match="not a valid name of a result file"):
         await packing.open(ResultFile(name, 1, b"0" * 32))
 
 

@@ -55,7 +55,7 @@ def test_an_unknown_include_is_named() -> None:
 
 def test_includes_in_a_circle_are_named() -> None:
     texts = {"a": "-- include: b\n", "b": "-- include: a\n"}
-    with pytest.raises(ValueError, match="in a circle: a -> b -> a"):
+    with pytest.raises(ValueError, match="circular includes: a -> b -> a"):
         resolve_includes("-- include: a\n", texts.__getitem__)
 
 

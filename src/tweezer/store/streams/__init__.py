@@ -1,1 +1,1 @@
-"""The stream of events, and messages to those who wait"""
+"""The stream of events, and the pub/sub channels of batches and devices."""

@@ -1,7 +1,8 @@
-"""The events of one batch in order, each once, for a producer who follows it.
+"""Reads the events of one batch in order and without duplicates, for a producer that follows the batch.
 
-They are read from the end of the stream backwards, to where the reader has been: what others do costs little. What is
-gone from the stream shows as a gap in the numbers, and comes from the ledger, where there is one at hand.
+The stream is read backwards from its end to the reader's last position, so that the events of other batches cost
+little. Events that were trimmed from the stream leave a gap in the numbers; they are read from the ledger, if one is
+available.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from tweezer.model.events import Event
 from tweezer.store.records import BatchRecord
 from tweezer.store.streams.feed import Entry, EventStream, position_id, position_number
 
-_SLACK_MS = 1000  # by which the place of an entry and the time of its events may differ
+_SLACK_MS = 1000  # maximum difference between the position of an entry and the time of its events
 _PAGE, _PAGE_MAX = 100, 2000
 
 Recorded = Callable[[int], Awaitable[list[Entry]]]
-"""Entries of the batch that the ledger has behind a position, oldest first, not all at once."""
+"""Returns the batch's next recorded entries after a position, oldest first, one page at a time."""
 
 
 class LastEvent(msgspec.Struct, frozen=True):
-    """The event that was told last: its number and its time."""
+    """The number and the time of the last event that was returned."""
 
     sequence: int = 0
     time_us: int = 0
 
 
 class BatchEvents:
-    """Where a reader is in the events of a batch."""
+    """A reader of a batch's events, with its position."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class BatchEvents:
         last: LastEvent,
         recorded: Recorded | None,
     ) -> None:
-        """record: reads the batch as it stands. recorded: reads the ledger, where there is one."""
+        """record: reads the batch's current record. recorded: reads the ledger; None without one."""
         self._stream = stream
         self._record = record
         self._id = batch.id
@@ -49,17 +50,17 @@ class BatchEvents:
         self._last = last
         self._expected = last.sequence + 1
         created_ms = round(batch.created.timestamp() * 1000)
-        self._read_to = position_id(max(created_ms - _SLACK_MS, 0) << 20)  # of the stream
+        self._read_to = position_id(max(created_ms - _SLACK_MS, 0) << 20)  # position in the stream
         self._recorded_to = 0
-        self._asks_ledger = False  # it is opened when the stream lacks something, and not before
+        self._asks_ledger = False  # the ledger is opened only when events are missing from the stream
         self._stuck_at = 0
         self.is_over = False
-        """Whether the batch has ended and all of it was told."""
+        """Whether the batch has ended and all of its events were returned."""
 
     async def read(self) -> list[Event]:
-        """The next events; none when there are no more now.
+        """Return the next events; empty if there are no more for now.
 
-        Raises EventsTrimmed when some are missing; NotFound, Unavailable. May be called again after any of these.
+        Raises EventsTrimmed if some are missing; NotFound, Unavailable. May be called again after any of these.
         """
         while not self.is_over:
             if self._asks_ledger and self._recorded is not None:
@@ -73,7 +74,7 @@ class BatchEvents:
                     return events
                 continue
             record = await self._record()
-            if record.sequence_number < self._expected - 1:  # Redis lost events that were told, and counts them anew
+            if record.sequence_number < self._expected - 1:  # Redis lost events that were returned; numbers repeat
                 self._expected = record.sequence_number + 1
             if record.sequence_number < self._expected:
                 self.is_over = record.status.terminal
@@ -89,7 +90,7 @@ class BatchEvents:
         return []
 
     async def _back(self) -> tuple[list[Entry], str]:
-        """What the stream has of the batch and was not told, oldest first; and up to where the stream was read."""
+        """Return the batch's new entries in the stream, oldest first, and the position up to which it was read."""
         found: list[Entry] = []
         newest, until, most = self._read_to, "+", _PAGE
         while True:
@@ -102,7 +103,7 @@ class BatchEvents:
             until, most = f"({page[-1].id}", min(2 * most, _PAGE_MAX)
 
     def _take(self, entries: Iterable[Entry]) -> list[Event]:
-        """The events that come next, up to a gap."""
+        """Return the next events in order, up to a gap."""
         events: list[Event] = []
         for entry in entries:
             for event in entry.events:
@@ -118,15 +119,15 @@ class BatchEvents:
         return events
 
     def _miss(self, until: int) -> None:
-        """The stream does not have what comes next: the ledger may, once. Raises EventsTrimmed."""
+        """Switch to the ledger, because the stream lacks the next event. Raises EventsTrimmed if that was tried."""
         if self._recorded is not None and self._stuck_at != self._expected:
             self._stuck_at, self._asks_ledger = self._expected, True
             return
         advice = (
-            "the ledger does not have them either: read on from after='now', or after the id of a later event"
+            "the ledger does not have them either; continue with after='now' or with the id of a later event"
             if self._recorded is not None
-            else "name the ledger that has them, database_url=… or TWEEZER_DATABASE_URL, or read on from after='now'"
+            else "set database_url=… or TWEEZER_DATABASE_URL to the ledger that has them, or continue with after='now'"
         )
         raise EventsTrimmed(
-            f"events of batch {self._id} from number {self._expected} on (of {until}) are no longer in Redis: {advice}"
+            f"events of batch {self._id} from number {self._expected} on (of {until}) are no longer in Redis; {advice}"
         )

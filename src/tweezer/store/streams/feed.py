@@ -1,4 +1,4 @@
-"""Listens: to the news of a batch, to cancels of a pool, and to the stream of events."""
+"""Readers of the pub/sub channels of batches and devices, and of the stream of events."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from tweezer.store.workers import CancelRequest
 log = structlog.get_logger(__name__)
 
 _TIME_MAX = 253_402_300_799_999_999  # µs: the end of the year 9999
-_GONE_MS = 3_600_000  # a reader of a group that was silent for so long has died
-_BEYOND = "9223372036854775807-0"  # no entry comes after it
-_READ_S = 5.0  # how long the listener waits for a message before it looks whether it is still connected
+_GONE_MS = 3_600_000  # a reader of a group that was idle for this long is considered dead
+_BEYOND = "9223372036854775807-0"  # no entry has a later id
+_READ_S = 5.0  # how long the listener waits for a message before it checks its connection
 
 
 class Waiter:
-    """Waits for something that another task reads. It is woken when there is something, or when that task failed."""
+    """Waits for data that another task reads; it is woken by new data, or when that task fails."""
 
     def __init__(self) -> None:
         self._woken = asyncio.Event()
         self._failure: TweezerError | None = None
 
     def fail(self, error: TweezerError) -> None:
-        """Nothing more arrives: listen again."""
+        """Wake the waiter with an error: no more data will arrive."""
         self._failure = error
         self._woken.set()
 
     def check(self) -> None:
-        """Raise Unavailable when nothing more arrives."""
+        """Raise Unavailable if the reading task has failed."""
         if self._failure is not None:
             raise Unavailable(self._failure.message) from self._failure
 
     async def wait(self, timeout_s: float | None) -> None:
-        """Wait to be woken, at most so long. Raises Unavailable: listen again."""
+        """Wait until woken, or for the timeout. Raises Unavailable; then listen again."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._woken.wait()
@@ -57,7 +57,7 @@ class Waiter:
 
 
 class ChannelReader(Waiter):
-    """The messages of one channel since they were last read."""
+    """Collects the messages of one channel until they are read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class ChannelReader(Waiter):
         self.subscribed = asyncio.Event()
 
     def put(self, message: bytes | None) -> None:
-        """Adds a message; None wakes the listener without one: something may have been missed."""
+        """Add a message; None wakes the listener without one, because messages may have been missed."""
         if message is not None:
             self._messages.append(message)
         self._woken.set()
@@ -75,9 +75,9 @@ class ChannelReader(Waiter):
         self.subscribed.set()
 
     async def next(self, timeout_s: float | None) -> list[bytes]:
-        """Return messages, in order; empty after ``timeout_s``, or when some may be missing: read the state again.
+        """Return messages in order; empty after ``timeout_s``, or if some may be missing: then read the state again.
 
-        Raises Unavailable: listen again.
+        Raises Unavailable; then listen again.
         """
         await self.wait(timeout_s)
         messages, self._messages = self._messages, []
@@ -85,7 +85,7 @@ class ChannelReader(Waiter):
 
 
 class News:
-    """Channels of Redis, over one connection that all listeners of this process share."""
+    """Pub/sub channels of Redis, over one connection that all listeners of this process share."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
@@ -96,14 +96,16 @@ class News:
 
     @contextlib.asynccontextmanager
     async def batch(self, batch_id: UUID) -> AsyncIterator[ChannelReader]:
-        """Listens to a batch: words of events, and ``~index stage percent`` for progress. Read the state
-        after entering: what happens from then on is heard."""
+        """Listen to a batch: words of events, and ``~index stage percent`` for progress.
+
+        Read the state after entering: all later changes are received.
+        """
         async with self._listen(self._scripts.keys(Key.NEWS, batch_id)) as listener:
             yield listener
 
     @contextlib.asynccontextmanager
     async def pool(self, device: str) -> AsyncIterator[ChannelReader]:
-        """Listens to the cancels of a device's running jobs; :func:`read_cancel` reads them."""
+        """Listen to the cancels of a device's running jobs, which :func:`read_cancel` parses."""
         async with self._listen(self._scripts.keys(Key.POOL, device)) as listener:
             yield listener
 
@@ -149,19 +151,19 @@ class News:
 
 
 def read_cancel(message: bytes) -> CancelRequest:
-    """The cancel of a message on a pool's channel. Raises InvalidInput: anybody may publish there."""
+    """Parse a message on a device's channel. Raises InvalidInput, because any client may publish there."""
     try:
         batch, _, indices = message.decode().partition(" ")
         return CancelRequest(UUID(batch), frozenset(map(int, indices.split(","))))
     except ValueError as error:
-        raise InvalidInput("message", f"is not a batch and indices of its jobs: {message[:100]!r}") from error
+        raise InvalidInput("message", f"expected a batch id and job indices, got {message[:100]!r}") from error
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """An entry of the stream: what one call of a script did to one batch, as the script wrote it.
+    """An entry of the stream: the changes that one script call made to one batch, or a notice.
 
-    words: those that :func:`~tweezer.model.events.read_events` reads; none for a change that is no transition.
-    notice: instead of all that; ``batch_id`` is then NO_BATCH.
+    words: the transitions, see :func:`~tweezer.model.events.read_events`; empty for a change without a transition.
+    notice: for an entry that is a notice; ``batch_id`` is then NO_BATCH.
     """
 
     id: str
@@ -171,10 +173,9 @@ class Entry(msgspec.Struct, frozen=True):
     words: str
     notice: Notice | None = None
     told_before: bool = False
-    """It stands here a second time: Redis had lost it, and the ledger put it back for the couriers. Others have had
-    it, by its first place."""
+    """Whether the entry was lost by Redis and restored from the ledger for the couriers; other readers ignore it."""
     problem: str | None = None
-    """Why it cannot be read, if it cannot: then it has its fields as Redis has them and nothing else."""
+    """Why the entry cannot be read; it then has only ``fields``, as they are in Redis."""
     fields: dict[bytes, bytes] | None = None
 
     @property
@@ -197,26 +198,29 @@ class EventStream:
         self._ledger = scripts.keys(Key.LEDGER)
 
     async def read(self, after: str = START, *, most: int = 100) -> list[Entry]:
-        """Up to ``most`` entries after the given one, oldest first."""
+        """Return up to ``most`` entries after the given one, oldest first."""
         rows = await ask(self._redis.xrange(self._name, min=f"({after}", max="+", count=most))
         return _read_entries(rows)
 
     async def read_on(self, after: str, *, most: int) -> tuple[list[Entry], str]:
-        """As :meth:`read`, and the entry before which entries may be gone, because a ledger has them."""
+        """Read as :meth:`read`; also return the id before which entries may have been trimmed, as they are recorded."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.xrange(self._name, min=f"({after}", max="+", count=most)
-        pipeline.get(self._ledger)  # second: it tells of whatever was trimmed before the first
+        pipeline.get(self._ledger)  # read second, so that it includes all trimming before the first command
         rows, trimmed = await ask(pipeline.execute())
         return _read_entries(rows), START if trimmed is None else trimmed.decode()
 
     async def read_back(self, until: str = "+", *, after: str = START, most: int) -> list[Entry]:
-        """Entries at or before ``until``, or before it where it begins with a bracket, newest first."""
+        """Return entries up to ``until``, or before it if it begins with a parenthesis, newest first."""
         rows = await ask(self._redis.xrevrange(self._name, max=until, min=f"({after}", count=most))
         return _read_entries(rows)
 
     async def follow(self, position: str, *, most: int) -> list[Entry] | None:
-        """As :meth:`read`, for a reader whose position is kept elsewhere; None when the entry at that position is
-        gone: Redis came back without the end of its file, since trimming leaves that entry."""
+        """Read as :meth:`read`, for a reader that stores its position elsewhere.
+
+        Returns None if the entry at the position does not exist. Trimming keeps that entry, so Redis has restarted
+        without its last writes.
+        """
         if position == START:
             return await self.read(most=most)
         rows = await ask(self._redis.xrange(self._name, min=position, max="+", count=most + 1))
@@ -225,12 +229,12 @@ class EventStream:
         return _read_entries(rows[1:])
 
     async def tell(self, notice: Notice) -> None:
-        """Appends a notice."""
+        """Append a notice."""
         row: dict[Any, Any] = {**_fields(Entry("", NO_BATCH, 0, notice.time_us, "", notice))}
         await ask(self._redis.xadd(self._name, row))
 
     async def put_back(self, entries: Sequence[Entry]) -> None:
-        """Appends entries that Redis has lost, for the couriers; see ``told_before``."""
+        """Append entries that Redis has lost, for the couriers; see ``told_before``."""
         pipeline = self._redis.pipeline(transaction=False)
         for entry in entries:
             row: dict[Any, Any] = {**_fields(entry), b"r": b"1"}
@@ -238,11 +242,11 @@ class EventStream:
         await ask(pipeline.execute())
 
     async def wait(self, position: str, *, timeout_s: float) -> None:
-        """Returns when there is an entry after the position, or after ``timeout_s``."""
+        """Wait until there is an entry after the position, or for ``timeout_s``."""
         await ask(self._redis.xread({self._name: position}, count=1, block=max(round(timeout_s * 1000), 1)))
 
     async def idle_s(self, group: str) -> list[float] | None:
-        """For how long each reader of the group has asked for nothing; None where there is no such group."""
+        """Return how long each reader of the group has been idle, in seconds; None if the group does not exist."""
         with translating():
             try:
                 readers = await self._redis.xinfo_consumers(self._name, group)
@@ -253,14 +257,17 @@ class EventStream:
         return [reader["idle"] / 1000 for reader in readers]
 
     async def last(self, until: str = "+") -> str:
-        """Id of the newest entry, or of the newest at or before ``until``; START when there is none."""
+        """Return the id of the newest entry (up to ``until``); START if there is no entry."""
         rows = await ask(self._redis.xrevrange(self._name, max=until, min="-", count=1))
         return rows[0][0].decode() if rows else START
 
 
 class GroupRead(msgspec.Struct, frozen=True):
-    """What a reader of a group was given. oldest: the oldest entry that is not acknowledged, whoever has it. endpoints:
-    the count of their changes, when these were given; None: there was none. is_shut: whether the gate was shut then."""
+    """The result of a read by a group's reader.
+
+    oldest: id of the group's oldest entry that is not acknowledged. endpoints: the count of changes of endpoints at
+    the time of the read; None without any. is_shut: whether the gate was shut at that time.
+    """
 
     entries: list[Entry]
     oldest: str | None
@@ -269,9 +276,9 @@ class GroupRead(msgspec.Struct, frozen=True):
 
 
 class EntryGroup:
-    """Readers who share the stream: each entry is given to one of them, until it is acknowledged.
+    """A consumer group: each entry is delivered to one of its readers, which must acknowledge it.
 
-    Trimming leaves what the group has not acknowledged.
+    Trimming keeps entries that are not acknowledged.
     """
 
     def __init__(self, scripts: Scripts, name: str, reader: str) -> None:
@@ -283,7 +290,7 @@ class EntryGroup:
         self._reader = reader
 
     async def join(self, after: str) -> None:
-        """Makes the group, which begins after that entry, unless it is there."""
+        """Create the group, starting after that entry, unless it exists; remove readers that are gone."""
         with translating():
             try:
                 await self._redis.xgroup_create(self._stream, self._name, id=after, mkstream=True)
@@ -295,12 +302,14 @@ class EntryGroup:
                     await self._redis.xgroup_delconsumer(self._stream, self._name, reader["name"])
 
     async def read(self, *, most: int, wait_s: float) -> GroupRead:
-        """Entries that nobody was given yet, oldest first; none when none came. Raises NotFound("group", …) when the
-        group is gone: join again."""
+        """Return new entries, oldest first; empty if none arrived within ``wait_s``.
+
+        Raises NotFound("group", …) if the group does not exist; then join again.
+        """
         pipeline = self._redis.pipeline(transaction=False)
         block_ms = max(round(wait_s * 1000), 1)
-        # Shows that this reader lives: before Redis 7.2 a read that waits for nothing does not. It looks among what the
-        # reader was given, and finds none.
+        # Resets this reader's idle time: before Redis 7.2 a read that receives nothing does not. It reads the pending
+        # entries after the greatest id, which do not exist.
         pipeline.xreadgroup(self._name, self._reader, {self._stream: _BEYOND}, count=1)
         pipeline.xreadgroup(self._name, self._reader, {self._stream: ">"}, count=most, block=block_ms)
         pipeline.xpending(self._stream, self._name)
@@ -311,42 +320,44 @@ class EntryGroup:
         return GroupRead(entries, pending["min"].decode() if pending["pending"] else None, endpoints, bool(is_shut))
 
     async def read_own(self, *, most: int) -> tuple[list[Entry], bool]:
-        """Entries that this reader was given and did not acknowledge, oldest first; and whether no other reader has one
-        between them. Raises NotFound."""
+        """Return this reader's unacknowledged entries, oldest first, and whether no other reader has one between them.
+
+        Raises NotFound.
+        """
         found = await self._ask(self._redis.xreadgroup(self._name, self._reader, {self._stream: "0"}, count=most))
         rows = [row for _, rows in found or () for row in rows]
         if not rows:
             return [], True
         span: dict[str, Any] = {"min": rows[0][0], "max": rows[-1][0], "count": len(rows) + 1}
         pending = await self._ask(self._redis.xpending_range(self._stream, self._name, **span))
-        if lost := [entry_id.decode() for entry_id, fields in rows if not fields]:  # Redis came back without them
+        if lost := [entry_id.decode() for entry_id, fields in rows if not fields]:  # Redis restarted without them
             await self.acknowledge(lost)
         is_alone = all(row["consumer"] == self._reader.encode() for row in pending)
         return _read_entries(rows), is_alone
 
     async def claim(self, *, idle_s: float, most: int) -> list[Entry]:
-        """Takes over entries that were given to a reader so long ago and are not acknowledged. Raises NotFound."""
+        """Take over entries that were delivered to a reader at least ``idle_s`` ago. Raises NotFound."""
         which: dict[str, Any] = {"min_idle_time": round(idle_s * 1000), "count": most}
         _, rows, *_ = await self._ask(self._redis.xautoclaim(self._stream, self._name, self._reader, **which))
         return _read_entries(rows)
 
     async def claim_one(self, entry_id: str, *, idle_s: float) -> list[Entry]:
-        """The same of one entry; empty when its reader was given it later, or it is gone. Raises NotFound."""
+        """Take over one entry; empty if it was delivered more recently, or no longer exists. Raises NotFound."""
         which: tuple[Any, ...] = (round(idle_s * 1000), [entry_id])
         return _read_entries(await self._ask(self._redis.xclaim(self._stream, self._name, self._reader, *which)))
 
     async def oldest_pending(self) -> str | None:
-        """Id of the oldest entry that is not acknowledged, whoever has it. Raises NotFound."""
+        """Return the id of the group's oldest entry that is not acknowledged. Raises NotFound."""
         pending = await self._ask(self._redis.xpending(self._stream, self._name))
         return pending["min"].decode() if pending["pending"] else None
 
     async def acknowledge(self, entry_ids: Sequence[str]) -> None:
-        """They are taken care of."""
+        """Acknowledge entries."""
         for page in split_pages(entry_ids, 1000):
             await ask(self._redis.xack(self._stream, self._name, *page))
 
     async def leave(self) -> None:
-        """Forgets this reader; what it was given and did not acknowledge must have been claimed or is lost to it."""
+        """Remove this reader from the group, unless it has unacknowledged entries, which others can claim."""
         with contextlib.suppress(redis_errors.RedisError, OSError):
             pending = await self._redis.xpending_range(
                 self._stream, self._name, min="-", max="+", count=1, consumername=self._reader
@@ -364,18 +375,18 @@ class EntryGroup:
 
 
 def position_number(entry_id: str) -> int:
-    """The id of an entry as one number of 63 bits, in the same order: milliseconds, then the number among those."""
+    """Convert an entry's id to a 63-bit number with the same order: milliseconds, then the number within them."""
     milliseconds, _, number = entry_id.partition("-")
     return int(milliseconds) << 20 | int(number)
 
 
 def position_id(number: int) -> str:
-    """The id of an entry of its number."""
+    """Convert a position's number to the id of the entry."""
     return f"{number >> 20}-{number & 0xFFFFF}"
 
 
 def read_entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
-    """The entry of these fields. One that cannot be read has a ``problem``, so that it stops no reader."""
+    """Make an entry from its fields. One that cannot be read gets a ``problem``, so that it does not stop a reader."""
     try:
         return _entry(entry_id.decode(), fields)
     except KeyError as error:
@@ -386,17 +397,17 @@ def read_entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
 
 
 def _read_entries(rows: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[Entry]:
-    """The entries that are there still: one that a group was given may be gone."""
+    """Make the entries that still exist: one that was delivered to a group may be gone."""
     return [read_entry(entry_id, fields) for entry_id, fields in rows if fields]
 
 
 def pack_entry(entry: Entry) -> bytes:
-    """The fields of the entry, to be kept elsewhere than in the stream."""
+    """Pack the fields of an entry, to store it outside the stream."""
     return msgspec.msgpack.encode(_fields(entry))
 
 
 def unpack_entry(entry_id: str, packed: bytes) -> Entry:
-    """The entry that was packed. Raises Unreadable."""
+    """Unpack an entry. Raises Unreadable."""
     entry = read_entry(entry_id.encode(), msgspec.msgpack.decode(packed, type=dict[bytes, bytes]))
     if entry.problem is not None:
         raise Unreadable(entry.problem)
@@ -404,7 +415,7 @@ def unpack_entry(entry_id: str, packed: bytes) -> Entry:
 
 
 def _fields(entry: Entry) -> dict[bytes, bytes]:
-    """As Redis has them."""
+    """Return the fields of an entry as they are in Redis."""
     if entry.fields is not None:
         return entry.fields
     row: dict[bytes, object] = {b"t": entry.time_us}
@@ -424,7 +435,7 @@ def _entry(entry_id: str, fields: dict[bytes, bytes]) -> Entry:
         _check_notice(notice)
         return Entry(entry_id, NO_BATCH, 0, time_us, "", notice, told_before)
     words = fields[b"e"].decode()
-    read_words(words)  # raises on junk
+    read_words(words)  # raises ValueError for invalid words
     batch_id, first = parse_batch_id(fields[b"b"]), _number("s", fields[b"s"], MAX_INTEGER)
     return Entry(entry_id, batch_id, first, time_us, words, None, told_before)
 
@@ -432,20 +443,20 @@ def _entry(entry_id: str, fields: dict[bytes, bytes]) -> Entry:
 def _number(name: str, text: bytes, most: int) -> int:
     number = int(text)
     if not 0 <= number <= most:
-        raise ValueError(f"the field {name!r} is not a number from 0 to {most}")
+        raise ValueError(f"the field {name!r} must be a number from 0 to {most}")
     return number
 
 
 def _check_notice(notice: Notice) -> None:
     for name, text, most in (("i", notice.id, 120), ("n", notice.type, 40)):
         if not 1 <= len(text) <= most or not text.isprintable():
-            raise ValueError(f"the field {name!r} is not a text of 1 to {most} printable characters")
+            raise ValueError(f"the field {name!r} must be 1 to {most} printable characters")
     if notice.project is not None and not is_project_id(notice.project):
-        raise ValueError("the field 'p' is not the id of a project")
+        raise ValueError("the field 'p' is not a valid project id")
     msgspec.json.decode(notice.data, type=dict[str, Any])
 
 
 @functools.lru_cache(maxsize=4096)
 def parse_batch_id(text: bytes) -> UUID:
-    """The batch that an entry names. Entries of one are near to each other; the same object is quicker to look up."""
+    """Parse the batch id of an entry. Cached, because a batch's entries are close together in the stream."""
     return UUID(text.decode())

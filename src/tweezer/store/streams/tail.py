@@ -1,7 +1,7 @@
-"""The end of the stream of events, read once for all who wait for something new in it.
+"""Follows the end of the stream of events for all listeners of a process.
 
-However many listeners there are, one call waits in Redis; who listens to a batch or to a project is woken by its own
-events, and by nobody else's.
+Regardless of the number of listeners, only one call waits in Redis. A listener to a batch or a project is woken only by
+events of that batch or project.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tweezer.store.scripts import Scripts, ask
 from tweezer.store.streams.feed import EventStream, Waiter, parse_batch_id, position_id, position_number, read_entry
 
 _PAGE = 1000  # entries of one read
-_BLOCK_MS = 5000  # how long one read waits; nobody listens any more: it ends after that time
+_BLOCK_MS = 5000  # how long one read waits, and so how long it may outlast the last listener
 
 
 class TailReader(Waiter):
@@ -33,7 +33,7 @@ class TailReader(Waiter):
         self._sure = True
 
     def put(self, position: int | None) -> None:
-        """There is something new at this position; None: there may be, or it is time to look."""
+        """Wake the listener for a new event at this position; None if there may be events at an unknown position."""
         if position is None:
             self._sure = False
         elif self._first is None:
@@ -41,10 +41,10 @@ class TailReader(Waiter):
         self._woken.set()
 
     async def next(self, timeout_s: float | None) -> int:
-        """Waits until there is something new, ``timeout_s`` at most.
+        """Wait until there is a new event, for at most ``timeout_s``.
 
-        Returns a position up to which there is nothing new for whoever has read all there was since the last call
-        (since the listener was there, at the first); 0 where that is not known. Raises Unavailable: listen again.
+        Returns a position up to which there are no new events for a listener that has read everything since the last
+        call (or since it was created); 0 if that is unknown. Raises Unavailable; then listen again.
         """
         await self.wait(timeout_s)
         first, sure = self._first, self._sure
@@ -55,7 +55,7 @@ class TailReader(Waiter):
 
 
 class Tail:
-    """Follows the end of the stream while somebody listens; a Redis that goes away is waited for."""
+    """Follows the end of the stream while there are listeners; if Redis is unavailable, it waits."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._redis: Any = scripts.redis
@@ -70,15 +70,15 @@ class Tail:
         self._is_sure = True
         self.reader = Duty("tail", self._read, is_needed=lambda: self._count > 0, ended=self._reader_ended)
         self.position = 0
-        """Up to which it has read, as a number; see :func:`~tweezer.store.streams.feed.position_number`."""
+        """The position up to which it has read; see :func:`~tweezer.store.streams.feed.position_number`."""
 
     @contextlib.asynccontextmanager
     async def listen(
         self, *, batch_id: UUID | None = None, projects: Iterable[str] | None = None
     ) -> AsyncIterator[TailReader]:
-        """Listens to a batch, else to these projects and what is everybody's, else to all. Raises Unavailable.
+        """Listen to a batch, else to these projects and the notices for all, else to everything. Raises Unavailable.
 
-        Read what there is after entering: what happens from then on is heard.
+        Read the existing events after entering: all later ones wake the listener.
         """
         listener = TailReader(self)
         self._count += 1
@@ -107,7 +107,7 @@ class Tail:
                 self.reader.start()
 
     async def _read(self) -> None:
-        if not self._is_sure:  # Redis may have come back without its end
+        if not self._is_sure:  # Redis may have restarted without its last writes
             self.position = min(self.position, position_number(await self._stream.last()))
             self._wake_all()
         self._is_sure = False
@@ -120,7 +120,7 @@ class Tail:
         fresh = [
             (entry_id, fields)
             for entry_id, fields in rows
-            if b"r" not in fields and read_entry(entry_id, fields).problem is None  # others were told before
+            if b"r" not in fields and read_entry(entry_id, fields).problem is None  # restored ones are not new
         ]
         owners: dict[UUID, str] = {}
         if self._of_project:
@@ -143,7 +143,7 @@ class Tail:
             project = owners.get(parse_batch_id(fields[b"b"])) if self._of_project else None
         if project is not None:
             yield from self._of_project.get(project, ())
-        else:  # everybody's; or of a batch that Redis has forgotten already: whoever it concerns reads the ledger
+        else:  # for all projects; or of a batch that Redis has already forgotten: its readers use the ledger
             for listeners in self._of_project.values():
                 yield from listeners
 
