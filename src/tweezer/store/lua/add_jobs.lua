@@ -1,13 +1,13 @@
--- add_jobs: appends jobs to an open batch; all or nothing.
+-- add_jobs: appends jobs to an open batch, all or none.
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str or ''   idempotency_key:str or ''   digest:str of the call
---     jobs_max:int that a batch may have   specs:bytes... JobSpec, one a job
+--     jobs_max:int, limit of a batch   specs:bytes..., a JobSpec for each job
 -- Returns {'ok', index of the first} | {'repeated', index of the first} | {'conflict'} | {'unknown'} | {'newer'}
 --     | {'closed'} | {'over'} | {'full', why} | {'too_many', jobs it has}
 --     | {'quota', project, its name, limit, used, added}
--- Events  none: being queued is no transition; an entry without a word
--- Gate    while it is shut: unavailable, unless the batch was created since the restart
+-- Events  an entry without words, because queueing is not a transition
+-- Gate    while shut: unavailable, unless the batch was created since the restart
 -- include: own_batch, idempotency, new_jobs, issue, holder, conclude
 
 local b, none = load_own_batch(batch_id, project)

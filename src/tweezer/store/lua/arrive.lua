@@ -1,9 +1,9 @@
--- arrive: said by every new connection, before anything else, with the server that it reached. One that was not in use
--- before may lack the last writes, which the ledger has: it shuts the gate until those are put back.
+-- arrive: every new connection first reports the server that it reached. A server that was not in use before may lack the
+-- last writes, which the ledger has: the gate is shut until they are restored.
 --
 -- KEYS[1] namespace
 -- ARGV run_id:str of the server
--- Returns {'same'} | {'new'} (and there is no ledger) | {'shut'}
+-- Returns {'same'} | {'new'}: without a ledger | {'shut'}
 -- Events  none
 -- include: clock, maxmemory, settings
 

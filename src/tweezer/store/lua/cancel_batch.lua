@@ -1,11 +1,11 @@
--- cancel_batch: closes a batch, cancels what is pending and requests the end of what runs; the batch is
--- CANCELED when that has ended.
+-- cancel_batch: closes a batch, cancels its pending jobs and requests the end of its running jobs. The batch is CANCELED
+-- when these have ended.
 --
 -- KEYS[1] namespace
--- ARGV batch_id:str   project:str or ''   idempotency_key:str or ''   digest:str of the call   by:str, who asks
+-- ARGV batch_id:str   project:str or ''   idempotency_key:str or ''   digest:str of the call   by:str, the requester
 -- Returns {'ok'} | {'repeated'} | {'conflict'} | {'unknown'} | {'newer'} | {'over'}
--- Events  job.canceled (ranges), batch.canceled when nothing runs; an entry for running jobs too
--- Gate    while it is shut: unavailable, unless the batch was created since the restart
+-- Events  job.canceled (ranges), batch.canceled if no job is running; an entry for running jobs, too
+-- Gate    while shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs
 -- include: own_batch, idempotency, end_pending, cancel, conclude, maxmemory
 

@@ -1,12 +1,12 @@
--- cancel_jobs: cancels jobs that are pending, requests the end of those that run.
+-- cancel_jobs: cancels pending jobs and requests the end of running ones.
 --
 -- KEYS[1] namespace
--- ARGV batch_id:str   project:str or ''   idempotency_key:str or ''   digest:str of the call   by:str, who asks
+-- ARGV batch_id:str   project:str or ''   idempotency_key:str or ''   digest:str of the call   by:str, the requester
 --     indices:digits...
--- Returns {'ok', words} | {'repeated', words} | {'conflict'} | {'unknown'} | {'newer'}; words, apart by spaces, one a job:
---     canceled | requested | over | unknown
--- Events  job.canceled; batch.done when that was the last of a closed batch; an entry for running jobs too
--- Gate    while it is shut: unavailable, unless the batch was created since the restart
+-- Returns {'ok', words} | {'repeated', words} | {'conflict'} | {'unknown'} | {'newer'}; words: separated by spaces, one for
+--     each job: canceled | requested | over | unknown
+-- Events  job.canceled; batch.done if it was the last job of a closed batch; an entry for running jobs, too
+-- Gate    while shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs
 -- include: own_batch, idempotency, cancel, ranges, job_ends, conclude, maxmemory, generated/job_over
 

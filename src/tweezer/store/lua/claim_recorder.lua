@@ -1,8 +1,8 @@
--- claim_recorder: makes a recorder the active one, or keeps it so. With a time to live of 0 it steps down.
+-- claim_recorder: makes a recorder the active one, or extends that. A time to live of 0 ends it.
 --
 -- KEYS[1] namespace
 -- ARGV recorder:str   ttl_ms:int
--- Returns {'ok'} | {'taken', the active one}
+-- Returns {'ok'} | {'taken', active recorder}
 -- Events  none
 -- include: keys, maxmemory
 

@@ -1,10 +1,10 @@
--- close: no more jobs will be added. Closing a closed batch changes nothing.
+-- close: closes a batch: no more jobs can be added. Closing a closed batch changes nothing.
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str or ''
 -- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'}
--- Events  batch.done when nothing is pending or running, else an entry without a word
--- Gate    while it is shut: unavailable, unless the batch was created since the restart
+-- Events  batch.done if no job is pending or running, else an entry without words
+-- Gate    while shut: unavailable, unless the batch was created since the restart
 -- include: own_batch, holder, conclude, maxmemory
 
 exempt_from_maxmemory()

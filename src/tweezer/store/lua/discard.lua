@@ -1,8 +1,8 @@
--- discard: removes a batch whatever its status, for an operator who gives up what cannot be recorded.
+-- discard: removes a batch in any status, for operators who give up a batch that cannot be recorded.
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str
--- Returns {'ok'} | {'version'} (of a version that this Tweezer does not know) | {'held'} (a lane works on it)
+-- Returns {'ok'} | {'version'}: of an unknown version | {'held'}: a lane works on it
 -- Events  none
 -- include: batch, ticket, counts, batch_keys
 

@@ -1,4 +1,4 @@
--- drop_kept: takes off the results of batches that were deleted from the ledger, by project.
+-- drop_kept: subtracts the results of batches that were deleted from the ledger, by project.
 --
 -- KEYS[1] namespace
 -- ARGV dropped:{project:str bytes:int}...

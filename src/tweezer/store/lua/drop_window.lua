@@ -1,9 +1,9 @@
--- drop_window: takes planned maintenance back, or ends it where it is under way.
+-- drop_window: removes planned maintenance, or ends it if it is in progress.
 --
 -- KEYS[1] namespace
 -- ARGV device:str   window_id:str
 -- Returns {'ok'} | {'unknown'}: no such device | {'none'}: no such window
--- Events  the notice device.up, if it was under way and nothing else holds the device
+-- Events  the notice device.up, if it was in progress and nothing else keeps the device from running
 -- include: maintenance, maxmemory
 
 exempt_from_maxmemory()

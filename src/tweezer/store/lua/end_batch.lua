@@ -1,10 +1,10 @@
--- end_batch: ends a batch in ERROR, where what runs may finish, or an open one that is without work in TIMED_OUT.
+-- end_batch: ends a batch in ERROR (running jobs finish), or an open batch without work in TIMED_OUT.
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str or ''   to:str 'E'|'T'   fault:bytes, Fault (JSON) of an ERROR, or ''
 -- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'} | {'forbidden', letter of its status}
--- Events  job.error (ranges), batch.error when nothing runs; batch.timed_out
--- Gate    while it is shut: unavailable, unless the batch was created since the restart
+-- Events  job.error (ranges), batch.error if no job is running; batch.timed_out
+-- Gate    while shut: unavailable, unless the batch was created since the restart
 -- include: own_batch, doom, conclude, maxmemory
 
 exempt_from_maxmemory()

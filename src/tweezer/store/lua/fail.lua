@@ -1,11 +1,11 @@
--- fail: the batch cannot run. What is pending, and what this ticket holds, ends in ERROR; the batch too,
--- once nothing runs any more.
+-- fail: ends a batch that cannot run. Its pending jobs and those that this ticket holds end in ERROR; so does the batch,
+-- once no job is running.
 --
 -- KEYS[1] namespace
 -- ARGV ticket:str   token:str   fault:bytes, Fault (JSON)   used_ms:int, lane time since the last call
 -- Returns {'ok'} | {'stale'}
 -- Events  job.error (ranges), batch.error
--- Gate    while it is shut: unavailable
+-- Gate    while shut: unavailable
 -- include: held_ticket, give_back, doom, maxmemory
 
 exempt_from_maxmemory()

@@ -1,11 +1,13 @@
--- forget: removes batches that have ended and that the ledger has to their last event. Their results are kept.
+-- forget: removes batches that have ended and are recorded in the ledger up to their last event. Their results still count
+-- towards the quota.
 --
 -- KEYS[1] namespace
--- ARGV least_age_ms:int of their end   batches:{batch_id:str recorded:int}...: number of its last recorded event
--- Returns a word a batch: 'ok' | 'unknown' | 'live' (not terminal, not for long enough, or of
---     another version) | 'unrecorded' (it has events after that one)
+-- ARGV least_age_ms:int since their end   batches:{batch_id:str recorded:int}..., recorded: number of the last
+--     recorded event
+-- Returns a word for each batch: 'ok' | 'unknown' | 'live': not terminal for long enough, or of
+--     another version | 'unrecorded': it has later events
 -- Events  none
--- Gate    open or shut: a batch goes only if it has the very events that the ledger has
+-- Gate    open or shut: a batch is removed only if it has exactly the events that the ledger has
 -- include: clock, batch, ticket, counts, batch_keys
 
 local function forget(id, recorded)

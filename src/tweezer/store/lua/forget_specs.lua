@@ -1,8 +1,8 @@
--- forget_specs: an operator's specs of a device are no more; its workers announce their own with their next heartbeat.
+-- forget_specs: removes an operator's specs of a device; its workers announce theirs with their next heartbeat.
 --
 -- KEYS[1] namespace
 -- ARGV device:str
--- Returns {'ok'} | {'none'}: no operator gave any | {'unknown'}
+-- Returns {'ok'} | {'none'}: no operator has set any | {'unknown'}
 -- Events  none
 -- include: keys, maxmemory, generated/specs
 

@@ -1,10 +1,10 @@
--- heartbeat: a worker says that it lives, what it serves, and what its device is like. With a time to
--- live of 0 it says goodbye.
+-- heartbeat: reports that a worker is running, and its properties and those of its device. A time to live of 0 removes
+-- the worker.
 --
 -- KEYS[1] namespace
 -- ARGV worker:str   device:str   ttl_ms:int
---     about_device:{field:str value:any}[]   about_worker:{field:str value:any}...: lanes among them
--- Returns {'ok', reason of a pause or '', 1 if what clients are told of the device is there, or 0}
+--     about_device:{field:str value:any}[]   about_worker:{field:str value:any}..., including lanes
+-- Returns {'ok', reason of a pause or '', 1 if the device has specs, else 0}
 -- Events  none
 -- include: lanes, maxmemory
 

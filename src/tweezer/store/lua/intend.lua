@@ -1,16 +1,16 @@
--- intend: says that a job is about to be submitted to a machine, before it is. The caller waits until this is on the disk.
--- Once it may have been submitted, see set_out, it is never handed out to be submitted again, whatever becomes of its
--- worker; until then another holder's intent takes the place of this one.
+-- intend: records the intent to submit a job to a machine. The caller waits until this is on the disk before it submits.
+-- Once the job may have been submitted (see set_out) it is never submitted again, even if its worker is lost; until then
+-- the intent of another holder replaces this one.
 --
 -- KEYS[1] namespace
--- ARGV ticket:str   token:str   index:digits   name:str of this try, of its own: who repeats a call gives another
---     sent:str '1': it may be submitted from now on, '0': not before set_out
--- Returns {'new', record, since} | {'known'}: another one, and it may have been submitted | {'cancel'}: its cancel was
---     requested | {'stale'}; since: ms since this Redis may lack the last writes, or ''; record: microseconds of the
---     intent, its name, a job of the machine's that is older than any submit of this one or '-', the job's own or '-',
---     '1' if it may have been sent, 'T' if it was asked to stop because it took too long, else '0'
--- Events  batch.running and job.running for a job that was not begun
--- Gate    while it is shut: unavailable
+-- ARGV ticket:str   token:str   index:digits   name:str, unique to this attempt: a repeated call uses another name
+--     sent:str '1': the job may be submitted from now on, '0': not before set_out
+-- Returns {'new', record, since} | {'known'}: the job may have been submitted by another intent | {'cancel'}: its cancel
+--     was requested | {'stale'}; since: ms since this Redis may have lost its last writes, or ''; record: time of the
+--     intent (us), its name, a job on the machine that is older than any submission of this one or '-', the job's id on
+--     the machine or '-', '1' if it may have been sent, 'T' if it was asked to stop because of its time limit, else '0'
+-- Events  batch.running and job.running for a job that had not begun
+-- Gate    while shut: unavailable
 -- include: held_ticket, intent, returns, job_moves, conclude, maxmemory, generated/job_over
 
 exempt_from_maxmemory()
@@ -29,7 +29,7 @@ if is_new then
   write_state(b, index, st)
 end
 if is_new or b.reattaches == 0 then
-  b.reattaches = 1 -- also of a batch that came before its device's first worker
+  b.reattaches = 1 -- also for a batch that was submitted before its device's first worker started
   finish(b)
 end
 local created_us = tonumber(string.match(redis.call('HGET', key(KEY.spec, id), index), '^%d+'))

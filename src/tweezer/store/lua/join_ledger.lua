@@ -1,7 +1,7 @@
--- join_ledger: the ledger of this installation records this Redis, unless another one does.
+-- join_ledger: records that this Redis belongs to an installation and its ledger, unless it belongs to another one.
 --
 -- KEYS[1] namespace
--- ARGV installation:str, its id, which the ledger has   force:str '1': also when another ledger records it, else '0'
+-- ARGV installation:str, the id in the ledger   force:str '1': even if it belongs to another one, else '0'
 -- Returns {'ok'} | {'other', id of the installation that it belongs to}
 -- Events  none
 -- include: keys, maxmemory

@@ -1,10 +1,10 @@
--- look_up_batch: reads a batch, for who asks for it, and its jobs if there are not many.
+-- look_up_batch: reads a batch if it is in the given projects, and its jobs if there are not too many.
 --
 -- KEYS[1] namespace
--- ARGV batch_id:str   jobs_max:int up to which they are read as well, -1 for never
+-- ARGV batch_id:str   jobs_max:int, maximum number of jobs that are read, -1 for none
 --     project_count:int, or -1 for any   projects:str...
 -- Returns {fields of the record, each followed by its value; JobSpec of each job; states; faults}, the last three
---     empty without jobs, a nil in them for none | {} for a batch that is not there, or not in these projects
+--     empty if no jobs are read, nil for a missing value | {} if the batch does not exist in these projects
 -- Events  none
 -- include: projects, keys
 

@@ -1,10 +1,10 @@
--- look_up_jobs: reads jobs of any batches, each for who asks for it. Of a batch no more is read than its jobs need.
+-- look_up_jobs: reads jobs of any batches, each if it is in the given projects, with the required fields of its batch.
 --
 -- KEYS[1] namespace
--- ARGV jobs:{batch_id:str index:int project_count:int}[], the last -1 for any   projects:str... of each job in turn
--- Returns a list with an element a job: {project, fault of the batch or nil, who cancelled jobs of it or nil, JobSpec,
+-- ARGV jobs:{batch_id:str index:int project_count:int}[], project_count: -1 for any   projects:str..., of each job in turn
+-- Returns a list with an element for each job: {project, fault of the batch or nil, its cancel requests or nil, JobSpec,
 --     state or nil, fault or nil, version of the batch's record};
---     nil for a job that is not there, or not in these projects
+--     nil if the job does not exist in these projects
 -- Events  none
 -- include: projects, keys
 

@@ -1,8 +1,8 @@
--- mark_call: says how an attempt at a call stands, unless another one has taken it over.
+-- mark_call: stores the state of an attempt at a call, unless another attempt has taken the call over.
 --
 -- KEYS[1] namespace
--- ARGV digest:str of the call   call:str, its id   attempt:str, its id, the same if it is the first
---     state:str 'running'|'over'|'abandoned'   lease_ms:int   retry_ms:int, how long an abandoned call is waited for
+-- ARGV digest:str of the call   call:str, its id   attempt:str, its id, the same for the first attempt
+--     state:str 'running'|'over'|'abandoned'   lease_ms:int   retry_ms:int, how long an abandoned call can be repeated
 --     project:str
 -- Returns {'ok'} | {'superseded'}
 -- Events  none
@@ -14,7 +14,7 @@ if string.match(redis.call('HGET', name, call) or '', '%S*$') ~= attempt then re
 
 if state == 'over' then
   redis.call('HDEL', name, call)
-  -- an earlier attempt may still be on its way to write
+  -- after a retry, the write of an earlier attempt may still arrive
   if attempt == call then redis.call('DEL', idempotency) else redis.call('PEXPIRE', idempotency, int(retry_ms)) end
   return { 'ok' }
 end

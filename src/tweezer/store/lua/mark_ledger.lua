@@ -1,7 +1,7 @@
--- mark_ledger: there is a ledger from now on: what this Redis loses can be put back.
+-- mark_ledger: records that there is a ledger, from which this Redis can be restored.
 --
 -- KEYS[1] namespace
--- Returns {'ok', id of the entry before which entries may be gone, because a ledger had them}
+-- Returns {'ok', id of the entry before which entries may have been trimmed, because they are recorded}
 -- Events  none
 -- include: keys, maxmemory
 

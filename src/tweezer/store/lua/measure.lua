@@ -1,22 +1,22 @@
--- measure: what operators watch. Of each device it looks at the front of the queue only, so it takes as long however
--- much waits.
+-- measure: measures the queue for operators. It reads only the front of each device's queue, so its duration does not
+-- depend on the length of the queue.
 --
 -- KEYS[1] namespace
--- ARGV recorded:str, id of the last entry of the stream that is recorded, or ''
---     delivered:str, id of the last entry whose deliveries are written, or ''; entries that the couriers have acknowledged
---     are not counted after it (the ledger that says so may be a restored backup)   entries_max:digits to count after each
---     tickets_max:int to look at, of those that are ready and of those that are leased
--- Returns {time (ms), entries of the stream, entries after the recorded one, id of the first of these or '', the same
---     two of deliveries, ended batches that are not forgotten, '1' if the gate is shut, '1' if a recorder is active,
---     {device, '1' if it is paused, pending, running, leases lost, stale settles, ready tickets, tickets that wait for a
---     time, leased tickets, live workers, lanes, busy lanes, free lanes of workers that drain, longest wait (ms) or -1},
+-- ARGV recorded:str, id of the last recorded entry of the stream, or ''
+--     delivered:str, id of the last entry whose deliveries are written, or ''; later entries that the couriers have
+--     acknowledged are not counted (the id may be from a restored backup)   entries_max:digits to count after each
+--     tickets_max:int to read, both of the ready and of the leased ones
+-- Returns {time (ms), entries in the stream, entries after the recorded one, id of the first of these or '', the same
+--     two for deliveries, ended batches that are not forgotten, '1' if the gate is shut, '1' if a recorder is active,
+--     {device, '1' if paused, pending, running, leases lost, stale settles, ready tickets, tickets that wait for a
+--     time, leased tickets, live workers, lanes, busy lanes, free lanes of draining workers, longest wait (ms) or -1},
 --     …}
 -- Events  none
 -- include: clock, ticket, streams
 
 local events = key(KEY.events)
 
--- Since when the job waits that the batch hands out next (ms); nil when none waits.
+-- The submit time (ms) of the job that the batch hands out next; nil if no job waits.
 local function since(id)
   local row = redis.call('HMGET', key(KEY.batch, id), 'pending', 'jobs', 'cursor', 'back')
   if tonumber(row[1] or 0) == 0 then return nil end
@@ -58,7 +58,7 @@ local function measure(device)
   }
 end
 
--- How many entries there are from this bound on, and the id of the first.
+-- The number of entries from this bound on, and the id of the first.
 local function count_from(bound)
   local entries = redis.call('XRANGE', events, bound, '+', 'COUNT', entries_max)
   return #entries, entries[1] and entries[1][1] or ''

@@ -1,10 +1,10 @@
--- note_child: notes that another batch repeats this one. May be repeated.
+-- note_child: records that another batch repeats this one. May be repeated.
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   child:str, id of the batch that repeats it
 -- Returns {'ok'} | {'unknown'}
 -- Events  none
--- Gate    open or shut: it makes no event and moves no job
+-- Gate    open or shut: it makes no event and changes no job
 -- include: batch
 
 local b = load_batch(batch_id)

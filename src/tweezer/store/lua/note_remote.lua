@@ -1,12 +1,12 @@
--- note_remote: the machine has the job, under this id. Whoever learns it says so, also one whose ticket is lost.
+-- note_remote: records the machine's id of a job, even for a worker whose ticket is lost.
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   index:digits   name:str of the intent   uid:str, the machine's id of the job, without spaces; a number
---     where the machine counts its jobs   job_id:str that we gave the job   has_names:str '1'|'0': whether the machine
+--     if the machine numbers its jobs   job_id:str, Tweezer's id of the job   has_names:str '1'|'0': whether the machine
 --     returns that id, or ''
 -- Returns {'ok'} | {'unknown'}: there is no such intent
 -- Events  none
--- Gate    open or shut: what a machine has, or will not get, is a fact that must not be lost
+-- Gate    open or shut: facts about jobs on a machine must not be lost
 -- include: batch, returns, maxmemory
 
 exempt_from_maxmemory()
@@ -17,7 +17,7 @@ local at, own, after = string.match(redis.call('HGET', remote, index) or '', '^(
 if own ~= name then return { 'unknown' } end
 redis.call('HSET', remote, index, table.concat({ at, own, after, uid, '1' }, ' '))
 local device = key(KEY.device, b.device)
-returns_of(device) -- noted while last_uid is still that of before
+returns_of(device) -- recorded before last_uid changes
 local number = tonumber(uid)
 if number and number > tonumber(redis.call('HGET', device, 'last_uid') or -1) then
   redis.call('HSET', device, 'last_uid', uid, 'last_job', uid .. ' ' .. job_id)

@@ -1,12 +1,12 @@
--- note_set_back: the job ids of a machine began anew, as its last known job shows. What was known of the order of its jobs
--- is replaced by `since`, also for jobs that wait since Redis came back.
+-- note_set_back: records that a machine's job ids restarted, as its last known job shows. `since` replaces all that was
+-- known about the order of its jobs, also for jobs that have waited since before a restart of Redis.
 --
 -- KEYS[1] namespace
--- ARGV device:str   last_uid:str of the known job by which the set-back was noticed, or '-'   since:digits, a job of the
---     machine that is older than any of ours submitted after the set-back
--- Returns {'ok'} | {'known'}: it was noted before
+-- ARGV device:str   last_uid:str, the known job that revealed the set-back, or '-'   since:digits, a job on the machine
+--     that is older than any job that Tweezer submitted after the set-back
+-- Returns {'ok'} | {'known'}: it was recorded before
 -- Events  none
--- Gate    open or shut: what is known of a machine is a fact that must not be lost
+-- Gate    open or shut: facts about jobs on a machine must not be lost
 -- include: clock, returns, maxmemory
 
 exempt_from_maxmemory()

@@ -1,12 +1,12 @@
--- note_timeout: the holder of a job asks it to stop, because it takes longer than its limit. That is noted as a request by
--- 'timeout', and is none of a user: the job ends as its holder says. Of a job on a machine its intent says so, too: whoever
--- takes it up then knows.
+-- note_timeout: records that a job exceeded its time limit and that its holder asks it to stop. It is recorded as a request
+-- by 'timeout', not as a user's cancel: its holder determines how the job ends. For a job on a machine the intent is
+-- marked, too, for the next holder.
 --
 -- KEYS[1] namespace
--- ARGV ticket:str   token:str   index:digits   by:str, who asks, as it is noted
+-- ARGV ticket:str   token:str   index:digits   by:str, the recorded requester
 -- Returns {'ok'} | {'stale'}: the job is not this holder's, or has ended
 -- Events  none
--- Gate    while it is shut: unavailable
+-- Gate    while shut: unavailable
 -- include: held_ticket, intent, job, cancel, maxmemory, generated/job_over
 
 exempt_from_maxmemory()

@@ -1,8 +1,8 @@
--- open_gate: jobs are handed out again, and all devices are told.
+-- open_gate: opens the gate, so that jobs are handed out again, and rings the bells of all devices.
 --
 -- KEYS[1] namespace
--- ARGV server:bytes, the value of its key when the caller looked at what Redis has, or '*' for any
--- Returns {'ok'} | {'other'}: Redis has restarted since the caller looked
+-- ARGV server:bytes, the value of its key when the caller compared Redis with the ledger, or '*' for any
+-- Returns {'ok'} | {'other'}: Redis has restarted since then
 -- Events  none
 -- include: bell, maxmemory
 

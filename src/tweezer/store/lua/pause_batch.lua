@@ -1,10 +1,10 @@
--- pause_batch: no job of the batch is handed out until it is resumed; what runs finishes.
+-- pause_batch: pauses a batch: no job of it is handed out until it is resumed; running jobs finish.
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str or ''
 -- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'}
--- Events  batch.paused, unless it is paused already
--- Gate    while it is shut: unavailable, unless the batch was created since the restart
+-- Events  batch.paused, unless it is already paused
+-- Gate    while shut: unavailable, unless the batch was created since the restart
 -- include: own_batch, conclude, maxmemory
 
 exempt_from_maxmemory()

@@ -1,11 +1,11 @@
--- pause_device: no ticket of the device is granted until it is resumed, by an operator or when its time has come; running
--- jobs finish. Pausing it again changes why and until when.
+-- pause_device: pauses a device: it grants no tickets until an operator resumes it or the given time; running jobs finish.
+-- Pausing it again changes the reason and the time.
 --
 -- KEYS[1] namespace
 -- ARGV device:str   reason:str for people   until_ms:int since 1970, 0: until an operator resumes it
 --     data:bytes of the notice (JSON)
--- Returns {'ok'} | {'unknown'} | {'past'}: that is not to come
--- Events  the notice device.paused, unless it was paused like this before
+-- Returns {'ok'} | {'unknown'} | {'past'}: the time is in the past
+-- Events  the notice device.paused, unless the same pause was already in effect
 -- include: notices, maxmemory
 
 exempt_from_maxmemory()

@@ -1,11 +1,12 @@
--- plan_window: from one time to another a device hands out nothing, and before it nothing that would not end in time.
+-- plan_window: plans maintenance: within the window a device hands out nothing, and before it nothing that would not end
+-- in time.
 --
 -- KEYS[1] namespace
 -- ARGV device:str   window_id:str   begins_ms:int since 1970   ends_ms:int
 --     data:bytes of the notice at its begin (JSON)   windows_max:int of a device
--- Returns {'ok'} | {'unknown'}: no such device | {'past'}: its end is not to come | {'many'} | {'overlaps', begin, end}:
---     of another one
--- Events  the notice device.paused when it has begun
+-- Returns {'ok'} | {'unknown'}: no such device | {'past'}: its end is in the past | {'many'} | {'overlaps', begin, end}:
+--     of another window
+-- Events  the notice device.paused if it has already begun
 -- include: maintenance, maxmemory
 
 exempt_from_maxmemory()

@@ -1,14 +1,14 @@
--- release: gives a ticket and its jobs back, because its worker drains or because its body failed.
--- After too many failures in a row the batch ends in ERROR; after three crashes, as a job does.
+-- release: gives a ticket and its jobs back, because its worker drains or could not prepare or run the batch. After too
+-- many consecutive failures, or three consecutive crashes, the batch ends in ERROR.
 --
 -- KEYS[1] namespace
 -- ARGV ticket:str   token:str   why:str 'drain'|'fail'|'crash': the lane's process died while it prepared the batch
---     failures_max:int in a row   delay_ms:int after the first failure, doubled with each further one   delay_max_ms:int
+--     failures_max:int, consecutive   delay_ms:int after the first failure, doubled with each further one   delay_max_ms:int
 --     fault:bytes, Fault (JSON)   used_ms:int, lane time since the last call
 -- Returns {'ok'} | {'doomed'} | {'stale'}
 -- Events  job.pending of jobs that ran; job.error and batch.error when doomed; job.canceled of a job whose
 --     cancel was requested
--- Gate    while it is shut: unavailable
+-- Gate    while shut: unavailable
 -- include: held_ticket, give_back, doom, maxmemory
 
 exempt_from_maxmemory()

@@ -1,10 +1,10 @@
--- renew: keeps the lease of a ticket, tells what its jobs are doing, and hears which are to be cancelled.
+-- renew: renews the lease of a ticket, reports the progress of its jobs, and returns the jobs that must be stopped.
 --
 -- KEYS[1] namespace
--- ARGV ticket:str   token:str   lease_ms:int   progress:{index:digits stage:str percent:str}...: a number or '-'
--- Returns {'ok', index of a job whose cancel is requested or that is over, …} | {'stale'} | {'shut'}
--- Events  batch.running and job.running for a held job that was not begun; progress is published, no event
--- Gate    while it is shut: the lease is kept and shut is returned; send what the jobs are doing again
+-- ARGV ticket:str   token:str   lease_ms:int   progress:{index:digits stage:str percent:str}..., percent: a number or '-'
+-- Returns {'ok', index of a job that is over or whose cancel was requested, …} | {'stale'} | {'shut'}
+-- Events  batch.running and job.running for a held job that had not begun; progress is published, not an event
+-- Gate    while shut: the lease is renewed and shut is returned; the progress must be sent again
 -- include: gate, batch, ticket, job_moves, conclude, maxmemory, generated/job_over
 
 exempt_from_maxmemory()

@@ -1,14 +1,14 @@
--- report: what somebody other than its holder says of a job: why it fails, how far it is, and where it is to stand. It may
--- end or go back to wait; only a holder begins it, or has its result. A ticket loses its token with a job that ran.
+-- report: reports a fault, progress or a new status of a job on behalf of its holder. The job may end or become pending
+-- again; only its holder can begin it or write its result. The holder of a running job loses its ticket.
 --
 -- KEYS[1] namespace
--- ARGV batch_id:str   project:str or ''   index:digits   to:str, letter of the status that it is to have, or ''
+-- ARGV batch_id:str   project:str or ''   index:digits   to:str, letter of the new status, or ''
 --     percent:str or ''   fault:bytes, Fault (JSON), or ''
--- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'} | {'forbidden', letter of the status that it has}
--- Events  job.error|canceled|pending, and job.canceled where pending was asked of a job whose cancel was requested;
---     job.pending of other jobs that the ticket ran; batch.*; an entry for a fault too
--- Gate    while it is shut: unavailable, unless the batch was created since the restart
--- Publishes  "<batch> <index>" on the pool's channel for a job that ran and ends; its progress
+-- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'} | {'forbidden', letter of its current status}
+-- Events  job.error|canceled|pending, and job.canceled if pending is reported for a job whose cancel was requested;
+--     job.pending of other jobs that the ticket ran; batch.*; an entry for a fault, too
+-- Gate    while shut: unavailable, unless the batch was created since the restart
+-- Publishes  "<batch> <index>" on the pool's channel for a running job that ends; its progress
 -- include: own_batch, give_back, maxmemory, generated/job_over
 
 exempt_from_maxmemory()
@@ -24,7 +24,7 @@ local function holder(b, index)
   end
 end
 
--- Takes a job that runs from its holder, who hears that its token is stale, and gives the ticket's other jobs back.
+-- Takes a running job from its holder, whose token becomes stale, and gives the ticket's other jobs back.
 local function take_away(b, index, st, to)
   local t = holder(b, index)
   if t then redis.call('SREM', key(KEY.held, b.id, t.n), index) end

@@ -1,21 +1,20 @@
--- restore: puts back what the ledger has of a batch after Redis lost its last writes. A job that ended there ends
--- here; a batch or job that Redis has never heard of is there again, and pending unless it ended. May be repeated.
--- A batch of many jobs takes several calls; one that was gone is of version 0, which everybody leaves alone, until it
--- has all its jobs. The gate is shut while somebody is at it.
+-- restore: restores a batch from the ledger after Redis lost its last writes. Jobs that ended in the ledger end here.
+-- Missing batches and jobs are created, pending unless they ended. May be repeated. A batch with many jobs takes several
+-- calls; one that was missing has version 0, which all other scripts leave alone, until it has all its jobs.
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   recorded:int, number of its last recorded event   status:str, its letter in the ledger
---     fields:{name:str value:bytes}[] of its record in the ledger, doc among them
---     jobs:{index:digits spec:bytes state:any result:bytes result_bytes:int fault:any}... in the order of their indices:
+--     fields:{name:str value:bytes}[] of its record in the ledger, with doc
+--     jobs:{index:digits spec:bytes state:any result:bytes result_bytes:int fault:any}..., in the order of their indices:
 --     spec with the time of its submit; state, result and fault or ''
--- Returns {'ok', jobs of the ledger that it lacks yet} | {'unknown'}: of another version
--- Events  none for what the ledger has; job.pending or job.canceled of a job that ran by a ticket that is lost; batch.*
---     when nothing is left to do and the ledger did not know that
+-- Returns {'ok', number of jobs that are still missing} | {'unknown'}: of another version
+-- Events  none for transitions that are recorded; job.pending or job.canceled of a job that a lost ticket ran; batch.*
+--     if that ends the batch
 -- Gate    kept shut by each call
 -- include: intent, job_ends, results, issue, conclude, maxmemory, generated/job_over, generated/sizes
 
 local PARTIAL = '0'
-local ANEW = { -- of a batch that was gone; counted up from its jobs, or 0
+local ANEW = { -- fields of a missing batch that are counted from its jobs, or start at 0
   v = true, status = true, ended = true, seq = true, cursor = true, back = true, delayed = true, slots = true,
   failures = true, jobs = true, pending = true, running = true, done = true, error = true, canceled = true,
   crashes = true, charged = true, bytes = true, results = true,
@@ -24,7 +23,7 @@ local ANEW = { -- of a batch that was gone; counted up from its jobs, or 0
 local id, record, ledger = batch_id, key(KEY.batch, batch_id), {}
 for at = fields_first, fields_last, 2 do ledger[ARGV[at]] = ARGV[at + 1] end
 
--- Makes the record of a batch that is gone, without jobs.
+-- Creates the record of a missing batch, without jobs.
 local function create()
   local row = { 'v', PARTIAL, 'status', BATCH_OVER[status] and 'P' or status }
   for name, value in pairs(ledger) do
@@ -36,7 +35,7 @@ local function create()
   count_use(ledger.project, 'bytes', bytes)
 end
 
--- What is final in the ledger is final here; the rest follows it where Redis has not gone on meanwhile.
+-- Final states of the ledger are final here; other fields are taken over unless Redis has newer ones.
 local function follow(b)
   if ledger.open ~= '1' then b.open = 0 end
   if ledger.fate ~= 'T' then b.fate = b.fate or ledger.fate end
@@ -53,8 +52,8 @@ local function follow(b)
   b.seq = math.max(b.seq, recorded)
 end
 
--- Whether the ledger knows more of a live job than Redis: an execution that began later, or the end of one. The later
--- execution may have the older token: a ticket that a power loss brought back takes jobs again.
+-- Whether the ledger's state of a live job is newer: an execution that began later, or the end of one. The later
+-- execution may have the older token, because a ticket that a power loss restored takes jobs again.
 local function is_ahead(row, st)
   local theirs, ours = number_of(row, S.token), number_of(st, S.token)
   if theirs == ours then return theirs > 0 and st[S.status] == 'R' and row[S.status] == 'P' end
@@ -63,8 +62,8 @@ local function is_ahead(row, st)
   return theirs > ours
 end
 
--- Appends the jobs that are missing, and ends those that ended in the ledger. Answers the indices of these, and the live
--- jobs of which the ledger knows more, as {index, state in the ledger, status here}.
+-- Appends the missing jobs, and ends those that ended in the ledger. Returns the indices of the latter, and the live jobs
+-- whose state in the ledger is newer, as {index, state in the ledger, status here}.
 local function put_back_jobs(b)
   local indices, raw, ended = {}, {}, {}
   for at = jobs_first, jobs_last, 6 do indices[#indices + 1] = ARGV[at] end
@@ -103,8 +102,8 @@ local function put_back_jobs(b)
   return ended, moved
 end
 
--- Takes what ended from where it waits. The cursor goes behind the last of it, and what that passes comes back;
--- what came back before and is over is skipped when it is claimed.
+-- Removes ended jobs from all queues. The cursor moves after the last of them, and jobs in between come back. Jobs that
+-- came back before and are over are skipped when they are claimed.
 local function take_out(b, ended)
   if #ended == 0 then return end
   for n = 0, b.slots - 1 do redis.call('SREM', key(KEY.held, id, int(n)), unpack(ended)) end
@@ -122,7 +121,7 @@ local function take_out(b, ended)
   b.cursor = cursor
 end
 
--- Whether a live job of which the ledger knows more waits among those that came back.
+-- Whether a live job is already in the list of jobs that came back.
 local function came_back_already(b, index)
   if tonumber(index) >= b.cursor or redis.call('ZSCORE', key(KEY.delay, id), index) then return false end
   for n = 0, b.slots - 1 do
@@ -131,8 +130,8 @@ local function came_back_already(b, index)
   return true
 end
 
--- Brings live jobs to where the ledger has them. One that ran by a ticket that is still held runs on; one that ran by
--- a ticket that Redis has lost goes back to wait, which is a transition and has its event.
+-- Gives live jobs their state in the ledger. A job whose ticket is still held continues to run. A job whose ticket Redis
+-- has lost becomes pending again, which is a transition with an event.
 local function follow_jobs(b, ended, moved)
   local indices, waiting, holders = { unpack(ended) }, {}, {}
   for n = 0, b.slots - 1 do

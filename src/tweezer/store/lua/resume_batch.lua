@@ -1,10 +1,10 @@
--- resume_batch: a paused batch goes on: RUNNING if a job of it ever began, else PENDING.
+-- resume_batch: resumes a paused batch: RUNNING if a job of it has begun, else PENDING.
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str or ''
 -- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'}
--- Events  batch.resumed, unless it is not paused; batch.done when nothing is left to do
--- Gate    while it is shut: unavailable, unless the batch was created since the restart
+-- Events  batch.resumed, if it was paused; batch.done if no work is left
+-- Gate    while shut: unavailable, unless the batch was created since the restart
 -- include: own_batch, issue, conclude, maxmemory
 
 exempt_from_maxmemory()

@@ -1,9 +1,9 @@
--- resume_device: the device's tickets are granted again, unless it is under maintenance, or down.
+-- resume_device: ends a pause: the device grants tickets again, unless it is under maintenance or down.
 --
 -- KEYS[1] namespace
 -- ARGV device:str
 -- Returns {'ok'} | {'unknown'}
--- Events  the notice device.up, if it was paused and nothing else holds it
+-- Events  the notice device.up, if it was paused and nothing else keeps it from running
 -- include: notices, bell, maxmemory
 
 exempt_from_maxmemory()

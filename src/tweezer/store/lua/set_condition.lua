@@ -1,10 +1,10 @@
--- set_condition: says whether a machine can run jobs. While it is down nothing is handed out; what runs goes on.
+-- set_condition: stores whether a machine can run jobs. While it is down nothing is handed out; running jobs continue.
 --
 -- KEYS[1] namespace
--- ARGV device:str   condition:str 'up'|'down'|'unknown' (what was known before holds)   reason:str for people
+-- ARGV device:str   condition:str 'up'|'down'|'unknown': keeps the last condition   reason:str for people
 --     data:bytes of the notice (JSON)
 -- Returns {'ok'} | {'unknown'}: no such device
--- Events  the notices device.down and device.up, when it changes; none for up while an operator holds it
+-- Events  the notices device.down and device.up, if it changes; not for up while the device is paused or under maintenance
 -- include: notices, bell, maxmemory
 
 exempt_from_maxmemory()

@@ -1,4 +1,4 @@
--- set_full: refuses new work for a while, with the reason; an empty reason takes that back.
+-- set_full: refuses new work for a time, with a reason; an empty reason ends that.
 --
 -- KEYS[1] namespace
 -- ARGV reason:str or ''   ttl_ms:digits

@@ -1,7 +1,7 @@
--- set_kept: how many bytes the results take of batches that this Redis has forgotten and the ledger has, by project.
+-- set_kept: sets the bytes of results of batches that only the ledger has, by project.
 --
 -- KEYS[1] namespace
--- ARGV counted_ms:digits, how long the count holds   kept:{project:str bytes:int}...
+-- ARGV counted_ms:digits, how long the count is valid   kept:{project:str bytes:int}...
 -- Returns {'ok'}
 -- Events  none
 -- include: keys, maxmemory

@@ -1,7 +1,7 @@
--- set_limits: gives projects limits of their own, as the ledger has them.
+-- set_limits: sets the limits of projects to those in the ledger.
 --
 -- KEYS[1] namespace
--- ARGV limits:any... a group a project: its id, its limit of each quota in the order of QUOTAS; '' is the default
+-- ARGV limits:any..., a group for each project: its id, its limit for each quota in the order of QUOTAS; '' is the default
 -- Returns {'ok'}
 -- Events  none
 -- include: keys, maxmemory, generated/quotas

@@ -1,10 +1,11 @@
--- set_out: the job of an intent is submitted now. From here on it may have been, until somebody says that it was not.
+-- set_out: records that the job of an intent is being submitted. From now on it may have been submitted, unless the intent
+-- is withdrawn.
 --
 -- KEYS[1] namespace
 -- ARGV ticket:str   token:str   index:digits   name:str of the intent
--- Returns {'ok'} | {'stale'}: the ticket or the intent is another's, or the intent may be older than what Redis lost
+-- Returns {'ok'} | {'stale'}: the ticket or the intent was replaced, or the intent may be older than writes that Redis lost
 -- Events  none
--- Gate    open or shut: what a machine has, or will not get, is a fact that must not be lost
+-- Gate    open or shut: facts about jobs on a machine must not be lost
 -- include: batch, ticket, restart, maxmemory
 
 exempt_from_maxmemory()

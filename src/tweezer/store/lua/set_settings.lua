@@ -1,4 +1,4 @@
--- set_settings: publishes what operators set to where the scripts read it.
+-- set_settings: stores the settings that the scripts read.
 --
 -- KEYS[1] namespace
 -- ARGV values:{field:str value:int}...

@@ -1,17 +1,17 @@
--- set_specs: what clients are told that a device is like. A sequence says by the name in the specs for which device it
--- is, so no two devices may have the same. A device that nobody serves, and for which nothing waits, gives its name up.
+-- set_specs: stores the specs and properties of a device. Sequences identify their device by the name in its specs, so this
+-- name must be unique. A device without workers and jobs gives its name up.
 --
 -- KEYS[1] namespace
--- ARGV device:str   by:str, whose specs they are ('worker'|'operator')
---     must_exist:str, whether there must be such a device already ('yes'|'no'|'either')   name:str in the specs
---     about:{field:str value:any}... of the device, those of SPECS_FIELDS among them
--- Returns {'ok'} | {'kept'}: an operator gave some, which those of workers do not replace | {'taken', its device}
+-- ARGV device:str   by:str, who sets them ('worker'|'operator')
+--     must_exist:str, whether the device must exist ('yes'|'no'|'either')   name:str in the specs
+--     about:{field:str value:any}... of the device, including SPECS_FIELDS
+-- Returns {'ok'} | {'kept'}: an operator's specs, which a worker's do not replace | {'taken', device with the name}
 --     | {'unknown'} | {'exists'}
 -- Events  none
 -- include: lanes, maxmemory, generated/specs
 
 exempt_from_maxmemory()
-local SETTLED = 60000 -- ms after which a device without workers is no longer one whose worker is just starting
+local SETTLED = 60000 -- ms after which a device without workers is not one whose worker is just starting
 local record = key(KEY.device, device)
 local known = redis.call('EXISTS', record) == 1
 if must_exist == 'yes' and not known then return { 'unknown' } end

@@ -1,10 +1,10 @@
--- set_tags: replaces the tags of a batch, whether or not it has ended. They stand beside its doc, whose own they hide.
+-- set_tags: replaces the tags of a batch, whether or not it has ended. They take precedence over the tags in its doc.
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str or ''   tags:bytes (JSON)
 -- Returns {'ok'} | {'unknown'} | {'newer'}
--- Events  none: an entry without a word
--- Gate    while it is shut: unavailable, unless the batch was created since the restart
+-- Events  an entry without words
+-- Gate    while shut: unavailable, unless the batch was created since the restart
 -- include: own_batch, changes
 
 local b, none = load_own_batch(batch_id, project)

@@ -1,29 +1,29 @@
--- settle: for each of some tickets, writes the outcomes of jobs that it holds and claims the next ones, or
--- ends it. An outcome that its token settled before is answered as if new: a lost reply can be repeated.
--- It looks at the token, not at the clock: a lapsed lease that nobody took still settles.
+-- settle: for each given ticket, writes the outcomes of jobs that it holds and claims the next ones, or ends the ticket.
+-- An outcome that the same token has already settled is accepted again, so that a call can be repeated after a lost reply.
+-- The token is checked, not the clock: a ticket with an expired lease can settle until it is reclaimed.
 --
 -- KEYS[1] namespace
--- ARGV tickets:{ticket:str token:str lease_ms:int most:int used_ms:int outcomes:int}[]: most jobs to hold (0 gives the ticket
---     back: drain), lane time since the last call, number of outcomes
+-- ARGV tickets:{ticket:str token:str lease_ms:int most:int used_ms:int outcomes:int}[], most: jobs to hold (0 gives the ticket
+--     back: drain); used_ms: lane time since the last call; outcomes: number of outcomes
 --     outcomes:{index:digits kind:str payload:bytes preparation_ms:int execution_ms:int retry_ms:int result_bytes:int}...
---     of each ticket in turn: kind done|error|canceled|prevented|retry|crash, payload Result (of done, and of canceled what was
---     measured before) or Fault; prevented: canceled before any of it ran; partial, before an outcome of the same job: a
---     Result of what was measured, of a job that ends in an error
--- Returns a reply a ticket: {'jobs', refused, {index, attempt, '1'|'0' cancel requested, spec, …}, over quota} — the
---     whole held set | {'retired'|'yield'|'parked'|'reserved', refused, {}, over quota} | {'retired'|'stale', refused};
---     refused: outcomes that were not this token's to write; over quota: indices of jobs whose result was not kept, since
---     the quota of its project has no room for it: DONE ones end in ERROR; reserved: the device stays the ticket's, ask
---     again when jobs may have come
--- Events  per job job.running if it was not begun, then job.done|error|canceled|pending; batch.*
--- Gate    while it is shut: unavailable
+--     of each ticket in turn, kind: done|error|canceled|prevented|retry|crash; payload: Result (of done, or measured before
+--     canceled) or Fault; prevented: canceled before it ran; partial: precedes the error of the same job, with a Result of
+--     its measurements
+-- Returns a reply for each ticket: {'jobs', refused, {index, attempt, '1'|'0' cancel requested, spec, …}, over quota}, with
+--     the whole held set | {'retired'|'yield'|'parked'|'reserved', refused, {}, over quota} | {'retired'|'stale', refused};
+--     refused: outcomes that this token may not write; over quota: indices of jobs whose result was not stored because the
+--     quota of the project is used up (DONE jobs then end in ERROR); reserved: the ticket keeps the device, settle again
+--     when jobs may have been added
+-- Events  for each job job.running if it had not begun, then job.done|error|canceled|pending; batch.*
+-- Gate    while shut: unavailable
 -- include: gate, restart, quotas, results, job_moves, give_back, claim, ends_in_time, maxmemory
 
 exempt_from_maxmemory()
 if is_shut() then refuse_while_shut() end
-local HELD_MAX = 1000 -- jobs that a ticket holds: unpack fails near 8,000
+local HELD_MAX = 1000 -- jobs that a ticket may hold; unpack fails near 8,000
 local ENDING = { done = 'D', error = 'E', canceled = 'C', prevented = 'C' }
 
--- How long (ms) the jobs of a device take: a mean that halves the weight of a job with each five that come after it.
+-- Updates the average duration (ms) of a device's jobs: an exponentially weighted mean with a half-life of five jobs.
 local function note_pace(device, jobs, worked)
   local row = device_row(device)
   local mean = row.job_ms or worked / jobs
@@ -34,7 +34,7 @@ local function note_pace(device, jobs, worked)
   end
 end
 
--- Keeps a result if the project's quota has room for it. What a machine has measured is kept in any case.
+-- Counts a result and returns true if the project's quota allows it. Results of a machine are always stored.
 local function may_keep(b, bytes)
   local quota = read_quotas(b.project).result_bytes
   if quota.limit > 0 and quota.used + bytes > quota.limit and b.reattaches ~= 1 then return false end
@@ -50,8 +50,8 @@ local function quota_fault(b, bytes)
     .. 'then submit the job again"}', b.project, int(quota.limit), int(quota.used), int(bytes))
 end
 
--- Writes what the outcomes of ARGV[first…] make of held jobs; answers how many were refused, and the indices of those
--- whose result was not kept.
+-- Applies the outcomes in ARGV[first…] to held jobs. Returns the number of refused outcomes, and the indices of jobs whose
+-- result was not stored.
 local function apply_outcomes(b, t, held, first, indices, raw)
   local ended, states, results, faults, back, over, refused = {}, {}, {}, {}, {}, {}, 0
   local done, worked = 0, 0
@@ -120,7 +120,7 @@ local function apply_outcomes(b, t, held, first, indices, raw)
   return refused, over
 end
 
--- Whether another ticket should have the lane now: this one used its quantum and would rank behind.
+-- Whether another ticket should have the lane now: this one has used its quantum and would rank after it.
 local function should_yield(b, t)
   if t.used < setting('quantum') or b.exclusive == 1 then return false end
   local best = redis.call('ZRANGE', key(KEY.ready, b.device), 0, 0, 'WITHSCORES')
@@ -130,7 +130,7 @@ local function should_yield(b, t)
   return tonumber(best[2]) < again
 end
 
--- The jobs that the ticket has to run now: those it holds, and those that it claims, if it goes on.
+-- The jobs that the ticket has to run: those that it holds and, if it continues, those that it claims.
 local function next_jobs(b, t, most, held)
   local left, fresh = 0, nil
   for _ in pairs(held) do left = left + 1 end
@@ -143,7 +143,7 @@ local function next_jobs(b, t, most, held)
   return held_jobs(b, t, fresh)
 end
 
--- Whether the ticket keeps its device, although there is nothing to do: more jobs of its batch may come.
+-- Whether the ticket keeps its device without work, because jobs may be added to its batch.
 local function may_reserve(b, most)
   return b.exclusive == 1 and b.open == 1 and most > 0 and not is_over(b) and b.status ~= 'S'
     and waiting(b) + b.delayed == 0 and not is_withheld(b.device)

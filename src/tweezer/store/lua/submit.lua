@@ -1,12 +1,12 @@
--- submit: writes a batch, its jobs, its first event and its tickets; all or nothing.
+-- submit: writes a batch, its jobs, its first event and its tickets, all or nothing.
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str   device:str   priority:str HIGH|MEDIUM|LOW   open:int 1|0   doc:bytes, BatchDoc
---     not_before_ms:int since 1970, 0 is now   idle_ms:int, limit when open   retries:int, transient failures a job may have
---     timeout_ms:digits of a job   idempotency_key:str or ''   digest:str of the call   specs:bytes... JobSpec, one a job
+--     not_before_ms:int since 1970, 0 is now   idle_ms:int, limit when open   retries:int, transient failures of a job
+--     timeout_ms:digits of a job   idempotency_key:str or ''   digest:str of the call   specs:bytes..., JobSpec
 -- Returns {'ok', batch id} | {'repeated', batch id} | {'conflict'} | {'exists'} | {'full', why}
 --     | {'quota', project, its name, limit, used, added} | {'unknown_device'}
--- Events  batch.created; batch.done if it is closed and has no job
+-- Events  batch.created; batch.done if it is closed and has no jobs
 -- Gate    open or shut: the batch is newer than any restart
 -- include: idempotency, new_jobs, issue, conclude
 

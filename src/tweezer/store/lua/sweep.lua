@@ -1,13 +1,13 @@
--- sweep: what time alone brings about: open batches past their deadline, expired leases, tickets that are
--- due, workers that are gone. Any number of processes may run it; it is run each second. While claims are shut,
--- deadlines and leases wait.
+-- sweep: handles what is due: open batches past their deadline, expired leases, tickets whose time has come, workers that
+-- are gone. It runs each second; any number of processes may run it.
 --
 -- KEYS[1] namespace
--- ARGV most:int things of a kind to treat in one call   memory:str, bytes that Redis may fill with work, or '' if unknown
+-- ARGV most:int items of each kind per call   memory:str, bytes that Redis has for work, or '' if unknown
 -- Returns {'ok', timed out, reclaimed, made ready}
 -- Events  the notices device.paused and device.up of planned maintenance, and device.up at the end of a pause;
---     batch.idle: half its idle limit, at most a minute, before it times out; batch.timed_out; those of reclaims: job.pending, job.canceled, job.error, batch.*
--- Gate    while it is shut no batch is warned or timed out, and no lease is reclaimed
+--     batch.idle: half its idle limit, at most a minute, before it times out; batch.timed_out; those of reclaims:
+--     job.pending, job.canceled, job.error, batch.*
+-- Gate    while shut no batch is warned or timed out, and no lease is reclaimed
 -- include: gate, lanes, maintenance, reclaim, maxmemory
 
 local WARN_MAX = 60000
@@ -27,7 +27,7 @@ for _, id in ipairs(past) do
     timed_out = timed_out + 1
   end
 end
--- Before it times out a batch that has waited for jobs is warned, once.
+-- A batch without work is warned once before it times out.
 local soon = is_shut() and {} or redis.call('ZRANGEBYSCORE', idle, NOW_MS, int(NOW + WARN_MAX), 'WITHSCORES',
   'LIMIT', 0, most)
 for at = 1, #soon, 2 do
@@ -39,7 +39,7 @@ for at = 1, #soon, 2 do
   end
 end
 for _, device in ipairs(redis.call('SMEMBERS', key(KEY.devices))) do
-  if redis.call('EXISTS', key(KEY.device, device)) == 1 then -- else it is a name that no worker or operator gave
+  if redis.call('EXISTS', key(KEY.device, device)) == 1 then -- else no worker or operator has created the device
     count_lanes(device)
     keep_to_plan(device)
     if not is_shut() then reclaimed = reclaimed + #reclaim_expired(device, most) end

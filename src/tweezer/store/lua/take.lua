@@ -1,16 +1,15 @@
--- take: reclaims expired leases, readies what is due, and grants the best tickets, each with a token and
--- its first job; tops up the tickets of a batch that has more waiting jobs than tickets; rings again when
--- it leaves ready tickets behind. Of an exclusive device one ticket is granted at a time. A batch that cannot end
--- before the next maintenance of the device is passed over; a job that a machine has already is handed out whatever
--- holds the device.
+-- take: reclaims expired leases, readies due tickets, and grants the best tickets, each with a token and its first job. It
+-- issues more tickets for a batch with more waiting jobs than tickets, and rings the bell again if ready tickets remain. On
+-- an exclusive device one ticket is granted at a time. A batch that cannot end before the next maintenance of the device
+-- is skipped. A job that a machine already has is handed out even if the device is paused.
 --
 -- KEYS[1] namespace
--- ARGV device:str   lease_ms:int   lanes:str... free lanes, one ticket each
+-- ARGV device:str   lease_ms:int   lanes:str..., free lanes, one ticket each
 -- Returns {'ok'|'paused'|'shut', ms until something is due or -1, {ticket left alone (unknown version), …},
 --     {ticket, token, project, doc, exclusive, {index, attempt, '1'|'0' cancel requested, spec, …}}, …};
---     shut: Redis started again, and nothing is granted until the gate opens, at the latest when it is due
+--     shut: Redis has restarted, and nothing is granted until the gate opens, at the latest after the returned time
 -- Events  batch.running, job.running; those of reclaims: job.pending, job.canceled, job.error, batch.*
--- Gate    while it is shut nothing is granted, reclaimed or readied
+-- Gate    while shut nothing is granted, reclaimed or readied
 -- include: gate, reclaim, claim, ends_in_time, issue, maxmemory
 
 exempt_from_maxmemory()
@@ -40,7 +39,7 @@ local looked_at, passed = 0, 0
 local virtual_before = tonumber(redis.call('HGET', key(KEY.fair, device), 'V') or 0)
 local virtual = virtual_before
 
--- Takes one ready ticket off the queue, or passes it over: a grant, or nil when there was nothing in it for now.
+-- Takes a ready ticket off the queue, or skips it. Returns a grant, or nil if it has no job for now.
 local function open_ticket(name, score, lane)
   local id, n = split_ticket(name)
   local b, t = load_batch(id, n)

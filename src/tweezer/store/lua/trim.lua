@@ -1,10 +1,10 @@
--- trim: drops events that everybody has read: those before the given position and, for each group of the stream,
--- before its oldest entry that is not acknowledged or, with none, before the last one delivered. The entry at the
--- position stays: by it the recorder sees that Redis has lost nothing.
+-- trim: trims events that all readers have read: those before the given position and, for each group of the stream, before
+-- its oldest unacknowledged entry or, without one, before the last delivered one. The entry at the position is kept: it
+-- shows the recorder that Redis has lost nothing.
 --
 -- KEYS[1] namespace
--- ARGV recorded:str, id of the last entry that is recorded
--- Returns {'ok', entries dropped}
+-- ARGV recorded:str, id of the last recorded entry
+-- Returns {'ok', number of trimmed entries}
 -- Events  none
 -- include: streams, maxmemory
 

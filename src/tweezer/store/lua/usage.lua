@@ -1,8 +1,8 @@
--- usage: what a project uses of its quotas, and its limits as submit and settle apply them.
+-- usage: returns the project's use of its quotas, and its limits as submit and settle apply them.
 --
 -- KEYS[1] namespace
 -- ARGV project:str
--- Returns {name, used, limit (0: none), '1' if the limit is its own, else '0'}, …
+-- Returns {name, used, limit (0: unlimited), '1' if the limit is not the default, else '0'}, …
 -- Events  none
 -- include: quotas
 

@@ -1,10 +1,10 @@
--- withdraw_intent: whoever said that it would submit a job surely has not, and will not; also when its ticket is lost.
+-- withdraw_intent: withdraws an intent whose author has not submitted the job and will not, even if its ticket is lost.
 --
 -- KEYS[1] namespace
--- ARGV batch_id:str   index:digits   name:str of the intent: a call that arrives late takes no other one back
+-- ARGV batch_id:str   index:digits   name:str of the intent, so that a late call does not withdraw another one
 -- Returns {'ok'} | {'unknown'}: there is no such intent, or the machine has the job
 -- Events  none
--- Gate    open or shut: what a machine has, or will not get, is a fact that must not be lost
+-- Gate    open or shut: facts about jobs on a machine must not be lost
 -- include: keys, maxmemory
 
 exempt_from_maxmemory()

@@ -1,8 +1,8 @@
--- The batch record, and the record of a ticket in it.
+-- The batch record and the ticket records in it.
 -- include: keys, generated/record
 
--- The batch as a table, or nil. A batch of an unknown version is nil, 'version'. With the number of a ticket
--- also that ticket, or nil.
+-- Returns the batch as a table, or nil; for a batch of an unknown version nil, 'version'. With the number of a ticket, the
+-- second value is that ticket, or nil.
 local function load_batch(id, n)
   local raw = redis.call('HMGET', key(KEY.batch, id), 't:' .. (n or ''), unpack(FIELDS))
   if not raw[2] then return nil end

@@ -1,15 +1,15 @@
--- Requests to end jobs.
+-- Cancel requests.
 -- include: clock, job, changes
 
-local ATTEMPTS_BYTES = 65536 -- what is noted of who cancelled jobs of a batch: about a thousand requests
+local ATTEMPTS_BYTES = 65536 -- limit of a batch's recorded cancel requests: about a thousand of them
 
--- Notes in a job's state that its end was requested: when first, and how often.
+-- Records a cancel request in a job's state: the time of the first one, and their number.
 local function note_request(st)
   if st[S.cancel] == '-' then st[S.cancel] = NOW_MS end
   st[S.cancels] = int(number_of(st, S.cancels) + 1)
 end
 
--- Notes with a batch who asked for the end of which jobs ('*': of all that have not ended), while there is room.
+-- Records a cancel request in the batch record: the requester and the jobs ('*' for all that have not ended), up to a limit.
 local function note_attempt(id, jobs, by)
   local record, line = key(KEY.batch, id), NOW_MS .. ' ' .. jobs .. ' ' .. by
   local noted = redis.call('HGET', record, 'cancels')
@@ -17,7 +17,7 @@ local function note_attempt(id, jobs, by)
   if #line <= ATTEMPTS_BYTES then redis.call('HSET', record, 'cancels', line) end
 end
 
--- Asks for the end of a running job: noted in its state, told to the pool when the call is written.
+-- Requests the end of a running job: records it in the job's state, and publishes it to the pool when the call is saved.
 local function request_cancel(b, index, st)
   note_request(st)
   write_state(b, index, st)

@@ -1,4 +1,4 @@
--- Changes of a batch: its transitions and events, and writing it back.
+-- Changes of a batch: its transitions and events, and saving it.
 -- include: clock, counts, generated/record_fields, generated/batch_moves
 
 local function emit(b, word, count)
@@ -7,7 +7,7 @@ local function emit(b, word, count)
   b.events[#b.events + 1] = word
 end
 
--- Notes a change that is no transition but that the ledger must see: it gets an entry without a word.
+-- Marks a change without a transition that the ledger must record: it gets an entry without words.
 local function touch(b) b.touched = true end
 
 local function move_batch(b, to)
@@ -18,7 +18,7 @@ local function move_batch(b, to)
   b.status = to
 end
 
--- Writes what changed in the record, then the events of this call as one entry, then tells who listens.
+-- Writes the changed fields of the record and the events of this call as one entry, and publishes them.
 local function save(b)
   count_use(b.project, 'jobs', b.pending - b.charged)
   count_use(b.project, 'bytes', b.bytes - b.was_bytes)

@@ -1,10 +1,10 @@
--- Handing out jobs.
+-- Hands out jobs.
 -- include: batch, held, job_ends, queue, device, generated/job_over
 
--- Hands jobs to a ticket that holds some already, until it holds its share, at most `most`: first what
--- came back, then what is new. A job that was attempted before goes alone, so that poison takes no
--- neighbour down. A token runs a job once, so that a repeated settle is never taken for a second attempt.
--- Answers the jobs when all that the ticket holds now was claimed here, and for the first time.
+-- Hands jobs to a ticket that holds `held` jobs, until it holds its share, at most `most`: first those that came back, then
+-- new ones. A job that was attempted before is handed out alone, so that a job that crashes its lane does not affect
+-- others. A token runs a job only once, so that a repeated settle is not mistaken for a second attempt.
+-- Returns the jobs if the ticket now holds only jobs that were claimed here, and for the first time.
 local function claim(b, t, most, held)
   local on_machine = has_remote(b)
   if is_over(b) or b.status == 'S' and not on_machine then return nil end
@@ -41,7 +41,7 @@ local function claim(b, t, most, held)
     for index = b.cursor, math.min(b.jobs, b.cursor + k - #taken, b.cursor + 1000) - 1 do
       page[#page + 1] = int(index)
     end
-    if b.canceled + b.error == 0 then -- nothing can have happened to a job that was never handed out
+    if b.canceled + b.error == 0 then -- jobs that were never handed out have no state
       for _, index in ipairs(page) do taken[#taken + 1] = index end
     else
       local raw = redis.call('HMGET', states, unpack(page))
@@ -55,7 +55,7 @@ local function claim(b, t, most, held)
   return all_fresh and taken or nil
 end
 
--- The held jobs that are not over, by index, and the states of those that were begun before.
+-- Returns the held jobs that are not over, by index, and the states of those that had begun before.
 local function still_held(b, t)
   local indices = held_indices(b, t)
   if #indices == 0 then return {}, {} end
@@ -74,8 +74,8 @@ local function still_held(b, t)
   return kept, states
 end
 
--- The held set for its holder: { index, attempt, '1' if its cancel is requested, spec, … }, by index.
--- With nothing begun yet, its first job begins now: the lane is free for it. fresh: what `claim` answered.
+-- Returns the held set for its holder: { index, attempt, '1' if its cancel was requested, spec, … }, by index. If no job
+-- has begun, the first one begins now, because the lane is free. fresh: the value that `claim` returned.
 local function held_jobs(b, t, fresh)
   local indices, states = fresh, {}
   if not fresh then indices, states = still_held(b, t) end

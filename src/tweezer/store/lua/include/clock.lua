@@ -1,4 +1,4 @@
--- The time of this call, by Redis' clock: milliseconds, unless a name says otherwise.
+-- The time of this call by Redis' clock, in milliseconds (NOW_US: microseconds).
 -- include: keys
 
 local clock = redis.call('TIME')

@@ -1,12 +1,12 @@
--- Ends of batches.
+-- The end of batches.
 -- include: batch, ticket, changes, fair_share, bell
 
--- A batch that held its device without work has work again, or gives the device up.
+-- Ends a period in which the batch held its device without work.
 local function stop_idling(b)
   if b.reserved > 0 then b.idled, b.reserved = b.idled + NOW - b.reserved, 0 end
 end
 
--- Takes a batch that has ended out of all queues and files it under those that may be forgotten.
+-- Removes an ended batch from all queues and adds it to those that may be forgotten.
 local function withdraw(b)
   redis.call('ZADD', key(KEY.ended), int(b.ended), b.id)
   if b.back + b.delayed > 0 then redis.call('DEL', key(KEY.back, b.id), key(KEY.delay, b.id)) end
@@ -25,8 +25,8 @@ local function withdraw(b)
   stop_idling(b)
 end
 
--- The one predicate: closed and nothing pending or running makes a batch terminal. An open batch that
--- is without work gets a deadline. Runs at the end of everything that may change the answer.
+-- A closed batch without pending or running jobs becomes terminal. An open batch without work gets a deadline. Must be
+-- called after every change that may affect this.
 local function conclude(b)
   if is_over(b) then return end
   local busy = b.pending > 0 or b.running > 0
@@ -43,7 +43,7 @@ local function conclude(b)
   end
 end
 
--- The last step of every script that changed a batch.
+-- The last step of every script that changes a batch.
 local function finish(b)
   conclude(b)
   save(b)

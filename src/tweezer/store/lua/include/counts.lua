@@ -1,6 +1,6 @@
 -- include: keys
 
--- Changes of the counters of devices and projects, by key and field, written once a script.
+-- Changes of the counters of devices and projects, by key and field; written once per script.
 local tally = {}
 local project_tally = {}
 
@@ -14,7 +14,7 @@ local function count(device, counter, change) add_to(tally, key(KEY.device, devi
 
 local function count_use(project, counter, change) add_to(project_tally, key(KEY.project, project), counter, change) end
 
--- A counter of a project that is 0 has no field, so that nothing stays of a project that has nothing.
+-- A project's counter of 0 has no field, so that the key of a project without work is deleted.
 local function save_counts()
   for name, counters in pairs(tally) do
     for counter, change in pairs(counters) do redis.call('HINCRBY', name, counter, int(change)) end

@@ -1,8 +1,8 @@
 -- include: clock
 
--- Live lanes of a device, whether it is held (paused by an operator, under maintenance, or down), whether that is by an
--- operator (not down), whether one batch has it to itself, how long its jobs take, and when its next maintenance begins,
--- if any is planned; read once a script.
+-- A device, read once per script: its live lanes, whether it is paused (by an operator, for maintenance, or because it is
+-- down), whether it is withheld (the same, except down), whether one batch has it to itself, how long its jobs take, and
+-- when its next planned maintenance begins.
 local device_rows = {}
 
 local function device_row(device)

@@ -1,6 +1,6 @@
 -- include: batch, end_pending
 
--- A batch that cannot run: no more jobs, what is pending ends in ERROR, what runs may finish.
+-- Closes a batch that cannot run. Its pending jobs end in ERROR; running jobs may finish.
 local function doom(b, fault)
   if is_over(b) then return end
   b.open = 0

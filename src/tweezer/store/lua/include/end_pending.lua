@@ -1,9 +1,9 @@
--- Ends of all that is pending.
+-- The end of all pending jobs of a batch.
 -- include: job_ends, cancel, ranges, remote
 
--- Ends every pending job with one status: those never handed out as ranges, then those that came back,
--- wait for a retry, or are held but not begun. Answers the ones that run, with their states; those of them that a machine
--- has and nobody holds go on waiting for a holder.
+-- Ends every pending job with one status: those that came back, wait for a retry, or are held but have not begun, then
+-- those that were never handed out. Returns the running jobs with their states. Running jobs on a machine without a
+-- holder continue to wait for one.
 local function end_pending(b, to)
   local states, written, ranges, running = key(KEY.state, b.id), {}, {}, {}
   local function close(index, raw)

@@ -1,6 +1,6 @@
 -- include: device
 
--- How long (ms) a job of the batch is expected to take: as long as those of it did, else those of its device lately.
+-- The expected duration (ms) of a job of the batch: the average of its jobs, else the recent average of its device.
 local function job_takes(b)
   local row = redis.call('HMGET', key(KEY.batch, b.id), 'timeout', 'worked')
   local mean, limit, worked = device_row(b.device).job_ms or 0, tonumber(row[1] or 0), tonumber(row[2] or 0)
@@ -8,8 +8,8 @@ local function job_takes(b)
   return limit > 0 and math.min(mean, limit) or mean
 end
 
--- Whether what the batch would begin now is expected to end before the next maintenance of its device: all its jobs
--- if none ever began, else one more.
+-- Whether the batch is expected to end before the next maintenance of its device: all its jobs if none has begun, else one
+-- more job.
 local function ends_in_time(b)
   local row = device_row(b.device)
   if not row.begins then return true end

@@ -1,8 +1,8 @@
 -- include: settings
 
--- Start-time fair queueing: a ticket is issued at max(V, finish of its project) and charged one quantum;
--- what it used is settled against that when it ends or yields. The penalty of a priority is a constant,
--- so age beats it in the end.
+-- Start-time fair queueing: a ticket is issued at max(V, finish of its project) and charged one quantum; the difference to
+-- its actual use is charged when it ends or yields. The penalty of a priority is constant, so an old batch eventually
+-- precedes newer ones of higher priority.
 local function rank(b)
   local fair = redis.call('HMGET', key(KEY.fair, b.device), 'V', 'p:' .. b.project)
   local virtual = tonumber(fair[1] or 0)
@@ -13,7 +13,7 @@ local function charge(b, from, milliseconds)
   redis.call('HSET', key(KEY.fair, b.device), 'p:' .. b.project, int(from + milliseconds))
 end
 
--- What a taken ticket used, less the quantum that it was charged when issued.
+-- Charges what a taken ticket used, less the quantum that was charged when it was issued.
 local function settle_service(b, t)
   local base, virtual = rank(b)
   local due = t.used - setting('quantum')

@@ -1,7 +1,7 @@
 -- include: keys
 
--- For how long (ms), at most, the gate is still shut: Redis started again, and the ledger may have what it lost. Not
--- above 0: the gate is open. Read once a script.
+-- The longest time (ms) for which the gate remains shut, after Redis restarted and before the ledger has restored what it
+-- lost; 0 or less if the gate is open. Read once per script.
 local shut_ms
 
 local function shut_for()

@@ -1,7 +1,7 @@
--- Taking jobs back from a ticket, and what becomes of that.
+-- Takes jobs back from a ticket, and ends the ticket or queues it again.
 -- include: held, intent, job_ends, conclude, queue, device, generated/attempts
 
--- Ends a ticket: the only end there is.
+-- Ends a ticket. No other code ends one.
 local function retire(b, t)
   stop_idling(b)
   settle_service(b, t)
@@ -11,9 +11,9 @@ local function retire(b, t)
   if b.exclusive == 1 then ring(b.device) end
 end
 
-local KEPT = 5000 -- how long (ms) an idle batch keeps its machine without a holder before that is looked at again
+local KEPT = 5000 -- how often (ms) an idle batch that keeps its machine without a holder is checked
 
--- Gives up the lease of a ticket and queues it again, at its new rank or when it is due.
+-- Ends the lease of a ticket and queues it again, at its new rank or until it is due.
 local function requeue_ticket(b, t, due)
   settle_service(b, t)
   local had_lease = redis.call('ZREM', key(KEY.leases, b.device), t.name) == 1
@@ -22,8 +22,8 @@ local function requeue_ticket(b, t, due)
   ring(b.device)
 end
 
--- Empties the held set of a ticket. why: 'lost' (its lease expired), 'fail', 'drain', or 'stop', which
--- leaves it the jobs that run. A job on a machine goes on RUNNING, and is the next one that is handed out.
+-- Empties the held set of a ticket. why: 'lost' (its lease expired), 'fail', 'drain', or 'stop', which keeps its running
+-- jobs. A job on a machine stays RUNNING, and is handed out next.
 local function take_back(b, t, why)
   local held = key(KEY.held, b.id, t.n)
   local indices, kept = held_indices(b, t), {}
@@ -48,7 +48,7 @@ local function take_back(b, t, why)
       if why == 'lost' then st[S.lost] = int(lost) end
       if st[S.cancel] ~= '-' then
         end_job(b, index, st, 'C')
-        if b.exclusive == 1 then st[S.outcome] = 'prevented' end -- the machine never had it
+        if b.exclusive == 1 then st[S.outcome] = 'prevented' end -- it never reached the machine
       elseif lost >= LOST_MAX then
         end_job(b, index, st, 'E')
         note_fault(b, index, LOST_FAULT)
@@ -64,16 +64,16 @@ local function take_back(b, t, why)
   if #back > 0 then come_back(b, back) end
 end
 
--- Whether an open batch without work keeps the machine that it has, also without a holder: more jobs may come.
+-- Whether an open batch without work keeps its machine even without a holder, because jobs may be added.
 local function keeps_machine(b, t)
   return b.exclusive == 1 and b.open == 1 and not is_over(b) and b.status ~= 'S' and waiting(b) + b.delayed == 0
     and not is_withheld(b.device)
     and (b.reserved > 0 or redis.call('ZSCORE', key(KEY.leases, b.device), t.name))
 end
 
--- Queues a ticket again if its batch still has something for it, else retires it; a ticket that nobody holds keeps the
--- machine for its batch, until that is closed, paused or timed out, or an operator withholds the machine. Answers what it
--- did: 'yield' (ready again), 'parked' (until a retry is due, or jobs come) or 'retired'.
+-- Queues a ticket again if its batch has work for it, else retires it. A ticket without a holder keeps the machine for its
+-- batch until the batch is closed, paused or timed out, or an operator withholds the machine. Returns 'yield' (ready
+-- again), 'parked' (until a retry is due or jobs are added) or 'retired'.
 local function requeue_or_retire(b, t, due)
   if keeps_machine(b, t) then
     if b.reserved == 0 then b.reserved = NOW end

@@ -1,6 +1,6 @@
 -- include: keys
 
--- The indices of a held set in order; sorted as numbers, which needs no call back for each comparison.
+-- Returns the indices of a held set in order. They are sorted as numbers, which needs no comparison function.
 local function held_indices(b, t)
   local numbers = {}
   for i, index in ipairs(redis.call('SMEMBERS', key(KEY.held, b.id, t.n))) do numbers[i] = tonumber(index) end

@@ -1,7 +1,7 @@
 -- include: batch, ticket, gate, restart
 
--- The batch and the ticket of this name, nil if the token is stale. For scripts by which its holder changes jobs: not
--- while the gate is shut, since all tickets are then from before the restart.
+-- Returns a ticket and its batch, or nil if the token is stale. For scripts with which the holder changes jobs. They are
+-- refused while the gate is shut, because all tickets are then from before the restart.
 local function load_held_ticket(name, token)
   if is_shut() then refuse_while_shut() end
   local id, n = split_ticket(name)

@@ -1,7 +1,7 @@
--- Repeated calls.
+-- Idempotency keys: repeated calls.
 -- include: settings
 
--- A call with an idempotency key answers what it answered before, or 'conflict' for another body.
+-- Returns the earlier reply to a call with this idempotency key, 'conflict' if its content differs, or nil.
 local function answered(project, idempotency, digest)
   if idempotency == '' then return nil end
   local before = redis.call('GET', key(KEY.idempotency, project, idempotency))

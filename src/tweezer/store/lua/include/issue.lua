@@ -1,8 +1,8 @@
 -- include: ticket, device, queue, bell
 
--- Issues tickets up to min(jobs waiting, live lanes), one on an exclusive device, and rings. A ticket that
--- is parked until a job may be retried has jobs to run now, and so has one that keeps a machine for its batch without a
--- holder; one that waits after a failure stays.
+-- Issues tickets up to min(waiting jobs, live lanes), one on an exclusive device, and rings the bell. A ticket that waits
+-- for a retry, or keeps a machine for its batch without a holder, is readied, because it now has jobs to run; one that
+-- waits after a failure is not.
 local function issue_tickets(b)
   local retries_only = waiting(b) > 0 and b.failures == 0 and NOW >= b.not_before
   local want = math.min(waiting(b) + b.delayed, math.max(device_row(b.device).lanes, 1))
@@ -13,7 +13,7 @@ local function issue_tickets(b)
     if not record then
       queue_ticket(b, t, b.not_before)
     elseif b.reserved > 0 and string.sub(record, 1, 2) == '0 ' then
-      redis.call('ZADD', key(KEY.leases, b.device), 'XX', NOW_MS, t.name) -- whoever takes next readies it
+      redis.call('ZADD', key(KEY.leases, b.device), 'XX', NOW_MS, t.name) -- the next take readies it
     elseif retries_only and redis.call('ZREM', key(KEY.due, b.device), t.name) == 1 then
       queue_ticket(b, t)
     end

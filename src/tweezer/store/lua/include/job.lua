@@ -1,4 +1,4 @@
--- The state of a job: a list of words, by the positions in S.
+-- The state of a job: a list of words, whose positions are in S.
 -- include: keys, generated/state
 
 local function read_state(raw)

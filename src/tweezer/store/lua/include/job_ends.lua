@@ -1,4 +1,4 @@
--- Ends of jobs, and of attempts at them.
+-- The end of jobs and of attempts.
 -- include: job_moves, lists
 
 local function end_job(b, index, st, to)
@@ -7,7 +7,7 @@ local function end_job(b, index, st, to)
   st[S.ended], st[S.stage], st[S.staged], st[S.progress] = NOW_MS, '-', '-', '-'
 end
 
--- A job that ran goes back to wait for another attempt.
+-- Makes a running job pending again, for another attempt.
 local function requeue_job(b, index, st)
   move_job(b, index, st, 'P')
   st[S.stage], st[S.staged], st[S.progress] = '-', '-', '-'

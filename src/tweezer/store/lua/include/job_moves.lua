@@ -14,7 +14,7 @@ local function move_job(b, index, st, to)
   emit(b, index .. from .. to)
 end
 
--- The execution of a job begins under a token: an attempt, and its clock runs from here.
+-- Begins the execution of a job with a token: a new attempt.
 local function begin_job(b, index, st, token, stage)
   if b.started == 0 then b.started = NOW end
   if b.status == 'P' then move_batch(b, 'R') end

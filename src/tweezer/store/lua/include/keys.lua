@@ -1,4 +1,4 @@
--- The namespace, its keys, and numbers as Redis has them.
+-- The namespace and its keys, and the formatting of numbers for Redis.
 
 local NS = KEYS[1]
 

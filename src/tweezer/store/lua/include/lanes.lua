@@ -1,6 +1,6 @@
 -- include: device
 
--- Forgets workers whose heartbeat stopped and counts the lanes of the others.
+-- Removes workers whose heartbeat has stopped, and counts the lanes of the others.
 local function count_lanes(device)
   local workers, lanes = key(KEY.workers, device), 0
   redis.call('ZREMRANGEBYSCORE', workers, '-inf', NOW_MS)

@@ -1,7 +1,7 @@
 -- Planned maintenance of a device.
 -- include: notices, bell
 
--- Forgets windows of maintenance that are over, and notes the next one, or the one that is under way, with the device.
+-- Removes maintenance windows that are over, and stores the current or next one in the device's record.
 local function look_out(device)
   local windows, first, found = key(KEY.windows, device), math.huge, nil
   local all = redis.call('HGETALL', windows)
@@ -21,7 +21,7 @@ local function look_out(device)
   return found
 end
 
--- Does what is due by the plan of a device: ends a pause whose time has come, tells of maintenance that begins or is over.
+-- Handles what is due on a device: ends a pause whose time has come, and notifies of maintenance that begins or ends.
 local function keep_to_plan(device)
   local name = key(KEY.device, device)
   local row = redis.call('HMGET', name, 'paused_until', 'window', 'window_told')

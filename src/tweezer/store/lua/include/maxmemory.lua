@@ -1,5 +1,5 @@
 -- include: keys
 
--- A write that frees memory, made first, lets the rest of a script write past maxmemory: what is under
--- way must be able to end. The key never exists.
+-- If the first write of a script frees memory, the rest of it may write beyond maxmemory: work that has begun must be able
+-- to end. The key never exists.
 local function exempt_from_maxmemory() redis.call('DEL', key(KEY.none)) end

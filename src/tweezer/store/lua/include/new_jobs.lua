@@ -1,8 +1,8 @@
--- Jobs that are added to a batch: whether there is room for them, and writing them.
+-- Adds jobs to a batch, if the limits allow it.
 -- include: clock, lists, quotas, generated/sizes
 
--- The answer to a call that would exceed a quota of its project, or nil. added: amounts by quota. A quota of which
--- nothing is left refuses a call that adds nothing to it too.
+-- Returns the reply to a call that would exceed a quota of its project, or nil. added: amounts by quota. A quota that is
+-- used up refuses even a call that adds nothing to it.
 local function over_quota(project, added)
   local rows = read_quotas(project)
   for _, quota in ipairs(QUOTAS) do
@@ -14,14 +14,14 @@ local function over_quota(project, added)
   return nil
 end
 
--- How many bytes the jobs whose specs are ARGV[first…] take in Redis.
+-- The size in Redis, in bytes, of jobs whose specs are ARGV[first…].
 local function jobs_bytes(first)
   local total = (JOB_BYTES + #NOW_US + 1) * (#ARGV - first + 1)
   for at = first, #ARGV do total = total + #ARGV[at] end
   return total
 end
 
--- The answer to a call for more work that is refused now, or nil.
+-- Returns the reply to a call that would add too much work, or nil.
 local function refusal(project, device, jobs, bytes)
   local full = redis.call('GET', key(KEY.full))
   if full then return { 'full', full } end
@@ -35,7 +35,7 @@ local function refusal(project, device, jobs, bytes)
   return nil
 end
 
--- Appends the jobs whose specs are ARGV[first…], each stamped with the time of its submit.
+-- Appends jobs whose specs are ARGV[first…], each with the time of its submit.
 local function add_jobs(b, first, bytes)
   b.bytes = b.bytes + bytes
   local row = {}

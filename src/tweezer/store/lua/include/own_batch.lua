@@ -1,8 +1,8 @@
 -- include: batch, restart
 
--- The batch if it exists and belongs to the project ('' matches any: the caller is a worker or an operator). For scripts
--- that change it: while the gate is shut, only one that was created since the restart is returned. Without a batch the
--- second value is the word to answer: 'newer' of one that a newer Tweezer wrote, else 'unknown'.
+-- Returns a batch that the script may change, if it exists and belongs to the project ('' matches any, for workers and
+-- operators). While the gate is shut, only a batch that was created since the restart is returned. Without a batch the
+-- second value is the reply: 'newer' if a newer Tweezer wrote it, else 'unknown'.
 local function load_own_batch(id, project)
   local b, problem = load_batch(id)
   if problem == 'version' then
@@ -12,7 +12,7 @@ local function load_own_batch(id, project)
     end
   end
   if b and project ~= '' and b.project ~= project then b = nil end
-  local shut_us = redis.call('GET', key(KEY.gate)) -- when Redis had restarted
+  local shut_us = redis.call('GET', key(KEY.gate)) -- when Redis restarted
   if shut_us and not (b and tonumber(b.created) > (tonumber(shut_us) or came_back() * 1000)) then refuse_while_shut() end
   return b, 'unknown'
 end

@@ -1,19 +1,19 @@
--- The queue of a device: tickets that may be taken, and those that wait for their time.
+-- The queue of a device: tickets that can be taken, and tickets that wait for a time.
 -- include: clock, fair_share, remote, generated/priorities
 
--- Notes a ticket's record: token ('0' while nobody holds it), milliseconds of service used, lane.
+-- Adds a ticket's record to the changes of its batch: token ('0' without a holder), milliseconds of service used, lane.
 local function write_ticket(b, t)
   b.tickets[#b.tickets + 1] = 't:' .. t.n
   b.tickets[#b.tickets + 1] = t.token .. ' ' .. int(t.used) .. ' ' .. t.lane
 end
 
-local BEFORE_ALL = -1e14 -- a rank
+local BEFORE_ALL = -1e14 -- a rank before all others
 
 local function waiting(b) return b.jobs - b.cursor + b.back end
 
--- Puts a ticket among the ready ones, or among those that wait for their time. One whose batch has a job on a machine comes
--- before all others, for a submit of theirs would displace that job; so does one whose batch had the machine to itself
--- when its holder went. While it waits for its time, an exclusive device stays taken.
+-- Queues a ticket as ready or, if `due` is in the future, to wait until then. A ticket whose batch has a job on a machine
+-- precedes all others, because another batch's submission would displace that job; so does one whose batch had the machine
+-- to itself when its holder left. An exclusive device stays taken while such a ticket waits.
 local function queue_ticket(b, t, due)
   t.token, t.used, t.lane = '0', 0, ''
   write_ticket(b, t)

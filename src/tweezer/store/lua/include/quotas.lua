@@ -1,6 +1,6 @@
 -- include: settings, generated/quotas
 
--- The use and the limit (0 is none) of the quotas of a project, by name, as they were before this script.
+-- The use and the limit (0: unlimited) of a project's quotas, by name, before this script's changes.
 local quota_rows = {}
 
 local function read_quotas(project)

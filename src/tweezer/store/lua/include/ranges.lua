@@ -1,7 +1,7 @@
--- Ranges of indices, as in the words of events.
+-- Ranges of indices, in the form of the words of events.
 -- include: keys
 
--- Appends an index to a list of ranges, {first, last} each; those that follow each other make one.
+-- Appends an index to a list of ranges {first, last}, merging consecutive indices.
 local function add_to_ranges(ranges, index)
   local last = ranges[#ranges]
   if last and last[2] == index - 1 then last[2] = index else ranges[#ranges + 1] = { index, index } end

@@ -1,9 +1,9 @@
--- What time alone brings about for a device's tickets.
+-- Tickets of a device that are due: expired leases and tickets whose time has come.
 -- include: give_back
 
-local LEAVE_ALONE = 5000 -- before a batch of an unknown version is looked at again
+local LEAVE_ALONE = 5000 -- ms until a batch of an unknown version is checked again
 
--- Whether a batch has the device to itself, now: the lease of its ticket is the lease of the device.
+-- Whether a batch now has the exclusive device: the lease of its ticket is the lease of the device.
 local function is_taken(device)
   return device_row(device).exclusive and redis.call('EXISTS', key(KEY.leases, device)) == 1
 end
@@ -29,7 +29,7 @@ local function reclaim_expired(device, limit)
   return expired
 end
 
--- Moves tickets whose time has come to the ready ones.
+-- Makes tickets ready whose time has come.
 local function ready_due(device, limit)
   local due = key(KEY.due, device)
   local names = redis.call('ZRANGEBYSCORE', due, '-inf', NOW_MS, 'LIMIT', 0, limit)

@@ -1,7 +1,7 @@
 -- Jobs that run on a machine.
 -- include: job
 
--- Whether a job that runs on a machine waits for a holder: those come back first.
+-- Whether a job that runs on a machine waits for a holder: such jobs are first in the list of those that came back.
 local function has_remote(b)
   if b.reattaches ~= 1 or b.running == 0 or b.back == 0 then return false end
   local first = redis.call('LINDEX', key(KEY.back, b.id), 0)

@@ -1,8 +1,9 @@
--- What is known of the order of a machine's jobs.
+-- The order of a machine's jobs, as far as it is known.
 -- include: restart
 
--- When Redis came back, and the last job that the machine was known to have then, for each return: '<ms>:<uid>' by
--- blanks, oldest first. Of more than 50 the first two become one, as if both were the first. device: its key.
+-- Returns the time of each restart of Redis and the last known job of the machine at that time: '<ms>:<uid>', separated by
+-- spaces, oldest first. Of more than 50 the first two are merged: the time of the second, the job of the first. device:
+-- its key.
 local function returns_of(device)
   local since, returns = came_back(), redis.call('HGET', device, 'returns') or ''
   if since == 0 or string.match(returns, '(%d+):%S+$') == int(since) then return returns end
@@ -14,8 +15,8 @@ local function returns_of(device)
   return returns
 end
 
--- The last job that the machine was known to have when a job of this age can not have been submitted yet, or '-': of
--- one that was there when Redis came back without its last writes, they may have been about its submit.
+-- Returns the last known job of the machine at a time before a job created at `created_us` can have been submitted, or
+-- '-'. A job that existed when Redis restarted without its last writes may have been submitted in these.
 local function last_before(device, created_us)
   for since, uid in string.gmatch(returns_of(device), '(%d+):(%S+)') do
     if created_us < since * 1000 then return uid end

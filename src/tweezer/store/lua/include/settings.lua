@@ -1,6 +1,6 @@
 -- include: keys, generated/settings
 
--- What operators set (milliseconds), or its default.
+-- Returns a setting or its default; times are in milliseconds.
 local found_settings
 
 local function setting(name)

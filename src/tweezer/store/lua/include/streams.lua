@@ -1,7 +1,7 @@
--- Readers of the stream of events.
+-- The reader groups of the stream of events.
 -- include: keys
 
---- Whether an entry of a stream is before another one, by their ids.
+-- Whether an entry id is before another one.
 local function is_earlier(a, b)
   local a_ms, a_number = string.match(a, '^(%d+)-(%d+)$')
   local b_ms, b_number = string.match(b, '^(%d+)-(%d+)$')
@@ -9,8 +9,8 @@ local function is_earlier(a, b)
   return a_ms < b_ms or (a_ms == b_ms and tonumber(a_number) < tonumber(b_number))
 end
 
--- Of each group of readers of the events: the id of its oldest entry that is not acknowledged (is_pending) or, with
--- none, of the last one delivered.
+-- Returns for each reader group the id of its oldest unacknowledged entry (is_pending) or, without one, of the last
+-- delivered entry.
 local function group_positions()
   local events, groups = key(KEY.events), {}
   if redis.call('EXISTS', events) == 0 then return groups end
