@@ -186,4 +186,4 @@ def test_up_leaves_the_upgrade_of_a_database_server_to_its_operator(
     start: Start, tmp_path: Path, postgres_url: str
 ) -> None:
     assert start(database_url=postgres_url).wait(PATIENCE_S) == 1
-    assert "has no tables yet: run `tweezer db upgrade`" in (tmp_path / "log").read_text()
+    assert "has no tables yet; run `tweezer db upgrade`" in (tmp_path / "log").read_text()

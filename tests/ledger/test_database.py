@@ -196,10 +196,10 @@ def test_many_rows_are_loaded_in_the_transaction(database: Database) -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("ledger.db", "is no URL such as sqlite:////"),
-        ("mysql://user:hush@host/ledger", "is no URL such as sqlite:////"),
-        ("sqlite://", "names no file"),
-        ("sqlite:///:memory:", "names no file"),
+        ("ledger.db", "is not a valid database URL; expected, for example, sqlite:////"),
+        ("mysql://user:hush@host/ledger", "is not a valid database URL; expected, for example, sqlite:////"),
+        ("sqlite://", "has no file"),
+        ("sqlite:///:memory:", "has no file"),
     ],
 )
 def test_an_unusable_url_is_refused_by_the_name_of_its_setting(url: str, said: str) -> None:

@@ -123,8 +123,11 @@ def test_check_reports_why_writes_fail(database: Database, ledger_url: str, monk
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("mysql://host/ledger", "is no URL such as sqlite:////var/lib/tweezer/ledger.db or postgresql://"),
-        ("sqlite://", "names no file"),
+        (
+            "mysql://host/ledger",
+            "is not a valid database URL; expected, for example, sqlite:////var/lib/tweezer/ledger.db or postgresql://",
+        ),
+        ("sqlite://", "has no file"),
         ("postgresql://user:hush@127.0.0.1:1/ledger", "cannot be used"),
     ],
 )
@@ -208,7 +211,7 @@ def test_a_backup_is_of_one_moment_while_the_ledger_is_written(database: Databas
 
 def test_a_backup_overwrites_nothing(database: Database, tmp_path: Path) -> None:
     (tmp_path / "copy").write_text("precious")
-    with pytest.raises(BackupFailed, match="copy is there already: name a file that is not"):
+    with pytest.raises(BackupFailed, match="copy already exists; give the name of a new file"):
         backup(database, tmp_path / "copy")
     assert (tmp_path / "copy").read_text() == "precious"
 
@@ -247,7 +250,7 @@ def test_a_sqlite_file_that_is_not_a_ledger_is_refused(tmp_path: Path) -> None:
     assert db("upgrade").exit_code == 0
     result = db("restore", str(tmp_path / "other"))
     assert result.exit_code == 1
-    assert "is no copy of a ledger" in result.stderr
+    assert "is not a backup of a ledger" in result.stderr
 
 
 def test_a_sqlite_backup_of_a_newer_tweezer_is_refused() -> None:
@@ -258,7 +261,7 @@ def test_a_sqlite_backup_of_a_newer_tweezer_is_refused() -> None:
     copy.close()
     result = db("restore", "copy")
     assert result.exit_code == 1
-    assert "made by a newer version of Tweezer: upgrade Tweezer first" in result.stderr
+    assert "made by a newer version of Tweezer; upgrade Tweezer first" in result.stderr
 
 
 @pytest.mark.parametrize("database_kind", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)

@@ -63,7 +63,7 @@ class Course:
     async def ids(self) -> list[str]:
         """Return the ids of all events but the internal ones."""
         for entry in await self._bench.rig.store.events.read(most=100_000):
-            if entry.told_before:
+            if entry.is_restored:
                 continue
             if entry.notice is not None:
                 self._all[entry.notice.id] = None

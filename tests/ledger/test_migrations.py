@@ -150,7 +150,7 @@ def test_an_upgrade_that_fails_changes_nothing(database: Database, next_step: Ca
 def test_a_database_with_tables_of_another_program_is_refused(blank: Database) -> None:
     with blank.write() as connection:
         connection.execute(text("CREATE TABLE jobs (id INTEGER)"))
-    with pytest.raises(TweezerError, match=r"did not make \(jobs\): name an empty one with TWEEZER_DATABASE_URL"):
+    with pytest.raises(TweezerError, match=r"did not create \(jobs\); set TWEEZER_DATABASE_URL to an empty database"):
         upgrade(blank)
 
 
@@ -162,14 +162,14 @@ def test_other_tables_may_exist_beside_those_of_the_ledger(blank: Database) -> N
 
 
 def test_a_database_without_tables_is_refused_with_advice(blank: Database) -> None:
-    with pytest.raises(TweezerError, match=r"\(\w+://.+\) has no tables yet: run `tweezer db upgrade`") as refused:
+    with pytest.raises(TweezerError, match=r"\(\w+://.+\) has no tables yet; run `tweezer db upgrade`") as refused:
         require_schema(blank)
     assert refused.value.code == "schema"
 
 
 def test_tables_of_an_older_step_are_refused_with_advice(database: Database) -> None:
     set_step(database, "0000")
-    with pytest.raises(TweezerError, match=f"at step 0000, and {HEAD} is needed: run `tweezer db upgrade`"):
+    with pytest.raises(TweezerError, match=f"at step 0000, but {HEAD} is required; run `tweezer db upgrade`"):
         require_schema(database)
 
 
@@ -187,7 +187,7 @@ def test_tables_of_a_newer_step_are_refused_and_left_alone(database: Database) -
     [
         ("DROP TABLE secrets", "table secrets is missing"),
         ("ALTER TABLE batches DROP COLUMN about", "column batches.about is missing"),
-        ("DROP INDEX ix_batches_parent", "index ix_batches_parent is missing, or another than it should be"),
+        ("DROP INDEX ix_batches_parent", "index ix_batches_parent is missing or different"),
     ],
 )
 def test_differences_of_the_tables_are_listed(database: Database, statement: str, said: str) -> None:

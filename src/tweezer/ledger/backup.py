@@ -1,4 +1,4 @@
-"""Copies of the ledger, made while it is in use, and the way back."""
+"""Backups of the ledger, made while it is in use, and their restoration."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ _PATIENCE_S = 30.0
 
 
 class BackupFailed(TweezerError):
-    """Nothing was changed; the message says what to do."""
+    """A backup or its restoration failed. Nothing was changed; the message contains what to do."""
 
     code = "backup"
 
 
 def backup(database: Database, file: Path) -> None:
-    """Write the ledger, as it is at one moment, to a new file that only its owner may read.
+    """Write a consistent copy of the ledger to a new file that only its owner may read.
 
-    It is a SQLite file, or what ``pg_dump --format=custom`` makes. Raises BackupFailed, Unavailable, OSError.
+    The file is a SQLite database, or the output of ``pg_dump --format=custom``. Raises BackupFailed, Unavailable,
+    OSError.
     """
     if file.exists():
-        raise BackupFailed(f"{file} is there already: name a file that is not")
+        raise BackupFailed(f"{file} already exists; give the name of a new file")
     part = file.with_name(f"{file.name}.part")
     part.unlink(missing_ok=True)
     os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -58,16 +59,16 @@ def backup(database: Database, file: Path) -> None:
 
 
 def restore(database: Database, file: Path, *, force: bool = False) -> str | None:
-    """Make the ledger what the file says, or leave it as it is; return the step that its tables are at.
+    """Replace the ledger by a backup, or leave it unchanged; return the version of its tables.
 
-    force: even if the ledger holds something, which is lost. Raises BackupFailed, Unavailable.
+    force: also if the ledger is not empty; its contents are lost. Raises BackupFailed, Unavailable.
     """
     if not file.is_file():
         raise BackupFailed(f"there is no file {file}")
-    if not force and (held := _holds(database)):
+    if not force and (filled := _find_filled_table(database)):
         raise BackupFailed(
-            f"the ledger is not empty (see its table {held}): name another with TWEEZER_DATABASE_URL, or lose what it "
-            "holds with --force"
+            f"the ledger is not empty (see its table {filled}); choose another database with TWEEZER_DATABASE_URL, or "
+            "pass --force to overwrite it (its contents will be lost)"
         )
     if database.is_sqlite:
         _restore_sqlite(database, file)
@@ -76,8 +77,8 @@ def restore(database: Database, file: Path, *, force: bool = False) -> str | Non
     return schema_version(database)
 
 
-def _holds(database: Database) -> str | None:
-    """Return a table of the ledger with something in it."""
+def _find_filled_table(database: Database) -> str | None:
+    """Return a table of the ledger that is not empty, if there is one."""
     with database.read() as connection:
         there = set(inspect(connection).get_table_names())
         for name in metadata.tables:
@@ -90,11 +91,11 @@ def _holds(database: Database) -> str | None:
 
 
 def _copy_sqlite(database: Database, part: Path) -> None:
-    with database.read() as connection, _telling(part), contextlib.closing(sqlite3.connect(part)) as copy:
+    with database.read() as connection, _as_backup_failed(part), contextlib.closing(sqlite3.connect(part)) as copy:
         source = connection.connection.driver_connection
         assert isinstance(source, sqlite3.Connection)
-        source.backup(copy)  # in one step: writers go on beside it
-        copy.execute("PRAGMA journal_mode = DELETE")  # then it can be read where nothing may be written
+        source.backup(copy)  # in one step, while writers continue
+        copy.execute("PRAGMA journal_mode = DELETE")  # so that it can be read from a read-only folder
     _check_sqlite(part)
 
 
@@ -104,23 +105,23 @@ def _restore_sqlite(database: Database, file: Path) -> None:
 
     def look(status: int, _remaining: int, _total: int) -> None:
         if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) and time.monotonic() > until:
-            raise BackupFailed("the ledger is in use: stop the recorder and the API first")
+            raise BackupFailed("the ledger is in use; stop the recorder and the API first")
 
-    with database.engine.connect() as connection, _telling(file), _read_sqlite(file) as source:
+    with database.engine.connect() as connection, _as_backup_failed(file), _read_sqlite(file) as source:
         target = connection.connection.driver_connection
         assert isinstance(target, sqlite3.Connection)
         source.backup(target, progress=look)
 
 
 def _check_sqlite(file: Path) -> None:
-    """Raises BackupFailed unless the file is whole and a ledger that this version knows."""
-    with _telling(file), _read_sqlite(file) as source:
+    """Raise BackupFailed unless the file is an intact ledger of a known version."""
+    with _as_backup_failed(file), _read_sqlite(file) as source:
         (found,) = source.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
-            raise BackupFailed(f"{file} is damaged ({found}): take another backup")
-        versions = source.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall()  # noqa: S608  a name of ours
+            raise BackupFailed(f"{file} is damaged ({found}); use another backup")
+        versions = source.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall()  # noqa: S608  a constant
     if not versions or versions[0][0] > HEAD:
-        raise BackupFailed(f"{file} was made by a newer version of Tweezer: upgrade Tweezer first")
+        raise BackupFailed(f"{file} was made by a newer version of Tweezer; upgrade Tweezer first")
 
 
 @contextlib.contextmanager
@@ -130,11 +131,11 @@ def _read_sqlite(file: Path) -> Iterator[sqlite3.Connection]:
 
 
 @contextlib.contextmanager
-def _telling(file: Path) -> Iterator[None]:
+def _as_backup_failed(file: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        raise BackupFailed(f"{file} is no copy of a ledger, or cannot be used: {error}") from error
+        raise BackupFailed(f"{file} is not a backup of a ledger, or cannot be used: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------ PostgreSQL
@@ -144,29 +145,29 @@ def _restore_postgres(database: Database, file: Path) -> None:
     listed = _call(database.engine.url, "pg_restore", "--list", str(file), connects=False)
     dumped = set(_DUMPED_TABLE.findall(listed))
     if VERSION_TABLE not in dumped:
-        raise BackupFailed(f"{file} is no copy of a ledger")
+        raise BackupFailed(f"{file} is not a backup of a ledger")
     with database.read() as connection:
         there = set(inspect(connection).get_table_names())
     if newer := sorted((there & set(metadata.tables)) - dumped):
         raise BackupFailed(
-            f"the ledger has tables that {file} does not have ({', '.join(newer)}): restore into an empty database, "
-            "and let TWEEZER_DATABASE_URL name that"
+            f"the ledger has tables that {file} does not have ({', '.join(newer)}); restore it into an empty database, "
+            "and set TWEEZER_DATABASE_URL to that"
         )
     _call(database.engine.url, *_RESTORE, str(file))
 
 
 def _call(url: URL, program: str, *arguments: str, connects: bool = True) -> str:
-    """Run a program of PostgreSQL's on the database, the password in its environment; return what it printed."""
+    """Run a PostgreSQL program on the database, with the password in its environment; return its output."""
     bare = url.set(drivername="postgresql")._replace(password=None).render_as_string()
     command = [program, *arguments, *([f"--dbname={bare}"] if connects else [])]
     if shutil.which(program) is None:
         raise BackupFailed(
-            f"{program} is not installed here: install PostgreSQL's client programs (Debian: apt-get install "
-            f"postgresql-client), or run where they are: {shlex.join(command)}"
+            f"{program} is not installed; install PostgreSQL's client programs (Debian: apt-get install "
+            f"postgresql-client), or run on a host that has them: {shlex.join(command)}"
         )
     environment = os.environ if url.password is None else os.environ | {"PGPASSWORD": url.password}
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        raise BackupFailed(f"{program} failed: {said[0].removeprefix(f'{program}: ')}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
+        raise BackupFailed(f"{program} failed: {lines[0].removeprefix(f'{program}: ')}")
     return done.stdout.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Reads batches and jobs: live ones from Redis, and from the ledger those that Redis has forgotten."""
+"""Reads batches and jobs from Redis, and from the ledger those that Redis has forgotten."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class AskRedis(Protocol):
-    """Makes a call to Redis: at once, when it is its turn, or again while Redis is away."""
+    """Makes a call to Redis: at once, after queueing, or with retries while Redis is unavailable."""
 
     async def __call__(self, call: Callable[[], Awaitable[T]], /) -> T: ...
 
@@ -33,11 +33,15 @@ async def ask_at_once(call: Callable[[], Awaitable[T]], /) -> T:
 
 
 class BatchReader:
-    """The one way to read batches, for the API, the Python client, the command line and webhooks.
+    """Reads batches for the API, the Python client, the command line and webhooks.
 
-    ledger: its queries, or what opens them when they are first needed; None where there is no ledger. ask: how Redis
-    is asked. ask_for_job: how it is asked for a job, where that differs: jobs that are asked for together come in one
-    round trip. All methods raise Unavailable. What the caller may not see does not exist.
+    All methods raise Unavailable. Batches that the caller may not see are treated as if they did not exist.
+
+    Args:
+        store: Access to Redis.
+        ledger: The ledger's queries, or a function that opens them when they are first needed; None without a ledger.
+        ask: How calls to Redis are made.
+        ask_for_job: How calls for single jobs are made, if different; concurrent ones share a round trip.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class BatchReader:
     async def live_batch(
         self, caller: Principal, batch_id: UUID, *, jobs_max: int = -1
     ) -> tuple[BatchRecord, list[JobRecord]] | None:
-        """Return the same if Redis has the batch."""
+        """Return the same as :meth:`batch_with_jobs` if Redis has the batch, else None."""
         projects = _visible_projects(caller)
         return await self._ask(lambda: self._lookups.batch(batch_id, projects=projects, jobs_max=jobs_max))
 
@@ -97,14 +101,14 @@ class BatchReader:
         return job
 
     async def jobs(self, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
-        """Return jobs of a batch that was read before, in the order of the indices; fewer if it was deleted since."""
+        """Return jobs of a batch that was read before, in the order of the indices; fewer if some were deleted."""
         found = await self._ask(lambda: self._store.reader.jobs(batch, indices))
         if len(found) < len(indices) and (queries := await self._open()) is not None:
             return await queries.ask(queries.batch_jobs, batch, indices)
         return found
 
     async def packed_results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, bytes]:
-        """Return the results that there are, by index, as settle packed them; of a batch that was read before."""
+        """Return the existing results by index, packed; of a batch that was read before."""
         found = await self._ask(lambda: self._store.reader.packed_results(batch_id, indices))
         missing = [index for index in indices if index not in found]
         if missing and (queries := await self._open()) is not None:
@@ -115,21 +119,21 @@ class BatchReader:
         return found
 
     async def results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, Result | ResultUnavailable]:
-        """Return the same unpacked, or why a result cannot be read."""
+        """Return the existing results by index, each unpacked or as the error why it cannot be read."""
         packed = await self.packed_results(batch_id, indices)
         return {index: await self._store.results.read(data) for index, data in packed.items()}
 
     async def entries(self, batch: BatchRecord, after: int) -> list[Entry]:
-        """Return the next recorded entries of the batch behind a position, oldest first."""
+        """Return the batch's next recorded entries after a position, oldest first."""
         queries = await self._open()
         return [] if queries is None else await queries.ask(queries.entries, batch.id, after)
 
     async def snapshots(
         self, wanted: Sequence[SnapshotRequest], newest: Mapping[UUID, int] | None = None
     ) -> dict[UUID, Snapshot]:
-        """Return batches with some of their jobs; from the ledger those that Redis lacks, or has as they were before.
+        """Return batches with some of their jobs, from the ledger if Redis lacks them or has an older state.
 
-        newest: number of an event by batch that the snapshot must not be older than.
+        newest: by batch, the number of an event that the snapshot must include.
         """
         newest = newest or {}
         found = await self._ask(lambda: self._store.snapshots.take(wanted))
@@ -149,5 +153,5 @@ class BatchReader:
 
 
 def _visible_projects(caller: Principal) -> Collection[str] | None:
-    """Return the projects that the caller sees; None: all."""
+    """Return the projects that the caller may see; None means all."""
     return None if caller.sees_all else caller.projects

@@ -1,4 +1,4 @@
-"""Where the ledger's database is; apart from the rest of the ledger, which needs SQLAlchemy."""
+"""Configuration of the ledger's database. Separate from the rest of the ledger, which needs SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from urllib.parse import unquote
 import msgspec
 
 LINK_MAX_S = 30 * 86_400
-"""How long a link to results is valid at most; one that claims more is refused."""
+"""Maximum validity of a link to results, in seconds; links that are valid for longer are refused."""
 
 _SQLITE = "sqlite"
 _ESCAPED = str.maketrans({"%": "%25", "?": "%3F", "#": "%23"})
 
 
 class DeadLetterBounds(msgspec.Struct, frozen=True):
-    """How many dead letters are kept, how many bytes all together, and for how long. The oldest go first."""
+    """Limits on the dead letters that are kept: their number, total size in bytes, and age. The oldest go first."""
 
     count: int = 10_000
     size: int = 64 << 20
@@ -23,12 +23,14 @@ class DeadLetterBounds(msgspec.Struct, frozen=True):
 
 
 class OpenDatabase(msgspec.Struct, frozen=True):
-    """Where the database is. ``url``: ``sqlite:///file`` (see :func:`sqlite_url`) or
-    ``postgresql://user:password@host/database``.
+    """How to connect to the database.
 
-    connections_max: at a time, of this process. share: those of one caller's, of a process that serves several; None:
-    all. patience_s: how long to wait for a connection and, on SQLite, for
-    another writer. statement_s: how long PostgreSQL may take for one statement.
+    Attributes:
+        url: ``sqlite:///file`` (see :func:`sqlite_url`) or ``postgresql://user:password@host/database``.
+        connections_max: Maximum number of connections of this process.
+        share: How many of these one account may use, in a process with several callers; None means all.
+        patience_s: How long to wait for a connection and, on SQLite, for another writer, in seconds.
+        statement_s: Time limit of a PostgreSQL statement, in seconds.
     """
 
     url: str
@@ -44,7 +46,7 @@ def sqlite_url(file: Path) -> str:
 
 
 def sqlite_file(url: str) -> Path | None:
-    """Return the file that a URL of SQLite names; None where it names none, or is another database's URL."""
+    """Return the file in a SQLite URL; None without a file, or if it is the URL of another database."""
     scheme, _, rest = url.partition(":///")
     path = unquote(rest.partition("?")[0])
     return Path(path) if path and scheme.partition("+")[0] == _SQLITE else None

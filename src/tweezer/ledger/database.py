@@ -1,4 +1,4 @@
-"""Opens the ledger's database: one way of using SQLite and PostgreSQL."""
+"""Access to the ledger's database, which is SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ _ACCOUNT: ContextVar[str] = ContextVar("account", default="")
 
 SCHEMES = ("sqlite", "postgresql")
 
-_FILE = "file"  # of a connection's record: the path of SQLite's file, and which file that is
+_FILE = "file"  # in a connection's record: the path and the identity of SQLite's file
 
 _PRAGMAS = (
     "journal_mode = WAL",
-    "synchronous = FULL",  # the stream is trimmed to what was committed: it must be on the disk
+    "synchronous = FULL",  # the stream is trimmed after a commit, so the commit must be on the disk
     "foreign_keys = ON",
     "cache_size = -65536",  # 64 MiB
     "temp_store = MEMORY",
 )
 _POSTGRES = {
-    "plan_cache_mode": "force_custom_plan",  # which index is right depends on the values that are asked for
-    "jit": "off",  # statements of ours take less time than it does
-    "max_parallel_workers_per_gather": 0,  # and less than it takes to start processes
+    "plan_cache_mode": "force_custom_plan",  # the right index depends on the values in the query
+    "jit": "off",  # compiling takes longer than the statements
+    "max_parallel_workers_per_gather": 0,  # so does starting processes
 }
 
 
 @contextlib.contextmanager
 def sharing(account: str) -> Iterator[None]:
-    """Use databases on behalf of this account: of each only so many calls run at once; of '' all do."""
+    """Use databases on behalf of an account, whose number of concurrent calls is limited; '' is not limited."""
     token = _ACCOUNT.set(account)
     try:
         yield
@@ -54,41 +54,41 @@ def sharing(account: str) -> Iterator[None]:
 
 
 _TOO_LARGE = frozenset({"54000", "54001", "54011", "54023"})
-"""States of PostgreSQL that are about what was to be written, though it counts them as operational."""
+"""SQLSTATE codes of PostgreSQL's operational errors that are caused by the data, not by the database."""
 
 
 class Database:
-    """A database and the threads that talk to it; asyncio code calls :meth:`run`."""
+    """A database and the threads that use it; asyncio code calls :meth:`run`."""
 
     def __init__(self, engine: Engine, *, threads: int, share: int | None = None) -> None:
-        """share: threads that one account uses at once; others of its calls wait. None: all."""
+        """share: number of threads that one account can use at once; its other calls wait. None means all."""
         self.engine = engine
         self._share = share or threads
         self._turns: dict[str, _Turn] = {}
         self.is_sqlite = engine.dialect.name == "sqlite"
-        # PostgreSQL would show each statement of a transaction what was committed before it.
+        # By default PostgreSQL shows each statement of a transaction the data that was committed before it.
         self._reading = engine if self.is_sqlite else engine.execution_options(isolation_level="REPEATABLE READ")
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ledger")
 
     @classmethod
     def open(cls, given: OpenDatabase, *, create: bool = False) -> Database:
-        """Connect when it is first used. Raises InvalidInput("database_url", …).
+        """Open a database; it is connected on first use. Raises InvalidInput("database_url", …).
 
-        create: make the file of SQLite where there is none. A process that runs must not: the file may be away for a
-        while, and an empty one in its place would look like a ledger.
+        create: create the SQLite file if it does not exist. A running process must not do this: the file may be
+        missing temporarily, and an empty file in its place would look like a ledger.
         """
         url = parse_url(given.url)
         options: dict[str, Any] = {
             "pool_size": given.connections_max,
             "max_overflow": 0,
             "pool_timeout": given.patience_s,
-            "hide_parameters": True,  # errors are logged, and values are bodies, URLs and secrets
+            "hide_parameters": True,  # errors are logged, and values include bodies, URLs and secrets
         }
         if url.get_backend_name() == "sqlite":
             assert url.database is not None
             if create and not (file := Path(url.database)).exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.touch(mode=0o600)  # secrets are in it; what SQLite puts beside it gets the same mode
+                file.touch(mode=0o600)  # it contains secrets; SQLite gives its other files the same mode
             engine = create_engine(url, connect_args={"timeout": given.patience_s}, **options)
             event.listen(engine, "do_connect", _connect_sqlite)
             event.listen(engine, "connect", _prepare_sqlite)
@@ -105,7 +105,7 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """Begin a transaction that sees one state of the database. Raises Unavailable."""
+        """Begin a transaction that reads a consistent state of the database. Raises Unavailable."""
         with translating(), self._reading.connect() as connection, connection.begin():
             yield connection
 
@@ -120,7 +120,7 @@ class Database:
             yield connection
 
     async def run(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Call blocking ``work`` in a thread of the database, of which each account has a few at a time."""
+        """Call blocking ``work`` in a thread of the database; each account can use a few at a time."""
         account = _ACCOUNT.get()
         if not account:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
@@ -144,7 +144,7 @@ class Database:
             leave()
 
         working.add_done_callback(end)
-        return await asyncio.shield(working)  # a caller that is cancelled does not stop the thread
+        return await asyncio.shield(working)  # cancelling the caller does not stop the thread
 
     async def run_read(
         self, work: Callable[Concatenate[Connection, P], T], *arguments: P.args, **options: P.kwargs
@@ -159,7 +159,7 @@ class Database:
         return await self.run(_call_within, self.write, work, arguments, options)
 
     def id(self, identity: UUID) -> UUID | bytes:
-        """Return an id as the driver takes it."""
+        """Return an id in the form that the driver accepts."""
         return identity.bytes if self.is_sqlite else identity
 
     def close(self) -> None:
@@ -178,7 +178,7 @@ def _call_within(
 
 
 class _Turn:
-    """The threads that one account may use, and how many calls use them or wait for one."""
+    """The threads that one account may use, and the number of calls that use or wait for one."""
 
     def __init__(self, share: int) -> None:
         self.free = asyncio.Semaphore(share)
@@ -186,26 +186,30 @@ class _Turn:
 
 
 def parse_url(text: str) -> URL:
-    """Return the URL with the driver that we use. Raises InvalidInput("database_url", …); never quotes the password."""
+    """Return the URL with its driver. Raises InvalidInput("database_url", …), which never quotes the password."""
     try:
         url = make_url(text)
     except exc.ArgumentError:
         url = None
     if url is None or url.get_backend_name() not in SCHEMES:
         raise InvalidInput(
-            "database_url", "is no URL such as sqlite:////var/lib/tweezer/ledger.db or postgresql://user@host/tweezer"
+            "database_url",
+            "is not a valid database URL; expected, for example, sqlite:////var/lib/tweezer/ledger.db or "
+            "postgresql://user@host/tweezer",
         )
     if url.get_backend_name() == "postgresql":
         return url.set(drivername="postgresql+psycopg")
     file = sqlite_file(text)
     if file is None or str(file) == ":memory:":
-        raise InvalidInput("database_url", "names no file: write sqlite:///ledger.db or sqlite:////var/lib/ledger.db")
-    return url.set(drivername="sqlite+pysqlite", database=str(file))  # SQLAlchemy before 2.1 does not unescape it
+        raise InvalidInput(
+            "database_url", "has no file; expected sqlite:///ledger.db or sqlite:////var/lib/tweezer/ledger.db"
+        )
+    return url.set(drivername="sqlite+pysqlite", database=str(file))  # SQLAlchemy before 2.1 does not unescape the path
 
 
 @contextlib.contextmanager
 def translating() -> Iterator[None]:
-    """Turn a database that is away, locked or full into Unavailable."""
+    """Convert errors of a database that is unreachable, locked or full to Unavailable."""
     try:
         yield
     except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
@@ -215,28 +219,28 @@ def translating() -> Iterator[None]:
         raise Unavailable(f"the ledger's database cannot be used: {cause}") from error
     except exc.DBAPIError as error:
         if error.connection_invalidated:
-            raise Unavailable(f"the ledger's database went away: {error.orig}") from error
-        if type(error) is exc.DatabaseError:  # SQLite's, of a file that is damaged or none of its own
+            raise Unavailable(f"the connection to the ledger's database was lost: {error.orig}") from error
+        if type(error) is exc.DatabaseError:  # SQLite: the file is damaged or not a database
             raise Unavailable(f"the ledger's database cannot be used: {error.orig}") from error
         raise
 
 
 def load(connection: Connection, table: Table | str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Insert many rows by the quickest way there is: COPY, or one prepared statement.
+    """Insert many rows in the fastest way: COPY, or one prepared statement.
 
-    Values are those that the driver takes; ids as :meth:`Database.id` gives them.
+    Values must be in the form that the driver accepts, ids as returned by :meth:`Database.id`.
     """
     names = ", ".join(f'"{column}"' for column in columns)
     cursor = connection.connection.cursor()
     try:
         if connection.dialect.name == "sqlite":
             marks = ", ".join("?" * len(columns))
-            cast(sqlite3.Cursor, cursor).executemany(f"INSERT INTO {table} ({names}) VALUES ({marks})", rows)  # noqa: S608  names of ours
+            cast(sqlite3.Cursor, cursor).executemany(f"INSERT INTO {table} ({names}) VALUES ({marks})", rows)  # noqa: S608  our names
             return
         with cast(Any, cursor).copy(f"COPY {table} ({names}) FROM STDIN") as copy:
             for row in rows:
                 copy.write_row(row)
-    except connection.dialect.loaded_dbapi.Error as error:  # SQLAlchemy does not see what a driver's cursor raises
+    except connection.dialect.loaded_dbapi.Error as error:  # SQLAlchemy does not convert errors of a driver's cursor
         driver = connection.dialect.loaded_dbapi.Error
         raise exc.DBAPIError.instance(None, None, error, driver, dialect=connection.dialect) from error
     finally:
@@ -244,7 +248,7 @@ def load(connection: Connection, table: Table | str, columns: Sequence[str], row
 
 
 def _connect_sqlite(_dialect: object, record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
-    """Open the file that is there, and make none."""
+    """Make SQLite open an existing file only, and remember the file's identity."""
     path = Path(arguments[0]).absolute()
     arguments[0], options["uri"] = f"file:{quote(str(path))}?mode=rw", True
     if record is not None:
@@ -252,7 +256,7 @@ def _connect_sqlite(_dialect: object, record: Any, arguments: list[Any], options
 
 
 def _check_sqlite(_connection: object, record: Any, _proxy: object) -> None:
-    """Give up a connection to a file that is no longer at its place: what it writes there would be lost."""
+    """Discard a connection whose file was moved or replaced, because its writes would be lost."""
     path, identity = record.info[_FILE]
     if identity is None or _identity(path) != identity:
         raise exc.DisconnectionError(f"{path} was moved away or replaced")
@@ -267,12 +271,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    connection.isolation_level = None  # SQLAlchemy begins, by the hook below
+    connection.isolation_level = None  # _begin_sqlite begins transactions
     for pragma in _PRAGMAS:
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that begins by reading cannot always go on to write: whoever means to write says so at once.
+    # A transaction that began as a reader cannot always become a writer, so writers begin with IMMEDIATE.
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,8 +1,8 @@
-"""Dead letters: entries and messages that a shared consumer could not use, kept for operators.
+"""Dead letters: stream entries and messages that a shared consumer could not process, kept for operators.
 
-A consumer that cannot use one parks it here with the error, and goes on with the others. What comes later of the same
-batch waits behind it, so that the order within a batch holds. A letter stays until it is tried again with success, or
-an operator drops it, or room is needed for newer ones.
+A consumer that cannot process an item parks it here with the error, and continues with others. Later entries of the
+same batch wait behind it, so that the order within the batch is preserved. A letter is kept until a retry succeeds, an
+operator drops it, or newer letters need its space.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 _VERSION = metadata.version("tweezer")
 
 PAYLOAD_MAX = 1 << 20
-"""Bytes of an entry or a message that are kept; of a longer one only that it was there."""
+"""Maximum size of a stored entry or message, in bytes; the content of a larger one is not stored."""
 
 _ERROR_MAX = 1000
 _ORIGIN_MAX = 200
@@ -46,7 +46,7 @@ _RETRIED_AT_ONCE = 100
 
 
 class Consumer(StrEnum):
-    """Who could not use it. intake: of messages from applications. scheduler: of those by which it works itself."""
+    """The consumer that parked a letter. intake: messages from applications. scheduler: its own periodic messages."""
 
     RECORDER = "recorder"
     COURIER = "courier"
@@ -55,8 +55,11 @@ class Consumer(StrEnum):
 
 
 class NewLetter(msgspec.Struct, frozen=True):
-    """What is parked. origin: id of the entry or message, or what else names it; parking the same again changes the
-    error. project: None where it cannot be told. position: number of the entry; 0 for none."""
+    """A letter to be parked.
+
+    origin: id of the entry or message, or another name; parking the same origin again replaces the error. project:
+    None if unknown. position: number of the entry; 0 for a message.
+    """
 
     origin: str
     error: str
@@ -67,7 +70,7 @@ class NewLetter(msgspec.Struct, frozen=True):
 
 
 class Letter(msgspec.Struct, frozen=True):
-    """What was parked, and how many entries wait behind it. payload: None when it was too large to keep."""
+    """A parked letter, and the number of entries that wait behind it. payload: None if it was too large to store."""
 
     id: int
     consumer: Consumer
@@ -86,19 +89,19 @@ class Letter(msgspec.Struct, frozen=True):
 
 
 class WaitingEntries(msgspec.Struct, frozen=True):
-    """Entries of a batch that wait behind a letter: how many, and the number of the last one."""
+    """Entries of a batch that wait behind a letter: their number, and the position of the last one."""
 
     entries: int
     last: int
 
     @classmethod
     def append(cls, before: WaitingEntries | None, entry: Entry) -> WaitingEntries:
-        """Return those before with one more."""
+        """Return ``before`` with one more entry."""
         return cls(1 + (before.entries if before else 0), position_number(entry.id))
 
 
 class LetterCounts(msgspec.Struct, frozen=True):
-    """How many letters of a consumer there are, since when, and how many there ever were."""
+    """Counts of a consumer's letters: current ones, the oldest, and totals of parked and evicted ones."""
 
     letters: int = 0
     oldest: datetime | None = None
@@ -107,7 +110,7 @@ class LetterCounts(msgspec.Struct, frozen=True):
 
 
 def is_unusable(error: Exception) -> bool:
-    """Return whether an error is about what was read or written, not about Redis, the database or this process."""
+    """Return whether an error is caused by the data, not by Redis, the database or this process."""
     match error:
         case Unreadable() | RecursionError():
             return True
@@ -118,13 +121,13 @@ def is_unusable(error: Exception) -> bool:
 
 
 def describe_error(error: Exception) -> str:
-    """Return an error as a letter keeps it."""
+    """Format an error for a letter."""
     text = error.message if isinstance(error, TweezerError) else f"{type(error).__name__}: {error}"
     return _plain(text, _ERROR_MAX)
 
 
 def pack_letter(entry: Entry, error: str, project: str | None = None) -> NewLetter:
-    """Return the letter of an entry of the stream; one of a batch if that can be read from it."""
+    """Make the letter of a stream entry, with its batch if that can be read."""
     batch_id = entry.batch_id if entry.notice is None and entry.problem is None else None
     return NewLetter(entry.id, error, pack_entry(entry), batch_id, project, position_number(entry.id))
 
@@ -132,12 +135,12 @@ def pack_letter(entry: Entry, error: str, project: str | None = None) -> NewLett
 def unpack_letter(letter: Letter) -> Entry:
     """Return the entry that was parked. Raises Unreadable."""
     if letter.payload is None or not letter.position:
-        raise Unreadable("it was too large to be kept, and cannot be tried again: drop it")
+        raise Unreadable("the entry was too large to store and cannot be retried; drop it")
     return unpack_entry(letter.origin, letter.payload)
 
 
 def park(connection: Connection, consumer: Consumer, letters: Sequence[NewLetter], bounds: DeadLetterBounds) -> None:
-    """Keep the letters; the oldest go where there is no room."""
+    """Store letters, and evict the oldest ones if there are too many."""
     if not letters:
         return
     now = now_ms()
@@ -169,7 +172,7 @@ def park(connection: Connection, consumer: Consumer, letters: Sequence[NewLetter
 
 
 def add_waiting(connection: Connection, consumer: Consumer, entries: Mapping[UUID, WaitingEntries]) -> set[UUID]:
-    """Note entries as waiting behind the letter of their batch; return the batches that are still parked."""
+    """Record entries as waiting behind the letter of their batch; return the batches that are still parked."""
     parked = set()
     for batch_id, behind in entries.items():
         first = select(func.min(dead_letters.c.id)).where(_of(consumer), dead_letters.c.batch == batch_id)
@@ -192,12 +195,12 @@ class DeadLetterQueue:
         self._bounds = bounds
 
     def park(self, letters: Sequence[NewLetter]) -> None:
-        """Keep the letters; the oldest go where there is no room."""
+        """Store letters, and evict the oldest ones if there are too many."""
         with self._database.write() as connection:
             park(connection, self._consumer, letters, self._bounds)
 
     def hold_back(self, entries: Iterable[Entry]) -> frozenset[UUID]:
-        """Return the batches that are parked; note those of the entries that are of one as waiting behind it."""
+        """Return the parked batches, and record entries of these as waiting behind their letters."""
         with self._database.read() as connection:
             parked = self._read_parked(connection).keys()
         behind: dict[UUID, WaitingEntries] = {}
@@ -211,9 +214,9 @@ class DeadLetterQueue:
         return frozenset(parked - behind.keys() | still_parked)
 
     def read(self, *, retry_others: bool = False) -> tuple[dict[UUID, str | None], list[Letter]]:
-        """Return the batches that are parked, with their projects, and the letters that are to be tried again.
+        """Return the parked batches with their projects, and the letters that are due for a retry.
 
-        retry_others: first have everything tried again that another version of Tweezer could not use.
+        retry_others: first request a retry of all letters that another version of Tweezer parked.
         """
         with self._database.write() if retry_others else self._database.read() as connection:
             if retry_others:
@@ -233,7 +236,7 @@ class DeadLetterQueue:
         return found
 
     def read_entries(self, letter: Letter, namespace: str) -> list[Entry] | None:
-        """Return the entry that was parked and those behind it; None while the recorder lacks some.
+        """Return the parked entry and those behind it; None while some of these are not recorded yet.
 
         Raises Unreadable.
         """
@@ -254,13 +257,13 @@ class DeadLetterQueue:
         return [found[at] for at in sorted(found)]
 
     def note_failure(self, letter: Letter, error: Exception) -> None:
-        """Note that the letter was tried again in vain."""
+        """Record that a retry of the letter failed."""
         values = {"error": describe_error(error), "retry_ms": None, "version": _VERSION}
         with self._database.write() as connection:
             connection.execute(update(dead_letters).where(dead_letters.c.id == letter.id).values(**values))
 
     def resolve(self, letter: Letter) -> Letter | None:
-        """Remove a letter that was tried again with success, unless more waits behind it by now: return it then."""
+        """Remove a letter whose retry succeeded; if more entries wait behind it by now, keep and return it."""
         unchanged = (dead_letters.c.id == letter.id, dead_letters.c.last_position == letter.last_position)
         with self._database.write() as connection:
             connection.execute(delete(dead_letters).where(*unchanged))
@@ -289,7 +292,7 @@ def list_letters(
 
 
 def find_letters(connection: Connection, ids: Collection[int]) -> list[Letter]:
-    """Return the letters of these ids, oldest first. Raises NotFound."""
+    """Return the letters with these ids, oldest first. Raises NotFound."""
     query = select(dead_letters).where(dead_letters.c.id.in_(sorted(ids))).order_by(dead_letters.c.id)
     found = [_letter(row) for row in connection.execute(query)]
     for identity in sorted(set(ids) - {letter.id for letter in found}):
@@ -298,13 +301,13 @@ def find_letters(connection: Connection, ids: Collection[int]) -> list[Letter]:
 
 
 def request_retry(connection: Connection, ids: Iterable[int]) -> None:
-    """Have the letters tried again by their consumers."""
+    """Make the consumers retry these letters."""
     which = dead_letters.c.id.in_(sorted(ids))
     connection.execute(update(dead_letters).where(which).values(retry_ms=now_ms()))
 
 
 def drop_letters(connection: Connection, ids: Iterable[int]) -> None:
-    """Remove the letters for good."""
+    """Delete the letters."""
     connection.execute(delete(dead_letters).where(dead_letters.c.id.in_(sorted(ids))))
 
 
@@ -320,18 +323,18 @@ def count_letters(connection: Connection) -> dict[Consumer, LetterCounts]:
 
 
 def count_newer(connection: Connection) -> int:
-    """Return how many batches are parked because a newer Tweezer wrote them."""
+    """Return the number of batches that are parked because a newer Tweezer wrote them."""
     newer = dead_letters.c.error.like("batch % was written by a newer Tweezer%")
     return connection.execute(select(func.count(dead_letters.c.batch.distinct())).where(newer)).scalar_one()
 
 
 def expire_letters(connection: Connection, bounds: DeadLetterBounds) -> None:
-    """Drop letters that are older than they are kept."""
+    """Delete letters that have exceeded their retention time."""
     _drop_for_room(connection, dead_letters.c.created_ms < now_ms() - bounds.kept_s * 1000)
 
 
 def _evict(connection: Connection, bounds: DeadLetterBounds) -> None:
-    """Drop the oldest letters beyond the bounds."""
+    """Delete the oldest letters that exceed the bounds."""
     count, size = connection.execute(select(func.count(), func.sum(dead_letters.c.size))).one()
     if count <= bounds.count and (size or 0) <= bounds.size:
         return
@@ -368,7 +371,7 @@ def _of(consumer: Consumer) -> ColumnElement[bool]:
 
 
 def _plain(text: str, most: int) -> str:
-    """Return a text in characters that every database takes."""
+    """Escape characters that some databases do not accept, and shorten the text."""
     shown = "".join(it if it.isprintable() else it.encode("unicode_escape").decode() for it in text[:most])
     return shown[:most]
 

@@ -1,4 +1,4 @@
-"""How the ledger's database stands: what ``tweezer db check`` and the doctor go by."""
+"""Health of the ledger's database, for ``tweezer db check`` and ``tweezer doctor``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ _OF_POSTGRES = ("server_version", "server_encoding", "fsync", "synchronous_commi
 
 
 class LedgerHealth(msgspec.Struct, frozen=True):
-    """place: its URL without the password. unfit: what is wrong with its tables and what to do, or None.
-    refusal: why nothing can be written, or None. settings: of SQLite (``version``, ``journal_mode``) or PostgreSQL.
-    positions: of the recorder, by namespace: id of the last entry of the stream that is recorded. letters: what is
-    parked, by consumer. newer: batches among that that a newer Tweezer wrote. installation: its id, if it has one yet.
+    """The state of the ledger's database.
+
+    Attributes:
+        place: The database's URL without the password.
+        settings: Settings of SQLite (``version``, ``journal_mode``) or PostgreSQL.
+        unfit: What is wrong with the tables and what to do; None if they are correct.
+        refusal: Why nothing can be written; None if it can.
+        positions: The recorder's position by namespace: the id of the last recorded entry of the stream.
+        letters: Counts of dead letters by consumer.
+        newer: Number of parked batches that a newer Tweezer wrote.
+        installation: Id of the installation; None before it is made.
     """
 
     place: str
@@ -36,7 +43,7 @@ class LedgerHealth(msgspec.Struct, frozen=True):
 
 
 def read_health(database: Database) -> LedgerHealth:
-    """Ask the database; nothing is changed. Raises Unavailable when it does not answer."""
+    """Read the state of the database; nothing is changed. Raises Unavailable if it does not respond."""
     with database.read() as connection:
         settings = _sqlite(connection) if database.is_sqlite else _postgres(connection)
     health = LedgerHealth(place(database), database.is_sqlite, settings)
@@ -44,13 +51,13 @@ def read_health(database: Database) -> LedgerHealth:
         require_schema(database)
         if lacks := differences(database):
             raise TweezerError(
-                f"{'; '.join(lacks)}: somebody changed the tables by hand; restore a backup, or undo the change"
+                f"{'; '.join(lacks)}: the tables were changed manually; undo the change or restore a backup"
             )
     except TweezerError as error:
         return msgspec.structs.replace(health, unfit=error.message)
     with database.read() as connection:
         rows = connection.execute(select(recorder.c.namespace, recorder.c.position))
-        positions = {namespace: position for namespace, position in rows}  # noqa: C416  rows are no pairs to mypy
+        positions = {namespace: position for namespace, position in rows}  # noqa: C416  mypy rejects dict(rows)
         letters, newer = count_letters(connection), count_newer(connection)
     return msgspec.structs.replace(
         health,
@@ -63,7 +70,7 @@ def read_health(database: Database) -> LedgerHealth:
 
 
 def read_recorder_position(database: Database, namespace: str) -> str | None:
-    """Id of the last entry of the stream that is recorded; None where none is. Raises Unavailable."""
+    """Return the id of the last recorded entry of the stream; None without one. Raises Unavailable."""
     with database.read() as connection:
         position: str | None = connection.execute(
             select(recorder.c.position).where(recorder.c.namespace == namespace)

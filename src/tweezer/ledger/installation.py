@@ -1,7 +1,7 @@
-"""Which ledger and which Redis belong together: an installation has an id, kept in both.
+"""The id of an installation, stored in its ledger and its Redis, so that the two cannot be mixed up with others.
 
-The ledger makes the id; the recorder writes it into the Redis that it records first. A Redis without one, which is new,
-or lost everything, or was filled by an older version, becomes part of the installation of its recorder.
+The ledger generates the id, and the recorder writes it into Redis. A Redis without an id (it is new, lost everything,
+or was filled by an older version) becomes part of the installation of its recorder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SIZE = 8
 
 
 def installation_id(database: Database) -> str:
-    """Return the id that the ledger has; it is made at its first use. Raises Unavailable."""
+    """Return the ledger's installation id, which is generated on first use. Raises Unavailable."""
     if (found := kept_id(database)) is not None:
         return found
     with database.write() as connection:
@@ -34,16 +34,16 @@ def installation_id(database: Database) -> str:
 
 
 def kept_id(database: Database) -> str | None:
-    """Return the id that the ledger has; None before its first use. Raises Unavailable."""
+    """Return the ledger's installation id; None before its first use. Raises Unavailable."""
     with database.read() as connection:
         found: bytes | None = connection.execute(_KEPT).scalar()
     return None if found is None else bytes(found).hex()
 
 
 async def join(store: Store, database: Database, *, force: bool = False) -> None:
-    """Note in Redis that this ledger records it. force: also when another ledger does.
+    """Write the installation id into Redis. force: even if Redis belongs to another installation.
 
-    Raises TweezerError ("installation") when Redis belongs to another installation; Unavailable.
+    Raises TweezerError ("installation") if Redis belongs to another installation; Unavailable.
     """
     ours = await database.run(installation_id, database)
     if (other := await store.recovery.join_ledger(ours, force=force)) is not None:
@@ -51,17 +51,17 @@ async def join(store: Store, database: Database, *, force: bool = False) -> None
 
 
 async def require_same(store: Store, database: Database) -> None:
-    """Raise TweezerError ("installation") when Redis belongs to the installation of another ledger; Unavailable."""
+    """Raise TweezerError ("installation") if Redis belongs to another installation; Unavailable."""
     other = await store.recovery.installation()
     if other is not None and other != (ours := await database.run(installation_id, database)):
         raise _do_not_belong_together(ours, other)
 
 
 async def wait_for_ledger(ledger: OpenDatabase, redis: Connect) -> None:
-    """Return once the ledger answers and is up to date; a Redis that is away is not waited for.
+    """Wait until the ledger is available and up to date; an unavailable Redis is not waited for.
 
-    Raises InvalidInput("database_url", …); TweezerError ("schema") when the tables are not those that this version
-    needs, ("installation") when Redis belongs to the installation of another ledger.
+    Raises InvalidInput("database_url", …); TweezerError ("schema") if the tables are not those that this version
+    needs, ("installation") if Redis belongs to another installation.
     """
     await wait_for_schema(ledger)
     database = Database.open(ledger)
@@ -75,8 +75,8 @@ async def wait_for_ledger(ledger: OpenDatabase, redis: Connect) -> None:
 
 def _do_not_belong_together(ours: str, other: str) -> TweezerError:
     return TweezerError(
-        f"Redis belongs to the installation {other}, and the ledger to {ours}: the batches of one would get into the "
-        "other; correct TWEEZER_REDIS_URL, TWEEZER_NAMESPACE or TWEEZER_DATABASE_URL; `tweezer db join` joins them on "
-        "purpose",
+        f"Redis belongs to installation {other}, but the ledger to {ours}, so the batches of one would be mixed into "
+        "the other; correct TWEEZER_REDIS_URL, TWEEZER_NAMESPACE or TWEEZER_DATABASE_URL, or join them deliberately "
+        "with `tweezer db join`",
         code="installation",
     )

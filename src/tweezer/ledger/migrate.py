@@ -1,4 +1,4 @@
-"""Cares for the ledger's tables: brings them up to date, and says how they stand."""
+"""Upgrades and checks the ledger's tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tweezer.model.errors import TweezerError
 
 VERSION_TABLE = "alembic_version"
 _STEPS = Path(__file__).with_name("migrations")
-_UPGRADE_LOCK = 8_391_005_118  # any number by which nobody else locks in this database
+_UPGRADE_LOCK = 8_391_005_118  # an arbitrary key for an advisory lock
 
 
 def place(database: Database) -> str:
@@ -28,40 +28,40 @@ def place(database: Database) -> str:
 
 
 def schema_version(database: Database) -> str | None:
-    """Return the step that the tables are at; None where there are none yet. Raises Unavailable."""
+    """Return the version of the tables; None if they do not exist yet. Raises Unavailable."""
     with database.read() as connection:
         return _version(connection)
 
 
 def require_schema(database: Database) -> None:
-    """Raises TweezerError ("schema") that says what to do unless the tables are those that this version needs."""
+    """Raise TweezerError ("schema"), with what to do, unless the tables are those that this version needs."""
     file = Path(database.engine.url.database or "")
     found = None if database.is_sqlite and not file.exists() else schema_version(database)
     if found is None:
-        raise _unfit(f"the ledger ({place(database)}) has no tables yet: run `tweezer db upgrade`")
+        raise _unfit(f"the ledger ({place(database)}) has no tables yet; run `tweezer db upgrade`")
     _refuse_newer(found)
     if found != HEAD:
-        raise _unfit(f"the ledger's tables are at step {found}, and {HEAD} is needed: run `tweezer db upgrade`")
+        raise _unfit(f"the ledger's tables are at step {found}, but {HEAD} is required; run `tweezer db upgrade`")
 
 
 async def wait_for_schema(given: OpenDatabase) -> None:
-    """Return once the tables are those that this version needs; a database that does not answer is waited for.
+    """Wait until the database is available, and check its tables.
 
     Raises InvalidInput("database_url", …) and, as :func:`require_schema`, TweezerError ("schema").
     """
     database = Database.open(given)
     try:
         await until_answered(
-            lambda: database.run(require_schema, database), DUTY_BACKOFF, "looking at the tables of the ledger"
+            lambda: database.run(require_schema, database), DUTY_BACKOFF, "checking the ledger's tables"
         )
     finally:
         database.close()
 
 
 def upgrade(database: Database) -> str | None:
-    """Bring the tables up to date, all or nothing, one process at a time; return the step that they were at.
+    """Upgrade the tables atomically, one process at a time; return their previous version.
 
-    Raises TweezerError ("schema") when there are tables of these names that are not the ledger's, or newer ones.
+    Raises TweezerError ("schema") if the tables are newer, or other tables have their names.
     """
     from alembic import command
     from alembic.config import Config
@@ -76,8 +76,8 @@ def upgrade(database: Database) -> str | None:
             return found
         if found is None and (strange := sorted(set(inspect(connection).get_table_names()) & set(metadata.tables))):
             raise _unfit(
-                f"the database has tables that Tweezer did not make ({', '.join(strange)}): name an empty one with "
-                "TWEEZER_DATABASE_URL"
+                f"the database has tables that Tweezer did not create ({', '.join(strange)}); set "
+                "TWEEZER_DATABASE_URL to an empty database"
             )
         config = Config(attributes={"connection": connection})
         config.set_main_option("script_location", str(_STEPS).replace("%", "%%"))
@@ -86,7 +86,7 @@ def upgrade(database: Database) -> str | None:
 
 
 def differences(database: Database) -> list[str]:
-    """Describe what the tables lack of those that this version needs. Raises Unavailable."""
+    """Describe differences of the tables from those that this version needs. Raises Unavailable."""
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
 
@@ -98,8 +98,8 @@ def differences(database: Database) -> list[str]:
 def _refuse_newer(found: str) -> None:
     if found > HEAD:
         raise _unfit(
-            f"the ledger's tables are at step {found}, which is newer than the newest that this version of Tweezer "
-            f"knows ({HEAD}): upgrade Tweezer"
+            f"the ledger's tables are at step {found}, which is newer than the last one that this version of Tweezer "
+            f"supports ({HEAD}); upgrade Tweezer"
         )
 
 
@@ -108,18 +108,18 @@ def _unfit(message: str) -> TweezerError:
 
 
 def _in_words(difference: Any) -> str | None:
-    """Describe a difference; None for what is there beyond what is needed: it does no harm."""
+    """Describe a difference; None for something additional, which is harmless."""
     match difference:
         case ("add_table", table_):
             return f"table {table_.name} is missing"
         case ("add_column", _, table_name, column_):
             return f"column {table_name}.{column_.name} is missing"
         case ("add_index", index):
-            return f"index {index.name} is missing, or another than it should be"
+            return f"index {index.name} is missing or different"
         case ("add_constraint" | "add_fk", constraint):
-            return f"constraint {constraint.name} is missing, or another than it should be"
+            return f"constraint {constraint.name} is missing or different"
         case [(kind, _, table_name, column_name, *_), *_]:
-            return f"column {table_name}.{column_name} is another than it should be ({kind.removeprefix('modify_')})"
+            return f"column {table_name}.{column_name} is different ({kind.removeprefix('modify_')})"
         case _:
             return None
 

@@ -1,4 +1,4 @@
-"""How far the readers of the stream of events are, by what is committed in the ledger."""
+"""Positions in the stream of events: those of its readers, as committed in the ledger, and cursors of clients."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from tweezer.store.streams.feed import START, Entry, position_id, position_numbe
 
 
 def courier_position(connection: Connection, namespace: str) -> int:
-    """Return the number of the last entry of the stream whose deliveries are all written; 0 if there is none."""
+    """Return the position of the last stream entry whose deliveries are all written; 0 without one."""
     query = select(couriers.c.position).where(couriers.c.namespace == namespace)
     return connection.execute(query).scalar() or 0
 
 
 def recorder_position(connection: Connection, namespace: str) -> int:
-    """Return the number of the last entry of the stream that is recorded; 0 if there is none."""
+    """Return the position of the last recorded stream entry; 0 without one."""
     query = select(recorder.c.position).where(recorder.c.namespace == namespace)
     return position_number(connection.execute(query).scalar() or START)
 
 
 NOW = ("now", "$")
-"""What stands for the end of the stream."""
+"""Names of the end of the stream."""
 
 _PLACE = re.compile(r"(\d{1,13})-(\d{1,7})(?:\.(\d{1,9}))?", re.ASCII)
 _EVENT = re.compile(r"([0-9a-fA-F-]{32,36}):([1-9]\d{0,14}):(\d{16})", re.ASCII)
-_NOTICE = re.compile(r"[A-Za-z0-9_.-]{1,100}:(\d{16})", re.ASCII)  # of a device, or of an endpoint
-_NUMBERS = 1 << 20  # of entries of one millisecond
+_NOTICE = re.compile(r"[A-Za-z0-9_.-]{1,100}:(\d{16})", re.ASCII)  # of a device or an endpoint
+_NUMBERS = 1 << 20  # limit of the entries of one millisecond
 _MILLISECONDS = 1 << 43
-_SLACK_MS = 1000  # by which the place of an entry and the time of its events may differ
+_SLACK_MS = 1000  # maximum difference between the position of an entry and the time of its events
 _PAGE = 1000
 
 
 class Cursor(msgspec.Struct, frozen=True):
-    """A place in the stream. position: of an entry. told: so many of its events come before the place; None: all."""
+    """A place in the stream. position: of an entry. events_before: how many of its events precede it; None for all."""
 
     position: int = 0
-    told: int | None = None
+    events_before: int | None = None
 
     def __str__(self) -> str:
-        return position_id(self.position) + ("" if self.told is None else f".{self.told}")
+        return position_id(self.position) + ("" if self.events_before is None else f".{self.events_before}")
 
     @property
     def before(self) -> int:
-        """The position after which entries are still to be read."""
-        return self.position if self.told is None else self.position - 1
+        """The position after which entries must be read."""
+        return self.position if self.events_before is None else self.position - 1
 
 
 def before_time(time_us: int) -> Cursor:
-    """Return a place before all events of this time and later."""
+    """Return a place before all events at this time and later."""
     return Cursor(max(time_us // 1000 - _SLACK_MS, 0) << 20)
 
 
 class EventName(msgspec.Struct, frozen=True):
-    """An event as its id names it; ``batch_id`` and ``sequence`` are None for a notice."""
+    """A parsed event id; ``batch_id`` and ``sequence`` are None for a notice."""
 
     id: str
     time_us: int
@@ -77,7 +77,7 @@ class EventName(msgspec.Struct, frozen=True):
 
 
 def read_cursor(after: str) -> Cursor | EventName:
-    """Return the place that a text names. Raises InvalidInput("after", …)."""
+    """Parse a cursor or an event id. Raises InvalidInput("after", …)."""
     if match := _PLACE.fullmatch(after):
         milliseconds, number = int(match[1]), int(match[2])
         if milliseconds < _MILLISECONDS and number < _NUMBERS:
@@ -88,18 +88,21 @@ def read_cursor(after: str) -> Cursor | EventName:
             return EventName(after, int(match[3]), batch_id, int(match[2]))
     if (match := _NOTICE.fullmatch(after)) and int(match[1]) < _MILLISECONDS * 1000:
         return EventName(after, int(match[1]))
-    raise InvalidInput("after", "is neither the id of an event, nor the `next` of an answer, nor `now`")
+    raise InvalidInput("after", "must be the id of an event, the `next` of a previous response, or `now`")
 
 
 class EventFinder:
-    """Finds events in the ledger, else in the stream."""
+    """Finds events in the ledger or in the stream."""
 
     def __init__(self, store: Store, database: Database) -> None:
         self._store = store
         self._database = database
 
     async def find(self, event: EventName) -> tuple[Cursor, UUID | None]:
-        """Return the place behind the event, or before its time if it is nowhere, and its batch. Raises Unavailable."""
+        """Return the place after the event (if it is not found, before its time), and its batch.
+
+        Raises Unavailable.
+        """
         entry = await self._database.run_read(_find_recorded, event) or await self._in_stream(event)
         if entry is None:
             return before_time(event.time_us), None
@@ -114,7 +117,7 @@ class EventFinder:
         while at < until:
             entries = await self._store.events.read(position_id(at), most=_PAGE)
             for entry in entries:
-                if event.is_in(entry) and not entry.told_before:
+                if event.is_in(entry) and not entry.is_restored:
                     return entry
             if len(entries) < _PAGE:
                 break

@@ -1,4 +1,4 @@
-"""Tells Redis what only the ledger knows of quotas: limits of single projects, and results that Redis has forgotten."""
+"""Publishes data about quotas from the ledger to Redis: limits of projects, and results that Redis has forgotten."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tweezer.store.connection import Store
 log = structlog.get_logger(__name__)
 
 PUBLISHED_S = 10.0
-"""How often the limits are written to Redis again: it may have lost the last change."""
+"""How often the limits are written to Redis again, because it may have lost the last change, in seconds."""
 
 COUNTED_S = 86_400
-"""How often the results of which only the ledger knows are counted anew, at least."""
+"""Maximum age of the count of results that only the ledger has, in seconds."""
 
 _PAGE = 500
 
 
 class QuotaPublisher:
-    """The recorder's duty towards quotas. It runs where all is recorded, so that ledger and Redis do not move apart."""
+    """The recorder's task for quotas. It runs when everything is recorded, so that ledger and Redis agree."""
 
     def __init__(self, store: Store, database: Database) -> None:
         self._store = store
@@ -35,7 +35,7 @@ class QuotaPublisher:
         self._publish_at = 0.0
 
     async def look(self) -> None:
-        """Publish the limits if it is time, and count the results if Redis has no count. Raises Unavailable."""
+        """Publish the limits if they are due, and count the results if Redis has no count. Raises Unavailable."""
         if not await self._store.quotas.is_counted():
             await self._count()
         if time.monotonic() >= self._publish_at:
@@ -44,7 +44,7 @@ class QuotaPublisher:
             self._publish_at = time.monotonic() + PUBLISHED_S
 
     async def _count(self) -> None:
-        """Count the results of the batches that Redis has forgotten: those of all, less those of the ones it has."""
+        """Count the results of batches that Redis has forgotten: those of all batches, less those that Redis has."""
         kept: Counter[str] = Counter(await self._database.run_read(_read_all_sizes))
         page: list[UUID] = []
         async for batch_id in self._store.snapshots.batch_ids():
@@ -58,7 +58,7 @@ class QuotaPublisher:
 
 
 def _read_all_sizes(connection: Connection) -> dict[str, int]:
-    """Return the bytes of results of each project, 0 of those without."""
+    """Return the bytes of results by project, 0 for projects without results."""
     sizes = select(result_sizes.c.project, func.sum(result_sizes.c.bytes).label("bytes")).group_by("project").subquery()
     query = select(projects.c.id, sizes.c.bytes).join(sizes, sizes.c.project == projects.c.no, isouter=True)
     return {project: int(size or 0) for project, size in connection.execute(query)}

@@ -1,4 +1,4 @@
-"""Deletes batches: from Redis once the ledger has them (rule 25), and for good what a project keeps no longer."""
+"""Deletes batches: from Redis once they are recorded (rule 25), and everywhere after their retention time."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ from tweezer.store.scripts import split_pages
 
 log = structlog.get_logger(__name__)
 
-_PAGE = 50  # batches of one transaction
+_PAGE = 50  # batches per transaction
 _FORGOTTEN_AT_ONCE = 200
 _OVER = [status.letter for status in TERMINAL_BATCH]
 
 
 async def expire(store: Store, database: Database, *, retention_s: int) -> int:
-    """Delete what ended longer ago than its project keeps it; return how many batches.
+    """Delete batches whose retention time has passed; return their number. Raises Unavailable.
 
-    ``retention_s`` holds for projects that say nothing themselves; 0 is for ever. Raises Unavailable.
+    retention_s: retention time of projects without their own; 0 means for ever.
     """
     total = 0
     while found := await database.run_read(_find_expired, retention_s):
         deleted = await delete_batches(store, database, found)
         if not deleted:
-            break  # what is left is not recorded to its end; next time
+            break  # the remaining batches are not fully recorded yet
         total += len(deleted)
     if total:
         log.info("retention.deleted", batches=total)
@@ -58,8 +58,8 @@ async def expire(store: Store, database: Database, *, retention_s: int) -> int:
 async def delete_batches(store: Store, database: Database, recorded: dict[UUID, int]) -> list[UUID]:
     """Delete batches that have ended from Redis, the results folder and the ledger, in this order.
 
-    ``recorded``: the number of the last recorded event of each. One that Redis still works on, or has events of that
-    are not recorded yet, stays. Returns the deleted ones; may be repeated. Raises Unavailable.
+    recorded: by batch, the number of the last recorded event. A batch that is live in Redis, or has events that are
+    not recorded yet, is kept. Returns the deleted batches. May be repeated. Raises Unavailable.
     """
     gone = await store.recovery.forget(recorded, least_age_s=0)
     for batch_id in gone:
@@ -71,14 +71,14 @@ async def delete_batches(store: Store, database: Database, recorded: dict[UUID, 
 
 
 async def delete_batch(store: Store, database: Database, batch_id: UUID, *, project: str | None) -> None:
-    """Delete one batch. Raises NotFound; Conflict when it has not ended, or was not recorded yet; Unavailable."""
+    """Delete one batch. Raises NotFound; Conflict if it has not ended or is not fully recorded yet; Unavailable."""
     recorded = await database.run_read(_find_ended, batch_id, project)
     if not await delete_batches(store, database, recorded):
         raise Conflict(f"batch {batch_id} has just ended and is being recorded; try again in a moment", code="live")
 
 
 async def discard_batch(store: Store, database: Database, batch_id: UUID) -> None:
-    """Delete a batch that cannot be recorded, whatever its status. Raises Conflict while a lane works on it."""
+    """Delete a batch that cannot be recorded, in any status. Raises Conflict while a lane works on it."""
     await store.commands.discard(batch_id)
     await store.results.delete_batch(batch_id)
     await database.run_write(_delete, [batch_id])
@@ -86,10 +86,10 @@ async def discard_batch(store: Store, database: Database, batch_id: UUID) -> Non
 
 
 async def delete_project(store: Store, database: Database, project_id: str) -> int:
-    """Delete a project with its keys, batches, results and statistics; return how many batches it had.
+    """Delete a project with its keys, batches, results and statistics; return the number of its batches.
 
-    Raises NotFound; Conflict while a batch of it has not ended; Unavailable. A deletion that was cut off is
-    finished by another call.
+    Raises NotFound; Conflict while one of its batches has not ended; Unavailable. If a deletion is interrupted,
+    another call completes it.
     """
     total = 0
     while found := await database.run_read(_find_in_project, project_id):
@@ -150,7 +150,7 @@ def _pairs(connection: Connection, query: Any) -> dict[UUID, int]:
 
 
 def _delete(connection: Connection, batch_ids: Sequence[UUID]) -> dict[str, int]:
-    """Delete rows of batches; return how many bytes of results that were, by project."""
+    """Delete rows of batches; return the bytes of deleted results by project."""
     query = select(projects.c.id, func.sum(result_sizes.c.bytes)).join_from(
         projects, result_sizes, result_sizes.c.project == projects.c.no
     )
@@ -186,18 +186,18 @@ def _delete_project(connection: Connection, project_id: str) -> None:
     no = find_project(connection, project_id).no
     for table in (counters, hours, deliveries):
         connection.execute(delete(table).where(table.c.project == no))
-    connection.execute(delete(projects).where(projects.c.no == no))  # with its keys and members
+    connection.execute(delete(projects).where(projects.c.no == no))  # also deletes its keys and members
 
 
 class ForgottenBatches(msgspec.Struct, frozen=True):
-    """Batches that Redis has forgotten, and those that it could not: the ledger does not have them to their end."""
+    """Batches that Redis has forgotten, and those that it has not because they are not fully recorded."""
 
     gone: list[UUID]
     unrecorded: list[UUID]
 
 
 class Forgetter:
-    """Lets Redis forget batches once they ended ``grace_s`` ago and are recorded; at once when it runs full."""
+    """Makes Redis forget recorded batches ``grace_s`` after their end, or at once if Redis is nearly full."""
 
     def __init__(self, store: Store, database: Database, *, grace_s: float) -> None:
         self._store = store
@@ -205,7 +205,7 @@ class Forgetter:
         self._grace_s = grace_s
 
     async def forget(self, kept: Collection[UUID] = ()) -> ForgottenBatches:
-        """Forget some, the oldest first, and none of those that are kept. Raises Unavailable."""
+        """Forget some batches, oldest first, except those in ``kept``. Raises Unavailable."""
         least_age_s = 0.0 if await self._store.tickets.is_full() else self._grace_s
         ended = await self._store.recovery.ended(least_age_s=least_age_s, most=_FORGOTTEN_AT_ONCE + len(kept))
         found = [batch_id for batch_id in ended if batch_id not in kept][:_FORGOTTEN_AT_ONCE]

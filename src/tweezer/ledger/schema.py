@@ -1,9 +1,9 @@
 """The tables of the ledger.
 
-A batch and a job are kept as Redis had them (``record``, ``about``, ``spec``, ``state``, ``result``), so that one
-function makes the typed record of either; beside them stand the columns that lists filter and sort by. Times are
-milliseconds since 1970, statuses, priorities and origins their first letters (PAUSED is ``S``). A job's id begins
-with its batch's: the jobs of a batch are a range of ids.
+Batches and jobs are stored in the same form as in Redis (``record``, ``about``, ``spec``, ``state``, ``result``), so
+that the same functions make the typed records. Further columns are for filtering and sorting lists. Times are
+milliseconds since 1970. Statuses, priorities and origins are stored as their first letters (PAUSED is ``S``). A job's
+id begins with its batch's id, so the jobs of a batch are a range of ids.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def now_ms() -> int:
 
 
 class Lettered(StrEnum):
-    """A word of which the tables hold the first letter."""
+    """An enum whose members are stored as their first letter."""
 
     @property
     def letter(self) -> str:
@@ -63,14 +63,14 @@ def as_datetime(milliseconds: None) -> None: ...
 
 
 def as_datetime(milliseconds: int | None) -> datetime | None:
-    """Return the UTC time of a column."""
+    """Convert a column's milliseconds to a UTC time."""
     return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def read_row(kind: type[T], row: Row[Any], /, **others: Any) -> T:
-    """Make a struct of a row: of the columns with the names of its fields, or for times with these and ``_ms``.
+    """Make a struct from a row. A field's column has its name; for times, its name with ``_ms``.
 
-    others: the fields that are not as their columns are.
+    others: values of fields that differ from their columns.
     """
     columns = row._asdict()
     for name in kind.__struct_fields__:
@@ -80,7 +80,7 @@ def read_row(kind: type[T], row: Row[Any], /, **others: Any) -> T:
 
 
 def insert_into(connection: Connection, table: Table) -> Any:
-    """Return an INSERT that can say what happens on a conflict, which is the dialects' own."""
+    """Return the dialect's INSERT, which supports ON CONFLICT."""
     return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
@@ -95,7 +95,7 @@ metadata = MetaData(
 
 
 class Id(TypeDecorator[UUID]):
-    """A UUID that sorts by its bytes: PostgreSQL's own type, sixteen bytes in SQLite."""
+    """A UUID that sorts by its bytes: PostgreSQL's UUID type, sixteen bytes in SQLite."""
 
     impl = LargeBinary(16)
     cache_ok = True
@@ -112,7 +112,7 @@ class Id(TypeDecorator[UUID]):
         return UUID(bytes=value) if isinstance(value, bytes) else value
 
 
-_Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows of INTEGER columns only
+_Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite generates values for INTEGER columns only
 _CLUSTERED: dict[str, Any] = {"sqlite_with_rowid": False}
 
 
@@ -123,11 +123,11 @@ def _partial_index(name: str, *columns: str, where: TextClause) -> Index:
 projects = Table(
     "projects",
     metadata,
-    Column("no", _Number, primary_key=True),  # the short form that other tables hold
+    Column("no", _Number, primary_key=True),  # the number that other tables refer to
     Column("id", String(64), nullable=False, unique=True),
     Column("name", String(200), nullable=False),
     Column("created_ms", BigInteger, nullable=False),
-    Column("retention_s", BigInteger),  # null: the settings'; 0: for ever
+    Column("retention_s", BigInteger),  # null: the default of the settings; 0: for ever
     Column("last_activity_ms", BigInteger),
 )
 
@@ -136,7 +136,7 @@ limits = Table(
     metadata,
     Column("project", BigInteger, ForeignKey("projects.no", ondelete="CASCADE"), primary_key=True),
     Column("quota", String(40), primary_key=True),  # name in model.quotas
-    Column("value", BigInteger, nullable=False),  # in place of the default; 0: no limit
+    Column("value", BigInteger, nullable=False),  # replaces the default; 0: unlimited
     **_CLUSTERED,
 )
 
@@ -157,7 +157,7 @@ batches = Table(
     Column("ended_ms", BigInteger),
     Column("updated_ms", BigInteger, nullable=False),
     Column("parent", Id),
-    Column("sequence_number", BigInteger, nullable=False),  # of its last event that is recorded
+    Column("sequence_number", BigInteger, nullable=False),  # of its last recorded event
     Column("record", LargeBinary, nullable=False),  # its fields in Redis, MessagePack
     Column("about", LargeBinary, nullable=False),  # its BatchDoc without the sequence
     Index(
@@ -198,7 +198,7 @@ jobs = Table(
     Column("origin", String(1), nullable=False),
     Column("status", String(1), nullable=False),
     Column("runs", BigInteger),
-    Column("failed", Boolean, nullable=False),  # has an error to show
+    Column("failed", Boolean, nullable=False),  # whether it has an error
     Column("created_ms", BigInteger, nullable=False),
     Column("started_ms", BigInteger),
     Column("ended_ms", BigInteger),
@@ -218,7 +218,7 @@ result_sizes = Table(
     metadata,
     Column("batch", Id, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
     Column("project", BigInteger, nullable=False),
-    Column("bytes", BigInteger, nullable=False),  # of all results of the batch, those in the results folder included
+    Column("bytes", BigInteger, nullable=False),  # of all results of the batch, including those in the results folder
     **_CLUSTERED,
 )
 
@@ -226,7 +226,7 @@ results = Table(
     "results",
     metadata,
     Column("id", Id, primary_key=True),  # of the job
-    Column("result", LargeBinary),  # as in Redis: the packed Result, or the pointer to one in the results folder
+    Column("result", LargeBinary),  # as in Redis: the packed Result, or a reference to one in the results folder
     Column("fault", LargeBinary),  # as in Redis: Fault (JSON)
 )
 
@@ -250,7 +250,7 @@ notices = Table(
     Column("position", BigInteger, primary_key=True),  # of the entry in the stream
     Column("id", String(120), nullable=False),
     Column("type", String(40), nullable=False),
-    Column("project", String(64)),  # null: everybody's
+    Column("project", String(64)),  # null: for all projects
     Column("time_us", BigInteger, nullable=False),
     Column("data", Text, nullable=False),  # JSON
     **_CLUSTERED,
@@ -261,12 +261,12 @@ endpoints = Table(
     metadata,
     Column("id", Id, primary_key=True),
     Column("project", BigInteger, ForeignKey("projects.no", ondelete="CASCADE"), nullable=False),
-    Column("kind", String(1), nullable=False),  # Project: registered; Batch: a URL that batches were submitted with
+    Column("kind", String(1), nullable=False),  # Project: registered; Batch: the ``webhook`` of submitted batches
     Column("url", Text, nullable=False),
-    Column("types", Text, nullable=False),  # with spaces between; none: the usual ones
+    Column("types", Text, nullable=False),  # separated by spaces; empty: the usual ones
     Column("description", String(200), nullable=False),
     Column("created_ms", BigInteger, nullable=False),
-    Column("failing_ms", BigInteger),  # since when each attempt has failed; null: the last one did not
+    Column("failing_ms", BigInteger),  # since when every attempt has failed; null: the last one succeeded
     Column("disabled_ms", BigInteger),
     Column("disabled_why", String(200)),
     Index("ix_endpoints_project", "project"),
@@ -278,33 +278,33 @@ webhook_secrets = Table(
     metadata,
     Column("id", _Number, primary_key=True),
     Column("project", BigInteger, ForeignKey("projects.no", ondelete="CASCADE"), nullable=False),
-    Column("endpoint", Id, ForeignKey("endpoints.id", ondelete="CASCADE")),  # null: the project's own
+    Column("endpoint", Id, ForeignKey("endpoints.id", ondelete="CASCADE")),  # null: the project's secret
     Column("algorithm", String(1), nullable=False),  # Hmac-sha256, Ed25519
     Column("value", LargeBinary, nullable=False),  # encrypted
     Column("created_ms", BigInteger, nullable=False),
-    Column("expires_ms", BigInteger),  # null: the one in use; else it was rotated, and signs until then
+    Column("expires_ms", BigInteger),  # null: the current secret; else a rotated one, which signs until then
     Index("ix_webhook_secrets_project_endpoint", "project", "endpoint"),
 )
 
 GIVEN_UP = text("status IN ('E', 'H')")
-"""Deliveries that no attempt is made at any more, without success; written as the index has it, or it is not used."""
+"""Deliveries that failed and are not attempted any more. The text must be that of the index, so that it is used."""
 
 deliveries = Table(
     "deliveries",
     metadata,
-    Column("id", Id, primary_key=True),  # made of the endpoint and the event: one event is delivered once
+    Column("id", Id, primary_key=True),  # derived from the endpoint and the event, so that it is delivered once
     Column("endpoint", Id, ForeignKey("endpoints.id", ondelete="CASCADE"), nullable=False),
     Column("project", BigInteger, nullable=False),
-    Column("batch", Id),  # null: an event that is of no batch
+    Column("batch", Id),  # null: the event does not belong to a batch
     Column("sequence_number", BigInteger),  # of the event in its batch
-    Column("event", String(120), nullable=False),  # id of the event: what the receiver knows it by
+    Column("event", String(120), nullable=False),  # id of the event, which the receiver gets
     Column("type", String(40), nullable=False),
-    Column("body", Text, nullable=False),  # as it is sent, each time the same
+    Column("body", Text, nullable=False),  # the same in every attempt
     Column("status", String(1), nullable=False),  # Pending, Delivered, Exhausted, Held (the endpoint is disabled)
-    Column("attempts", Integer, nullable=False),  # of this schedule: sending again begins a new one
+    Column("attempts", Integer, nullable=False),  # of this schedule; sending again begins a new schedule
     Column("log", LargeBinary),  # every attempt: list of Attempt, MessagePack
     Column("created_ms", BigInteger, nullable=False),
-    Column("due_ms", BigInteger),  # of the next attempt, or until when somebody is at it; null: none to come
+    Column("due_ms", BigInteger),  # of the next attempt, or end of the current one's lease; null: no more attempts
     _partial_index("ix_deliveries_due", "endpoint", "due_ms", where=text("due_ms IS NOT NULL")),
     Index("ix_deliveries_batch", "batch", "endpoint", "sequence_number"),
     Index("ix_deliveries_endpoint", "endpoint", "created_ms"),
@@ -316,7 +316,7 @@ couriers = Table(
     "couriers",
     metadata,
     Column("namespace", String(32), primary_key=True),
-    Column("position", BigInteger, nullable=False),  # of the last entry whose deliveries are all here
+    Column("position", BigInteger, nullable=False),  # of the last entry whose deliveries are all written
     Column("updated_ms", BigInteger, nullable=False),
 )
 
@@ -337,12 +337,12 @@ hours = Table(
     Column("project", BigInteger, primary_key=True),
     Column("device", String(64), primary_key=True),
     Column("hour", BigInteger, primary_key=True),  # since 1970
-    Column("created", BigInteger, nullable=False),  # jobs
+    Column("created", BigInteger, nullable=False),  # number of jobs, as in the next columns
     Column("done", BigInteger, nullable=False),
     Column("error", BigInteger, nullable=False),
     Column("canceled", BigInteger, nullable=False),
-    Column("started", BigInteger, nullable=False),  # of those that ended, how many ever began
-    Column("queue_ms", BigInteger, nullable=False),  # from submit to begin, summed over those
+    Column("started", BigInteger, nullable=False),  # number of ended jobs that had begun
+    Column("queue_ms", BigInteger, nullable=False),  # sum of their times from submit to begin
     Column("device_ms", BigInteger, nullable=False),
     **_CLUSTERED,
 )
@@ -351,7 +351,7 @@ recorder = Table(
     "recorder",
     metadata,
     Column("namespace", String(32), primary_key=True),
-    Column("position", String(40), nullable=False),  # id of the last entry of the stream that is recorded
+    Column("position", String(40), nullable=False),  # id of the last recorded entry of the stream
     Column("updated_ms", BigInteger, nullable=False),
 )
 
@@ -360,18 +360,18 @@ dead_letters = Table(
     metadata,
     Column("id", _Number, primary_key=True),
     Column("consumer", String(16), nullable=False),  # recorder, courier, intake, scheduler
-    Column("origin", String(200), nullable=False),  # id of the entry or the message; or of the batch
-    Column("batch", Id),  # null: of no batch, or of one that cannot be told
+    Column("origin", String(200), nullable=False),  # id of the entry, the message or the batch
+    Column("batch", Id),  # null: without a batch, or unknown
     Column("project", String(64)),
-    Column("position", BigInteger, nullable=False),  # of the entry in the stream; 0: of none
+    Column("position", BigInteger, nullable=False),  # of the entry in the stream; 0: not an entry
     Column("last_position", BigInteger, nullable=False),  # of the last entry that waits behind it
     Column("waiting", BigInteger, nullable=False),  # entries that wait behind it
     Column("error", Text, nullable=False),
-    Column("payload", LargeBinary),  # null: too large to keep, or none
+    Column("payload", LargeBinary),  # null: too large to store, or without one
     Column("size", BigInteger, nullable=False),  # of the payload
-    Column("version", String(40), nullable=False),  # of the Tweezer that could not use it
+    Column("version", String(40), nullable=False),  # of the Tweezer that parked it
     Column("created_ms", BigInteger, nullable=False),
-    Column("retry_ms", BigInteger),  # since when it is to be tried again; null: nobody asked
+    Column("retry_ms", BigInteger),  # when a retry was requested; null: it was not
     Index("uq_dead_letters_consumer_origin", "consumer", "origin", unique=True),
     Index("ix_dead_letters_consumer_batch", "consumer", "batch"),
 )
@@ -381,15 +381,15 @@ dead_letter_totals = Table(
     metadata,
     Column("consumer", String(16), primary_key=True),
     Column("parked", BigInteger, nullable=False),  # ever
-    Column("evicted", BigInteger, nullable=False),  # dropped for want of room, or for their age
+    Column("evicted", BigInteger, nullable=False),  # dropped because of the limits on number, size and age
 )
 
 users = Table(
     "users",
     metadata,
     Column("id", String(64), primary_key=True),
-    Column("name", String(200), nullable=False, unique=True),  # what they log in with
-    Column("password", Text),  # Argon2id, in PHC's format; null: cannot log in
+    Column("name", String(200), nullable=False, unique=True),  # for logging in
+    Column("password", Text),  # Argon2id, in the PHC string format; null: cannot log in
     Column("created_ms", BigInteger, nullable=False),
     Column("disabled_ms", BigInteger),
 )
@@ -406,15 +406,15 @@ keys = Table(
     metadata,
     Column("id", String(16), primary_key=True),  # the part of a key that may be shown
     Column("digest", LargeBinary(32), nullable=False),  # SHA-256 of the whole key, which is random
-    Column("kind", String(1), nullable=False),  # Key, or Session: what a log-in gives
+    Column("kind", String(1), nullable=False),  # Key, Session (created by a log-in)
     Column("role", String(16), nullable=False),
-    Column("project", BigInteger, ForeignKey("projects.no", ondelete="CASCADE")),  # null: of no one project
+    Column("project", BigInteger, ForeignKey("projects.no", ondelete="CASCADE")),  # null: not limited to one project
     Column("user", String(64), ForeignKey("users.id", ondelete="CASCADE")),
     Column("name", String(200), nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Column("expires_ms", BigInteger),
     Column("revoked_ms", BigInteger),
-    Column("used_ms", BigInteger),  # about when it was used last
+    Column("used_ms", BigInteger),  # approximate time of its last use
     Index("ix_keys_project", "project"),
     Index("ix_keys_user", "user"),
     Index("ix_keys_expires_ms", "expires_ms"),

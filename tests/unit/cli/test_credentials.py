@@ -206,7 +206,7 @@ def test_keys_are_listed_rotated_and_revoked_by_what_may_be_shown(line: Line) ->
     assert [it["id"] for it in line.json("keys", "list")] == [successor[4:16]]
     assert {it["id"] for it in line.json("keys", "list", "--all")} == {key[4:16], successor[4:16]}
     assert "revoked" in line.output("keys", "list", "--all")
-    assert "is over" in line.refused("keys", "rotate", key)
+    assert "is revoked or expired" in line.refused("keys", "rotate", key)
 
 
 def test_an_invalid_key_is_not_repeated(line: Line) -> None:

@@ -283,7 +283,11 @@ def test_failing_or_disabled_receivers_are_reported_with_advice() -> None:
         (SecretHealth(2, 0, "/d/secrets.key", missing=False), Level.OK, "keep a backup"),
         (SecretHealth(2, 2, "/d/secrets.key", missing=True), Level.FAIL, "/d/secrets.key does not exist"),
         (SecretHealth(2, 1, "TWEEZER_SECRETS_KEY", missing=False), Level.FAIL, "1 of 2"),
-        (InvalidInput("TWEEZER_SECRETS_KEY", "holds a key that is no base64"), Level.FAIL, "no base64"),
+        (
+            InvalidInput("TWEEZER_SECRETS_KEY", "contains a key that is not valid base64"),
+            Level.FAIL,
+            "not valid base64",
+        ),
     ],
 )
 def test_a_key_that_does_not_decrypt_the_secrets_is_reported(

@@ -204,4 +204,4 @@ def _has_news(page: EventPage) -> bool:
 
 def _moved(cursor: Cursor, quiet_to: int) -> Cursor:
     """Return the cursor, moved past the part of the feed that is known to have nothing new."""
-    return Cursor(quiet_to) if cursor.told is None and quiet_to > cursor.position else cursor
+    return Cursor(quiet_to) if cursor.events_before is None and quiet_to > cursor.position else cursor

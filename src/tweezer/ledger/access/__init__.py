@@ -1,1 +1,1 @@
-"""Projects, users, keys, passwords and links, and the vault of secrets"""
+"""Projects, users, keys, passwords and links, and the vault of secrets."""

@@ -1,8 +1,8 @@
-"""Who may do what: roles, and the keys that say who is asking.
+"""Roles, and the format of keys.
 
-A key is ``twz_<id>_<secret>``: an id of 12 letters and digits, which may be shown and by which it is recognised, and
-a secret of 256 random bits. The ledger keeps the SHA-256 of the whole key. That is enough: nobody can guess a random
-secret of that length, so a slow hash, which passwords need, would only slow every request down.
+A key is ``twz_<id>_<secret>``. The id has 12 letters and digits; it identifies the key and may be shown. The secret has
+256 random bits. The ledger stores the SHA-256 of the whole key. A random secret of that length cannot be guessed, so a
+slow hash, which passwords need, would only slow down every request.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _KEY_ID = re.compile(rf"(?:{KEY_PREFIX})?([a-z2-7]{{{_ID_LETTERS}}})", re.ASCII)
 
 
 class Role(StrEnum):
-    """What a credential is for.
+    """The permissions of a credential.
 
-    user: submit to its own projects, and read them. read: read its own projects, write nothing. metrics: read the
-    service's metrics, nothing else. operator: see and change everybody's work, and the service itself.
+    user: submit to and read its own projects. read: read its own projects, write nothing. metrics: read the service's
+    metrics and nothing else. operator: see and change the work of all projects, and the service itself.
     """
 
     USER = "user"
@@ -38,16 +38,16 @@ class Role(StrEnum):
 
     @property
     def of_projects(self) -> bool:
-        """Whether it is about projects that a credential belongs to."""
+        """Whether the role applies to the projects that a credential belongs to."""
         return self in (Role.USER, Role.READ)
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who is behind a request.
+    """The caller of a request.
 
-    key: id of the key that came with it, which may be shown. projects: ids of the projects that it belongs to; of a
-    key of one project, that one. An operator sees all projects whether or not it belongs to any. user: id of the user.
-    is_session: whether the user logged in, rather than was given a key.
+    key: id of the key in the request, which may be shown. projects: ids of the projects that the caller belongs to;
+    for a key of one project, that one. An operator sees all projects, regardless of these. user: id of the user.
+    is_session: whether the user logged in, rather than using a key.
     """
 
     key: str
@@ -58,7 +58,7 @@ class Principal(msgspec.Struct, frozen=True):
 
     @property
     def account(self) -> str:
-        """What limits of the API count by, so that more keys or log-ins give no more: the user, else the project."""
+        """What the API's limits are counted by: the user, else the project. More keys or log-ins do not raise them."""
         if self.user is not None:
             return f"user {self.user}"
         if self.role.of_projects and len(self.projects) == 1:
@@ -70,56 +70,56 @@ class Principal(msgspec.Struct, frozen=True):
         return self.role is Role.OPERATOR
 
     def sees(self, project: str) -> bool:
-        """Return whether what belongs to the project exists for this caller."""
+        """Return whether the caller can see the project."""
         return self.sees_all or project in self.projects
 
 
 def new_key() -> str:
-    """Make a new key."""
+    """Generate a key."""
     return f"{KEY_PREFIX}{_letters(8)[:_ID_LETTERS]}_{_letters(32)}"
 
 
 def key_id(key: str) -> str | None:
-    """Return the id within the text of a key; None when it has not the form of one."""
+    """Return the id in a key; None if the text does not have the form of a key."""
     match = _KEY.fullmatch(key)
     return None if match is None else match[1]
 
 
 def key_digest(key: str) -> bytes:
-    """Return what is kept of a key."""
+    """Return the digest of a key, which the ledger stores."""
     return hashlib.sha256(key.encode()).digest()
 
 
 def read_key_id(text: str, *, kind: str = "key") -> str:
-    """Return the id in what a user calls a key, or a session, by: the id, with or without its prefix, or the whole key.
+    """Return the id of a key or session, given as the id, with or without prefix, or as the whole key.
 
     Raises InvalidInput(kind, …), which does not quote the text.
     """
     match = _KEY.fullmatch(text) or _KEY_ID.fullmatch(text)
     if match is None:
-        listed = " as `tweezer keys list` shows them" if kind == "key" else ""
-        raise InvalidInput(kind, f"is not the id of a {kind}; write its {_ID_LETTERS} letters and digits{listed}")
+        listed = " shown by `tweezer keys list`" if kind == "key" else ""
+        raise InvalidInput(kind, f"is not a {kind} id; use the {_ID_LETTERS}-character id{listed}")
     return match[1]
 
 
 def check_key(text: str) -> str:
-    """Return the id within the text of a key. Raises InvalidInput("key", …), not quoting the text."""
+    """Return the id in a key. Raises InvalidInput("key", …), which does not quote the text."""
     found = key_id(text)
     if found is not None:
         return found
     if not text.startswith(KEY_PREFIX):
-        problem = f"does not begin with {KEY_PREFIX}"
+        problem = f"must begin with {KEY_PREFIX}"
     elif text.count("_") != KEY_PREFIX.count("_") + 1:
-        problem = f"is not of the form {KEY_PREFIX}<id>_<secret>"
+        problem = f"must have the form {KEY_PREFIX}<id>_<secret>"
     else:
         identity, _, secret = text.removeprefix(KEY_PREFIX).partition("_")
         if len(identity) != _ID_LETTERS:
-            problem = f"has an id of {len(identity)} characters instead of {_ID_LETTERS}"
+            problem = f"its id must have {_ID_LETTERS} characters (got {len(identity)})"
         elif len(secret) != _SECRET_LETTERS:
-            problem = f"has a secret of {len(secret)} characters instead of {_SECRET_LETTERS}"
+            problem = f"its secret must have {_SECRET_LETTERS} characters (got {len(secret)})"
         else:
-            problem = "has other characters in its id or secret than a-z and 2-7"
-    raise InvalidInput("key", f"{problem}; `tweezer keys create` makes a key")
+            problem = "its id and secret must only contain a-z and 2-7"
+    raise InvalidInput("key", f"{problem}; make a key with `tweezer keys create`")
 
 
 def _letters(size: int) -> str:

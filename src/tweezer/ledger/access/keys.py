@@ -1,4 +1,4 @@
-"""Keys: made, listed, rotated, revoked, and looked up when one comes with a request."""
+"""Creates, lists, rotates and revokes keys and sessions, and looks up the key of a request."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from tweezer.model.checks import check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 
 OVERLAP_S = 86_400
-"""How long a key still works that was rotated."""
+"""How long a rotated key remains valid by default."""
 
 USED_S = 60
-"""How often it is written that a key was used."""
+"""How often the use of a key is recorded."""
 
 SESSIONS_MAX = 100
-"""How many sessions a user has at once, where the settings say nothing else."""
+"""Default maximum number of sessions of a user."""
 
 _NAME_MAX = 200
-_SESSIONS_KEPT_MS = 86_400_000  # after their end, for who asks what happened
+_SESSIONS_KEPT_MS = 86_400_000  # after their end, for operators
 
 
 class KeyKind(Lettered):
-    """Key: made by an operator. Session: what a user gets for name and password."""
+    """Key: made by an operator. Session: created when a user logs in with name and password."""
 
     KEY = "key"
     SESSION = "session"
 
 
 class ApiKey(msgspec.Struct, frozen=True):
-    """What may be shown of a key. project: None when it is of no one project. used: about when it was used last."""
+    """The public properties of a key. project: None if the key is not limited to one. used: approximate last use."""
 
     id: str
     kind: KeyKind
@@ -53,7 +53,7 @@ class ApiKey(msgspec.Struct, frozen=True):
 
 
 class NewKey(msgspec.Struct, frozen=True):
-    """A key and its text, which is not to be had again."""
+    """A new key with its text, which cannot be retrieved later."""
 
     about: ApiKey
     text: str
@@ -63,7 +63,7 @@ class NewKey(msgspec.Struct, frozen=True):
 
 
 class KeyLookup(msgspec.Struct, frozen=True):
-    """What a look-up found. principal: None when the key is not good. left_s: how long it is yet, if it ends."""
+    """The result of a look-up. principal: None if the key is not valid. left_s: seconds until it expires, or inf."""
 
     digest: bytes
     principal: Principal | None
@@ -80,10 +80,10 @@ def create_key(
     expires_s: float | None = None,
     text: str | None = None,
 ) -> NewKey:
-    """Create a key; ``text`` is that of a key that was made elsewhere. Raises InvalidInput, NotFound, Conflict."""
+    """Create a key; ``text`` is a key that was made elsewhere. Raises InvalidInput, NotFound, Conflict."""
     check_text("name", name, _NAME_MAX)
     if role.of_projects and project_id is None:
-        raise InvalidInput("project", f"a key of the role {role} is of one project: name it")
+        raise InvalidInput("project", f"is required for a key with the role {role}")
     if expires_s is not None and expires_s <= 0:
         raise InvalidInput("expires", "must be in the future")
     now = now_ms()
@@ -101,21 +101,21 @@ def create_key(
 
 
 def adopt_key(connection: Connection, text: str, *, name: str, project_id: str) -> ApiKey:
-    """Take a key that was made elsewhere for one of the project, or find that it is.
+    """Register a key that was made elsewhere for a project, unless the project already has it.
 
-    Raises InvalidInput("key", …) when it has not the form of one, NotFound for the project, and Conflict when the key
-    is over or is another's.
+    Raises InvalidInput("key", …) if the text is not a valid key, NotFound for the project, and Conflict if the key is
+    revoked, expired or belongs to another project.
     """
     identity = check_key(text)
     row = connection.execute(_select_keys().where(keys.c.id == identity)).one_or_none()
     if row is None:
         return create_key(connection, name=name, project_id=project_id, text=text).about
     if not compare_digest(row.digest, key_digest(text)):
-        raise Conflict(f"there is another key {identity} already: take a new one")
+        raise Conflict(f"another key with the id {identity} already exists; make a new key")
     if not _is_good(row, now_ms()):
-        raise Conflict(f"key {identity} is over: take a new one")
+        raise Conflict(f"key {identity} is revoked or expired; make a new key")
     if row.project_id != project_id:
-        raise Conflict(f"key {identity} is of project {row.project_id}, not of {project_id}")
+        raise Conflict(f"key {identity} belongs to project {row.project_id}, not to {project_id}")
     return _key(row)
 
 
@@ -127,9 +127,10 @@ def create_session(
     sessions_max: int = SESSIONS_MAX,
     role: Role = Role.USER,
 ) -> NewKey:
-    """Return the key of a user who has logged in; sessions that are long over are removed.
+    """Create a session for a user who has logged in, and remove sessions that ended long ago.
 
-    Of more than ``sessions_max`` at once the oldest end: refusing a log-in would lock out who lost the others.
+    With more than ``sessions_max`` sessions the oldest ones are ended: refusing the log-in would lock out users who
+    have lost their other sessions.
     """
     now = now_ms()
     over = (keys.c.kind == KeyKind.SESSION.letter) & (keys.c.expires_ms < now - _SESSIONS_KEPT_MS)
@@ -149,7 +150,7 @@ def create_session(
 
 
 def list_keys(connection: Connection, *, project_id: str | None = None, sessions: bool = False) -> list[ApiKey]:
-    """Return the keys, youngest first: of one project or of all, with or without the sessions of users."""
+    """Return the keys of one project or of all, newest first, with or without sessions."""
     statement = _select_keys().order_by(keys.c.created_ms.desc(), keys.c.id)
     if project_id is not None:
         statement = statement.where(projects.c.id == find_project(connection, project_id).id)
@@ -159,7 +160,7 @@ def list_keys(connection: Connection, *, project_id: str | None = None, sessions
 
 
 def list_sessions(connection: Connection, user_id: str) -> list[ApiKey]:
-    """Return the sessions by which a user is logged in now, youngest first."""
+    """Return the current sessions of a user, newest first."""
     own = (keys.c.kind == KeyKind.SESSION.letter, keys.c.user == user_id)
     live = (keys.c.revoked_ms.is_(None), keys.c.expires_ms > now_ms())
     statement = _select_keys().where(*own, *live).order_by(keys.c.created_ms.desc(), keys.c.id)
@@ -167,8 +168,7 @@ def list_sessions(connection: Connection, user_id: str) -> list[ApiKey]:
 
 
 def end_sessions(connection: Connection, user_id: str, identity: str | None = None) -> list[ApiKey]:
-    """End the user's session of this id, or all of them; return which. Raises NotFound when the user has none of this
-    id."""
+    """End the user's session with this id, or all sessions; return those that were ended. Raises NotFound."""
     found = [it for it in list_sessions(connection, user_id) if identity in (None, it.id)]
     if identity is not None and not found:
         raise NotFound("session", identity)
@@ -177,7 +177,7 @@ def end_sessions(connection: Connection, user_id: str, identity: str | None = No
 
 
 def find_key(connection: Connection, identity: str) -> ApiKey:
-    """Return the key of this id. Raises NotFound."""
+    """Return the key with this id. Raises NotFound."""
     row = connection.execute(_select_keys().where(keys.c.id == identity)).one_or_none()
     if row is None:
         raise NotFound("key", identity)
@@ -185,20 +185,20 @@ def find_key(connection: Connection, identity: str) -> ApiKey:
 
 
 def revoke_key(connection: Connection, identity: str) -> ApiKey:
-    """End the key; whoever revoked it first counts. Raises NotFound."""
+    """Revoke the key, unless it is already revoked, and return it. Raises NotFound."""
     revoke_keys(connection, keys.c.id == identity)
     return find_key(connection, identity)
 
 
 def revoke_keys(connection: Connection, which: ColumnElement[bool]) -> None:
-    """End all such keys."""
+    """Revoke all keys that match the condition."""
     connection.execute(update(keys).where(which, keys.c.revoked_ms.is_(None)).values(revoked_ms=now_ms()))
 
 
 def rotate_key(connection: Connection, identity: str, *, overlap_s: float = OVERLAP_S) -> NewKey:
-    """Return a successor with the same rights and as long a life; the key itself ends after the overlap.
+    """Create a successor with the same rights and period of validity; the old key expires after the overlap.
 
-    Raises NotFound, Conflict when the key is over.
+    Raises NotFound, and Conflict if the key is revoked or expired.
     """
     now = now_ms()
     statement = select(keys).where(keys.c.id == identity, keys.c.kind == KeyKind.KEY.letter).with_for_update()
@@ -206,7 +206,7 @@ def rotate_key(connection: Connection, identity: str, *, overlap_s: float = OVER
     if old is None:
         raise NotFound("key", identity)
     if not _is_good(old, now):
-        raise Conflict(f"key {identity} is over: make a new one with `tweezer keys create`")
+        raise Conflict(f"key {identity} is revoked or expired; make a new one with `tweezer keys create`")
     end = now + round(overlap_s * 1000)
     connection.execute(
         update(keys)
@@ -227,7 +227,7 @@ def rotate_key(connection: Connection, identity: str, *, overlap_s: float = OVER
 
 
 def look_up_key(connection: Connection, identity: str) -> KeyLookup | None:
-    """Return whose key this is, as of now; None when there is no such key."""
+    """Look up the caller with this key; None if the key does not exist."""
     statement = (
         select(keys, projects.c.id.label("project_id"), users.c.disabled_ms)
         .join_from(keys, projects, keys.c.project == projects.c.no, isouter=True)
@@ -244,7 +244,7 @@ def look_up_key(connection: Connection, identity: str) -> KeyLookup | None:
 
 
 def note_used(connection: Connection, identities: Collection[str]) -> None:
-    """Write that the keys were used now, unless that was written a moment ago."""
+    """Record that the keys were used now, unless a recent use is recorded."""
     now = now_ms()
     before = or_(keys.c.used_ms.is_(None), keys.c.used_ms <= now - USED_S * 1000)
     connection.execute(update(keys).where(keys.c.id.in_(sorted(identities)), before).values(used_ms=now))
@@ -267,7 +267,7 @@ def _insert(connection: Connection, text: str, **values: Any) -> NewKey:
     identity = check_key(text)
     row = {"id": identity, "digest": key_digest(text), **values}
     if not insert_unless_there(connection, keys, row):
-        raise Conflict(f"there is a key {identity} already")
+        raise Conflict(f"key {identity} already exists")
     return NewKey(find_key(connection, identity), text)
 
 

@@ -1,4 +1,4 @@
-"""Signs links to results: absolute, expiring, and valid without another credential."""
+"""Signed links to results: absolute URLs that expire and need no other credential."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tweezer.model.signatures import KeyedHash
 
 NAME = "results_links"
 OVERLAP_S = 604_800.0
-"""How long links that a rotated key signed are accepted: as long as webhooks' links are valid."""
+"""How long links signed with a rotated key are accepted by default: as long as the links in webhooks are valid."""
 
 OVERLAP_MAX_S = float(LINK_MAX_S)
 KEYS_MAX = 5
-"""Keys that are accepted at a time: with more the oldest of the rotated ones stop early."""
+"""Maximum number of accepted keys; with more, the oldest rotated ones expire early."""
 
 _KEY_BYTES = 32
 _value = select(secrets.c.value).where(secrets.c.name == NAME)
 
 
 class LinkKey(msgspec.Struct, frozen=True):
-    """A key. until_ms: when links that it signed stop being accepted, of one that was rotated."""
+    """A key for signing links. until_ms: of a rotated key, until when its links are accepted."""
 
     secret: bytes
     until_ms: int | None = None
@@ -42,15 +42,15 @@ class LinkKey(msgspec.Struct, frozen=True):
 
 
 def read_link_keys(connection: Connection, vault: Vault) -> list[LinkKey]:
-    """As :func:`ensure_link_keys`, and empty where those write. A transaction that reads is enough."""
+    """Return the same as :func:`ensure_link_keys`, or empty if that would write. A read transaction is sufficient."""
     value = connection.execute(_value).scalar()
     return [] if value is None or _is_plain(value) else _accepted(vault, value)
 
 
 def ensure_link_keys(connection: Connection, vault: Vault) -> list[LinkKey]:
-    """Return the keys whose links are accepted, the one that signs first. It is made at its first use.
+    """Return the accepted keys, the signing key first; it is created on first use.
 
-    To be called in a transaction that may write. Raises TweezerError where they were encrypted with another key.
+    Needs a write transaction. Raises TweezerError if they were encrypted with another key.
     """
     insert_unless_there(connection, secrets, {"name": NAME, "value": _sealed(vault, [_new()])})
     value = connection.execute(_value.with_for_update()).scalar_one()
@@ -61,13 +61,13 @@ def ensure_link_keys(connection: Connection, vault: Vault) -> list[LinkKey]:
 
 
 def rotate_link_keys(connection: Connection, vault: Vault, *, overlap_s: float = OVERLAP_S) -> None:
-    """Make the key that signs from now on; links of those before are accepted for ``overlap_s`` at most.
+    """Create a new signing key; links signed with the previous keys are accepted for at most ``overlap_s``.
 
-    With 0 they are refused at once, and keys that the vault does not open are dropped. Raises InvalidInput("overlap_s",
-    …); TweezerError where they were encrypted with another key.
+    With 0 they are rejected at once, and keys that the vault cannot decrypt are dropped. Raises
+    InvalidInput("overlap_s", …); TweezerError if the keys were encrypted with another key.
     """
     if not 0 <= overlap_s <= OVERLAP_MAX_S:
-        raise InvalidInput("overlap_s", f"must be 0 to {OVERLAP_MAX_S:.0f} seconds (30 days), not {overlap_s:g}")
+        raise InvalidInput("overlap_s", f"must be 0 to {OVERLAP_MAX_S:.0f} seconds (30 days), got {overlap_s:g}")
     if not overlap_s:
         insert_unless_there(connection, secrets, {"name": NAME, "value": b""})
         _write(connection, vault, [_new()])
@@ -78,7 +78,7 @@ def rotate_link_keys(connection: Connection, vault: Vault, *, overlap_s: float =
 
 
 def count_sealed_link_keys(connection: Connection, vault: Vault | None) -> tuple[int, int]:
-    """Return how many secrets links have, 0 or 1, and how many of these the vault does not open; without one: all."""
+    """Return the number of encrypted secrets (0 or 1), and of those that the vault cannot decrypt (all without one)."""
     value = connection.execute(_value).scalar()
     if value is None or _is_plain(value):
         return 0, 0
@@ -92,9 +92,9 @@ def count_sealed_link_keys(connection: Connection, vault: Vault | None) -> tuple
 
 
 def reencrypt_link_keys(connection: Connection, vault: Vault) -> int:
-    """Encrypt them with the vault's first key unless they are; return how many secrets were, 0 or 1.
+    """Encrypt the keys with the vault's first key; return how many secrets were changed, 0 or 1.
 
-    Raises TweezerError where they were encrypted with none of the keys.
+    Raises TweezerError if none of the vault's keys can decrypt them.
     """
     value = connection.execute(_value.with_for_update()).scalar()
     if value is None or _is_plain(value) or vault.is_current(value):
@@ -108,7 +108,7 @@ def _new() -> LinkKey:
 
 
 def _is_plain(value: bytes) -> bool:
-    return len(value) == _KEY_BYTES  # what is encrypted is longer
+    return len(value) == _KEY_BYTES  # encrypted values are longer
 
 
 def _write(connection: Connection, vault: Vault, keys: Sequence[LinkKey]) -> bytes:
@@ -133,7 +133,7 @@ def _accepted(vault: Vault, value: bytes) -> list[LinkKey]:
 RESULTS_PATH = "/api/v1/jobs/{job_id}/results"
 
 SKEW_S = 300
-"""How far ahead the clock may be of the host that made a link."""
+"""Tolerance for the clock of the host that made a link, in seconds."""
 
 
 class SignedLink(msgspec.Struct, frozen=True):
@@ -144,16 +144,17 @@ class SignedLink(msgspec.Struct, frozen=True):
 
 
 class Signer:
-    """Makes links with the first of its keys, and recognises those of all. link_s: how long they are valid."""
+    """Signs links with the first of its keys, and accepts those of all. link_s: how long links are valid."""
 
     def __init__(self, keys: Sequence[bytes], link_s: int) -> None:
         self._hashes = [KeyedHash(key) for key in keys]
         self._link_s = link_s
 
     def link(self, base_url: str, job_id: str, since_s: int | None = None) -> SignedLink:
-        """Return a link to the job's results, valid from now on, or from that time (seconds since 1970).
+        """Return a link to the job's results.
 
-        base_url: of the API, without a slash at its end.
+        base_url: URL of the API, without a trailing slash. since_s: when the link becomes valid, in seconds since
+        1970; None means now.
         """
         issued = int(time.time()) if since_s is None else since_s
         expires = issued + self._link_s
@@ -162,9 +163,10 @@ class Signer:
         return SignedLink(f"{base_url}{RESULTS_PATH.format(job_id=job_id)}?{query}", expires)
 
     def is_valid(self, job_id: str, issued: str, expires: str, signature: str) -> bool:
-        """Return whether these are of a link to this job that has not expired, and is valid for LINK_MAX_S at most.
+        """Return whether these parameters are of a link to this job that has not expired.
 
-        issued: empty in links of the versions before 0.1, which then count as issued now.
+        A link that is valid for longer than LINK_MAX_S is refused. issued: empty in links of versions before 0.1,
+        which count as issued now.
         """
         message, given = _message(job_id, issued, expires), signature.encode(errors="replace")
         if not any(hmac.compare_digest(it.digest(message).hex().encode(), given) for it in self._hashes):
@@ -172,16 +174,16 @@ class Signer:
         now = time.time()
         try:
             since, until = int(issued) if issued else now, int(expires)
-        except ValueError:  # signed by somebody who has the key
+        except ValueError:  # signed with the key, but not by Tweezer
             return False
         return since <= now + SKEW_S and now < until <= since + LINK_MAX_S
 
 
 class ResultLinks:
-    """The links of an installation, all processes of which sign with one key, kept in the ledger.
+    """The links of an installation. All of its processes sign with the same key, which is stored in the ledger.
 
-    open_vault: returns what the key is encrypted with; it may make a file. base_url: by which the API is reached, where
-    no request says it.
+    open_vault: returns the vault for the key; it may create a file. base_url: public URL of the API, where no request
+    determines it.
     """
 
     def __init__(self, database: Database, open_vault: Callable[[], Vault], *, base_url: str = "", link_s: int) -> None:
@@ -192,9 +194,9 @@ class ResultLinks:
         self._signers = CachedCalls(self._load, 1, kept_s=SECRETS_FRESH_S)
 
     async def signer(self) -> Signer:
-        """Return the signer; its keys are read again each second, so that a rotation is soon in force everywhere.
+        """Return the signer; its keys are read again each second, so that a rotation soon applies everywhere.
 
-        Raises Unavailable; TweezerError where the keys were encrypted with another secrets key.
+        Raises Unavailable; TweezerError if the keys were encrypted with another secrets key.
         """
         return await self._signers.get(None)
 

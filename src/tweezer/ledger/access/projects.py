@@ -1,4 +1,4 @@
-"""Projects: who owns batches, keys and webhooks."""
+"""Projects, which own batches, keys and webhooks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ NAME_MAX = 200
 
 
 class Project(msgspec.Struct, frozen=True):
-    """A project; ``no`` is its short form in other tables. retention_s: None is the settings', 0 is for ever.
-    limits: its own, by quota, where they are not the defaults; 0 is none."""
+    """A project.
+
+    no: its number, used in other tables. retention_s: None means the default of the settings, 0 for ever. limits: by
+    quota, where they are not the defaults; 0 means unlimited.
+    """
 
     no: int
     id: str
@@ -33,9 +36,9 @@ class Project(msgspec.Struct, frozen=True):
 
 
 def project_no(connection: Connection, project_id: str) -> int:
-    """Return the number of the project, which is inserted if it is not there: the library may name any.
+    """Return the number of the project, which is created if it does not exist, because the library accepts any name.
 
-    Safe while others do the same; to be called in a transaction that may write.
+    Safe to call concurrently; needs a write transaction.
     """
     known: int | None = connection.execute(select(projects.c.no).where(projects.c.id == project_id)).scalar()
     if known is not None:
@@ -45,13 +48,13 @@ def project_no(connection: Connection, project_id: str) -> int:
 
 
 def create_project(connection: Connection, name: str, project_id: str | None = None) -> Project:
-    """Create a project, with a UUID for an id unless one is given. Raises InvalidInput, Conflict."""
+    """Create a project; its id is a UUID unless one is given. Raises InvalidInput, Conflict."""
     check_text("name", name, NAME_MAX)
     identity = str(uuid4()) if project_id is None else project_id
     if not is_project_id(identity):
-        raise InvalidInput("id", "a project's id has 1 to 64 letters, digits, dots, dashes and underscores")
+        raise InvalidInput("id", "must be 1 to 64 letters, digits, dots, dashes and underscores")
     if not _insert(connection, identity, name):
-        raise Conflict(f"there is a project {identity} already")
+        raise Conflict(f"project {identity} already exists")
     return find_project(connection, identity)
 
 
@@ -64,7 +67,7 @@ def find_project(connection: Connection, project_id: str) -> Project:
 
 
 def list_projects(connection: Connection) -> list[Project]:
-    """Return all projects, by name."""
+    """Return all projects, ordered by name."""
     own = _limits(connection, true())
     rows = connection.execute(select(projects).order_by(projects.c.name, projects.c.id))
     return [read_row(Project, row, limits=own.get(row.no, {})) for row in rows]
@@ -73,17 +76,17 @@ def list_projects(connection: Connection) -> list[Project]:
 def set_retention(connection: Connection, project_id: str, retention_s: int | None) -> Project:
     """Set how long the project's finished batches are kept. Raises InvalidInput, NotFound."""
     if retention_s is not None and retention_s < 0:
-        raise InvalidInput("retention_s", "is a number of seconds, and 0 for ever")
+        raise InvalidInput("retention_s", "must be a number of seconds, or 0 for ever")
     connection.execute(update(projects).where(projects.c.id == project_id).values(retention_s=retention_s))
     return find_project(connection, project_id)
 
 
 def set_limits(connection: Connection, project_id: str, changes: Mapping[str, int | None]) -> Project:
-    """Give the project limits of its own, by quota: 0 is none, None the default. Raises InvalidInput, NotFound."""
+    """Set limits of the project by quota: 0 means unlimited, None the default. Raises InvalidInput, NotFound."""
     no = find_project(connection, project_id).no
     for quota, value in changes.items():
         if quota not in BY_NAME:
-            raise InvalidInput("quota", f"{quota} is not a quota; there are {', '.join(BY_NAME)}")
+            raise InvalidInput("quota", f"{quota} is not a quota; the quotas are {', '.join(BY_NAME)}")
         if value is not None and not 0 <= value <= LIMIT_MAX:
             raise InvalidInput(quota, f"must be between 0 (no limit) and {LIMIT_MAX} (got {value})")
         connection.execute(delete(limits).where(limits.c.project == no, limits.c.quota == quota))
@@ -93,7 +96,7 @@ def set_limits(connection: Connection, project_id: str, changes: Mapping[str, in
 
 
 def _limits(connection: Connection, which: ColumnElement[bool]) -> dict[int, dict[str, int]]:
-    """Return the limits of projects that have some of their own, by number."""
+    """Return the limits of projects that are not the defaults, by the project's number."""
     found: dict[int, dict[str, int]] = {}
     for no, quota, value in connection.execute(select(limits).where(which).order_by(limits.c.quota)):
         found.setdefault(no, {})[quota] = value
@@ -101,7 +104,7 @@ def _limits(connection: Connection, which: ColumnElement[bool]) -> dict[int, dic
 
 
 def insert_unless_there(connection: Connection, table: Table, values: dict[str, Any]) -> bool:
-    """Insert a row unless one with its key is there, or is being inserted by another; return whether it did."""
+    """Insert a row unless one with its key exists or is being inserted concurrently; return whether it was inserted."""
     statement = insert_into(connection, table).values(values).on_conflict_do_nothing().returning(*table.primary_key)
     return connection.execute(statement).first() is not None
 

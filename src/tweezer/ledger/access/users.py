@@ -1,4 +1,4 @@
-"""Users: people who log in with name and password, and the projects that they belong to."""
+"""Users, who log in with name and password, and the projects that they belong to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAME_MAX = 200
 
 
 class User(msgspec.Struct, frozen=True):
-    """A user. id: what batches and keys name. projects: ids of those that it belongs to."""
+    """A user. id: referred to by batches and keys. projects: ids of the projects that the user belongs to."""
 
     id: str
     name: str
@@ -32,7 +32,7 @@ class User(msgspec.Struct, frozen=True):
 
 
 class Login(msgspec.Struct, frozen=True):
-    """What is needed to check a password. user: id; None when nobody may log in by this name."""
+    """The data for checking a password. user: id; None if no user can log in with this name."""
 
     user: str | None = None
     password: str | None = None
@@ -42,22 +42,22 @@ class Login(msgspec.Struct, frozen=True):
 
 
 def is_user_name(name: str) -> bool:
-    """Return whether a user may have this name: up to 200 characters that can be seen."""
+    """Return whether this is a valid user name: up to 200 printable characters without surrounding spaces."""
     return 0 < len(name) <= NAME_MAX and name.isprintable() and name == name.strip()
 
 
 def create_user(connection: Connection, name: str, password_hash: str | None) -> User:
-    """Create a user, of no project. Raises InvalidInput, Conflict."""
+    """Create a user without projects. Raises InvalidInput, Conflict."""
     if not is_user_name(name):
-        raise InvalidInput("name", f"a user's name has 1 to {NAME_MAX} printable characters, and no space at its ends")
+        raise InvalidInput("name", f"must be 1 to {NAME_MAX} printable characters, without spaces at its ends")
     row = {"id": str(uuid4()), "name": name, "password": password_hash, "created_ms": now_ms()}
     if not insert_unless_there(connection, users, row):
-        raise Conflict(f"there is a user {name} already")
+        raise Conflict(f"user {name} already exists")
     return find_user(connection, name)
 
 
 def find_user(connection: Connection, name: str) -> User:
-    """Return the user of this name or id. Raises NotFound."""
+    """Return the user with this name or id. Raises NotFound."""
     row = connection.execute(select(users).where(or_(users.c.name == name, users.c.id == name))).first()
     if row is None:
         raise NotFound("user", name)
@@ -66,7 +66,7 @@ def find_user(connection: Connection, name: str) -> User:
 
 
 def list_users(connection: Connection) -> list[User]:
-    """Return all users, by name."""
+    """Return all users, ordered by name."""
     pairs = select(members.c.user, projects.c.id).join(projects, members.c.project == projects.c.no)
     belongs: dict[str, list[str]] = {}
     for user, project in connection.execute(pairs.order_by(projects.c.id)):
@@ -83,7 +83,7 @@ def set_password(connection: Connection, name: str, password_hash: str) -> User:
 
 
 def set_disabled(connection: Connection, name: str, disabled: bool) -> User:
-    """Let the user and its keys in no more, or again; its sessions end. Raises NotFound."""
+    """Disable or enable the user and the user's keys, and end all sessions. Raises NotFound."""
     user = find_user(connection, name)
     connection.execute(update(users).where(users.c.id == user.id).values(disabled_ms=now_ms() if disabled else None))
     revoke_keys(connection, (keys.c.user == user.id) & (keys.c.kind == KeyKind.SESSION.letter))
@@ -91,14 +91,14 @@ def set_disabled(connection: Connection, name: str, disabled: bool) -> User:
 
 
 def add_to_project(connection: Connection, name: str, project_id: str) -> User:
-    """Make the user belong to the project. Raises NotFound."""
+    """Add the user to the project. Raises NotFound."""
     user, project = find_user(connection, name), find_project(connection, project_id)
     insert_unless_there(connection, members, {"user": user.id, "project": project.no})
     return find_user(connection, user.id)
 
 
 def remove_from_project(connection: Connection, name: str, project_id: str) -> User:
-    """Remove the user from the project, and end its keys of that project. Raises NotFound."""
+    """Remove the user from the project, and revoke the user's keys for it. Raises NotFound."""
     user, project = find_user(connection, name), find_project(connection, project_id)
     connection.execute(delete(members).where(members.c.user == user.id, members.c.project == project.no))
     revoke_keys(connection, (keys.c.user == user.id) & (keys.c.project == project.no))
@@ -106,7 +106,7 @@ def remove_from_project(connection: Connection, name: str, project_id: str) -> U
 
 
 def find_login(connection: Connection, name: str) -> Login:
-    """Return what a password for this name must match."""
+    """Return the data for checking a password for this name."""
     if not is_user_name(name):
         return Login()
     row = connection.execute(select(users).where(users.c.name == name, users.c.disabled_ms.is_(None))).one_or_none()
@@ -122,9 +122,9 @@ def open_session(
     sessions_max: int = SESSIONS_MAX,
     role: Role = Role.USER,
 ) -> NewKey | None:
-    """Return a session for who has shown the password; None when the user was changed meanwhile.
+    """Create a session for a user whose password was checked; None if the user was changed in the meantime.
 
-    password: the hash to keep from now on.
+    password: the password hash to store from now on.
     """
     if login.user is None or login.password is None:
         return None
@@ -143,35 +143,37 @@ PASSWORD_LEAST, PASSWORD_MOST = 12, 1024
 
 _hasher = argon2.PasswordHasher.from_parameters(argon2.profiles.RFC_9106_LOW_MEMORY)
 
-# Of a random password that nobody knows: what is compared where there is no user, so that it takes as long.
-_NOBODYS = "$argon2id$v=19$m=65536,t=3,p=4$DiTsytU74vEDbnIEZNxoHw$jbXrtJQpqFFK4V0P4G22kVxzNoSX9IcA+g+Eapm40g0"
+# The hash of a random, discarded password. It is checked if there is no user, so that this takes the same time.
+_UNKNOWN_USERS_HASH = (
+    "$argon2id$v=19$m=65536,t=3,p=4$DiTsytU74vEDbnIEZNxoHw$jbXrtJQpqFFK4V0P4G22kVxzNoSX9IcA+g+Eapm40g0"
+)
 
 
 def check_password(password: str) -> None:
-    """Raises InvalidInput("password", …) unless it may be chosen."""
+    """Raise InvalidInput("password", …) unless the password is acceptable."""
     if not PASSWORD_LEAST <= len(password) <= PASSWORD_MOST:
-        raise InvalidInput("password", f"has {PASSWORD_LEAST} to {PASSWORD_MOST} characters, not {len(password)}")
+        raise InvalidInput("password", f"must be {PASSWORD_LEAST} to {PASSWORD_MOST} characters (got {len(password)})")
 
 
 def hash_password(password: str) -> str:
-    """Return what is kept of a password, in PHC's format; takes about a tenth of a second."""
+    """Hash a password, in the PHC string format; takes about a tenth of a second."""
     return _hasher.hash(_normal(password))
 
 
 def is_password(password: str, kept: str | None) -> bool:
-    """Return whether it is the password of which this was kept; never for None, which takes as long."""
+    """Return whether the password matches the stored hash; None never matches, but takes the same time."""
     try:
-        _hasher.verify(_NOBODYS if kept is None else kept, _normal(password))
+        _hasher.verify(_UNKNOWN_USERS_HASH if kept is None else kept, _normal(password))
     except exceptions.VerificationError:
         return False
     return kept is not None
 
 
 def needs_rehash(kept: str) -> bool:
-    """Return whether it was hashed in another way than passwords are now."""
+    """Return whether the hash was made with other parameters than the current ones."""
     return _hasher.check_needs_rehash(kept)
 
 
 def _normal(password: str) -> bytes:
-    """Return the same for however a keyboard composes its characters (RFC 8265)."""
+    """Normalise a password, so that it does not depend on how a keyboard composes characters (RFC 8265)."""
     return unicodedata.normalize("NFC", password).encode(errors="replace")

@@ -1,4 +1,4 @@
-"""Encrypts secrets before they go into the ledger: who has the database alone has none of them."""
+"""Encrypts secrets before they are stored in the ledger, so that the database alone does not reveal them."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ KEY_FILE = "secrets.key"
 VARIABLE = "TWEEZER_SECRETS_KEY"
 
 SECRETS_FRESH_S = 1.0
-"""How long a process may use secrets, and what it knows of endpoints, before it reads them again."""
+"""How long a process may use cached secrets and endpoints before it reads them again, in seconds."""
 
 SECRETS_SURE_S = 1.5 * SECRETS_FRESH_S
-"""After so long every process signs with a new secret: show it no earlier."""
+"""After this time, in seconds, every process signs with a new secret; show it only then."""
 
 _KEY_BYTES, _MARK_BYTES, _NONCE_BYTES = 32, 4, 12
 _VERSION = b"\x01"
 _ROTATE = "rotate it with --overlap 0 (`tweezer webhooks rotate`, or `tweezer keys rotate-links` for links)"
-_HOW = "`openssl rand -base64 32` makes one"
+_HOW = "make one with `openssl rand -base64 32`"
 
 
 class Vault:
     """Encrypts with the first of its keys and decrypts with all of them (AES-256-GCM).
 
-    A value is bound to its owner: moved to another's row it is no longer decrypted. It begins with a version and
-    a mark of its key, so that the keys can change one at a time.
+    A value is bound to its owner: if it is moved to the row of another owner, it cannot be decrypted. It begins with a
+    version and an identifier of its key, so that keys can be replaced one at a time.
     """
 
     def __init__(self, keys: Sequence[bytes], *, source: str = VARIABLE) -> None:
@@ -45,7 +45,7 @@ class Vault:
 
     @classmethod
     def of(cls, keys_text: str, data_dir: Path) -> Vault:
-        """With the keys of the settings, else with that of a file in the data folder, which is made if need be.
+        """Use the keys in the settings, else the key in a file in the data folder, which is created if necessary.
 
         Raises InvalidInput("TWEEZER_SECRETS_KEY" or the file, …).
         """
@@ -55,37 +55,37 @@ class Vault:
         return cls(_keys(str(file), _kept(file)), source=str(file))
 
     def encrypt(self, text: str, owner: str) -> bytes:
-        """Return what is kept of a secret of this owner."""
+        """Encrypt a secret of this owner."""
         nonce = randomness.token_bytes(_NONCE_BYTES)
         header = _VERSION + self._mark
         return header + nonce + self._ciphers[self._mark].encrypt(nonce, text.encode(), header + owner.encode())
 
     def decrypt(self, value: bytes, owner: str) -> str:
-        """Return the secret of which this was kept. Raises TweezerError where the keys are others, or the owner is."""
+        """Decrypt a secret of this owner. Raises TweezerError if the keys or the owner do not match."""
         start = len(_VERSION) + _MARK_BYTES
         header, nonce, sealed = value[:start], value[start : start + _NONCE_BYTES], value[start + _NONCE_BYTES :]
         cipher = self._ciphers.get(header[len(_VERSION) :])
         if header[: len(_VERSION)] != _VERSION or cipher is None:
             raise TweezerError(
-                f"a secret in the ledger was encrypted with another key than that in {self._source}: put the former "
-                f"key behind that one, with a comma between; where it is lost, {_ROTATE}",
+                f"a secret in the ledger was encrypted with a key that is not in {self._source}; add that key after "
+                f"the current one, separated by a comma; if it is lost, {_ROTATE}",
                 code="secrets_key",
             )
         try:
             return cipher.decrypt(nonce, sealed, header + owner.encode()).decode()
         except (InvalidTag, ValueError) as error:
             raise TweezerError(
-                f"a secret in the ledger was changed, or moved to another row: {_ROTATE}",
+                f"a secret in the ledger was modified or moved to another row; {_ROTATE}",
                 code="secrets_key",
             ) from error
 
     def is_current(self, value: bytes) -> bool:
-        """Return whether it was encrypted with the first key."""
+        """Return whether the value was encrypted with the first key."""
         return value.startswith(_VERSION + self._mark)
 
 
 def _mark(key: bytes) -> bytes:
-    """Tell keys apart, and nothing else of them."""
+    """Return an identifier of a key, which reveals nothing else about it."""
     return hashlib.sha256(b"tweezer secrets key" + key).digest()[:_MARK_BYTES]
 
 
@@ -97,14 +97,14 @@ def _key(source: str, text: str) -> bytes:
     try:
         key = base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidInput(source, f"holds a key that is no base64; {_HOW}") from None
+        raise InvalidInput(source, f"contains a key that is not valid base64; {_HOW}") from None
     if len(key) != _KEY_BYTES:
-        raise InvalidInput(source, f"holds a key of {len(key)} bytes instead of {_KEY_BYTES}; {_HOW}")
+        raise InvalidInput(source, f"the key must have {_KEY_BYTES} bytes (got {len(key)}); {_HOW}")
     return key
 
 
 def _kept(file: Path) -> str:
-    """Return what the file holds. Of several processes that find none, the first one's is everybody's."""
+    """Return the content of the file. If several processes create it at once, all use the first one's."""
     try:
         with contextlib.suppress(FileNotFoundError):
             return file.read_text("ascii", "replace")
@@ -112,11 +112,13 @@ def _kept(file: Path) -> str:
         _make(file)
         return file.read_text("ascii", "replace")
     except OSError as error:
-        raise InvalidInput(str(file), f"cannot be read or made: {error.strerror}; give a key in {VARIABLE}") from error
+        raise InvalidInput(
+            str(file), f"cannot be read or created: {error.strerror}; set a key in {VARIABLE}"
+        ) from error
 
 
 def _make(file: Path) -> None:
-    """A whole file appears or none: it is written under another name, and linked unless one is there."""
+    """Create the file atomically: it is written under another name, and then linked unless the file exists."""
     draft = file.with_name(f".{file.name}.{randomness.token_hex(8)}")
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as output:

@@ -1,4 +1,4 @@
-"""How the ledger's tables came to be: one file a step in ``versions``, run by Alembic."""
+"""The migrations of the ledger's tables, run by Alembic: one file in ``versions`` for each step."""
 
 HEAD = "0005"
-"""The newest step: what this version of Tweezer needs."""
+"""The last step, which this version of Tweezer needs."""

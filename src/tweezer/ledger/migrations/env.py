@@ -1,4 +1,4 @@
-"""Run by Alembic, within the transaction that :func:`tweezer.ledger.migrate.upgrade` began."""
+"""The environment of the migrations, run by Alembic in the transaction of :func:`tweezer.ledger.migrate.upgrade`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from tweezer.ledger.schema import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=metadata,  # for its names of indexes and constraints
-    transactional_ddl=True,  # SQLite too: its driver begins no transactions of its own here
+    target_metadata=metadata,  # for the names of indexes and constraints
+    transactional_ddl=True,  # also for SQLite, whose driver begins no transactions here
 )
 with context.begin_transaction():
     context.run_migrations()

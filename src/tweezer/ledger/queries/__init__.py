@@ -1,1 +1,1 @@
-"""Reading the ledger: batches, jobs, events and statistics"""
+"""Queries of the ledger: batches, jobs, events and statistics."""

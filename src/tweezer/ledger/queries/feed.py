@@ -1,11 +1,11 @@
-"""The feed of events: page after page, from the ledger as far as it goes and from the stream after that.
+"""The feed of events: pages that are read from the ledger and, after its end, from the stream.
 
-Rows of the ledger and entries of the stream have the same positions. What is recorded is read first; then the stream
-behind it; and if that was trimmed meanwhile, the ledger once more: what is gone from the stream before it is read is in
-the ledger by then. So each event comes once, in order, whatever recorder and trim do at the time.
+Rows of the ledger and entries of the stream have the same positions. Recorded events are read first, then the stream
+after them. If the stream was trimmed in between, the ledger is read again, because trimmed entries are recorded. So
+each event is returned once and in order, regardless of concurrent recording and trimming.
 
-The database picks the rows of the wanted types, from a bounded number of rows at a time. A page is bounded by rows and
-by time: one that reached a bound says where to read on, and that there may be more.
+The database selects the rows of the requested types, from a limited number of rows at a time. A page is limited by rows
+and by time; if it reaches a limit, it contains where to continue and that there may be more.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from tweezer.store.streams.feed import Entry, position_id, position_number
 
 LIMIT_MAX = 1000
 PAGE_LIMIT = 100
-"""Events of a page, unless another number is asked for."""
+"""Default number of events on a page."""
 
 SCANNED_MAX = 20_000
-"""Rows or entries that one page looks through, about: so that a filter which finds little costs little."""
+"""Approximate number of rows or entries that are scanned for one page, which limits the cost of selective filters."""
 
 PAGE_S = 0.5
-"""After this time a page ends with what it has."""
+"""Time after which a page is returned as it is, in seconds."""
 
-_STEP = 1000  # rows, or entries, of one read
-_MERGED_MAX = 50  # projects whose rows are merged; of more, all rows are looked through
+_STEP = 1000  # rows or entries per read
+_MERGED_MAX = 50  # projects whose rows are merged; with more, all rows are scanned
 _SHOWN = frozenset(EventType)
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """Whose events: those of a batch, else those of these projects and what is everybody's, else (None) all.
+    """The events of a batch, else those of these projects and the notices for all, else (None) all events.
 
-    since_us: of a batch, when it was created. A batch is the one project's that is named beside it.
+    since_us: for a batch, when it was created. ``projects`` then contains only the batch's project.
     """
 
     projects: frozenset[str] | None = None
@@ -55,7 +55,7 @@ class Selection(msgspec.Struct, frozen=True):
 
     @property
     def project(self) -> str:
-        """Of the batch."""
+        """The project of the batch."""
         (project,) = self.projects or ("",)
         return project
 
@@ -64,9 +64,9 @@ class Selection(msgspec.Struct, frozen=True):
 
 
 class EventPage(msgspec.Struct, frozen=True):
-    """Events, and the place behind what was looked through for them.
+    """A page of events, and the place after the scanned rows.
 
-    more: there may be more right now. ended: the end of the batch that was selected was among what was looked through.
+    more: whether there may be more events now. ended: whether the end of the selected batch was scanned.
     """
 
     events: list[EventMessage]
@@ -76,7 +76,7 @@ class EventPage(msgspec.Struct, frozen=True):
 
 
 class _Item(NamedTuple):
-    """An entry of the stream, or a row of the ledger; ``project`` is None for a notice."""
+    """An entry of the stream or a row of the ledger; ``project`` is None for a notice."""
 
     position: int
     project: str | None
@@ -88,8 +88,7 @@ class _Item(NamedTuple):
 
 
 class _Stretch(NamedTuple):
-    """All items behind a place, up to and with ``end``. is_last: there were no more. scanned: what was looked through
-    for them."""
+    """All items after a place, up to and including ``end``. is_last: there were no more. scanned: rows and entries."""
 
     items: list[_Item]
     end: int
@@ -98,8 +97,10 @@ class _Stretch(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """What the ledger has behind a place, up to and with ``end``; None: to its end. recorded: up to where the stream is
-    in the ledger."""
+    """The ledger's items after a place, up to and including ``end``; None: up to its end.
+
+    recorded: position up to which the stream is recorded.
+    """
 
     items: list[_Item]
     end: int | None
@@ -118,10 +119,10 @@ class Feed:
         self._finder = EventFinder(store, database)
 
     async def cursor(self, after: str | None, selection: Selection) -> Cursor:
-        """Return the place behind ``after``: an event's id, what a page gave as next, or ``now``.
+        """Return the place after ``after``: an event's id, the ``next`` of a page, or ``now``.
 
-        None is the beginning of what is kept. The id of an event that is nowhere stands for its time: then some may
-        come again. Raises InvalidInput("after", …).
+        None means the beginning. The id of an event that is not found means its time, so some events may be repeated.
+        Raises InvalidInput("after", …).
         """
         if after is None:
             return before_time(selection.since_us)
@@ -134,7 +135,7 @@ class Feed:
         found, batch_id = await self._finder.find(place)
         if batch_id is None or batch_id == selection.batch_id or selection.has(await self._owner(batch_id)):
             return found
-        return before_time(place.time_us)  # a foreign one is as one that is not there
+        return before_time(place.time_us)  # another project's event is treated as not found
 
     async def read(
         self,
@@ -144,14 +145,14 @@ class Feed:
         types: Collection[str] = (),
         limit: int = PAGE_LIMIT,
     ) -> EventPage:
-        """Return the events behind the place, oldest first; of these types only, if any are named."""
+        """Return the events after the place, oldest first; only of these types, if any are given."""
         builder = _PageBuilder(frozenset(types) or _SHOWN, limit, selection.batch_id)
         wanted = frozenset(types)
         scanned, deadline = 0, time.monotonic() + PAGE_S
         while True:
             stretch = await self._stretch(selection, cursor.before, wanted)
             for item in stretch.items:
-                skipped = cursor.told or 0 if item.position == cursor.position else 0
+                skipped = cursor.events_before or 0 if item.position == cursor.position else 0
                 left_at = builder.add(item, skipped)
                 cursor = Cursor(item.position, left_at)
                 if left_at is not None or builder.is_full:
@@ -185,7 +186,7 @@ class Feed:
     # -- the stream -------------------------------------------------------------------------------------
 
     async def _of_stream(self, selection: Selection, entries: Iterable[Entry]) -> list[_Item]:
-        fresh = [entry for entry in entries if not entry.told_before and (entry.words or entry.notice)]
+        fresh = [entry for entry in entries if not entry.is_restored and (entry.words or entry.notice)]
         if selection.batch_id is not None:
             return [_item(it, selection.project) for it in fresh if it.batch_id == selection.batch_id]
         owners = await self._owners.projects(it.batch_id for it in fresh if it.notice is None)
@@ -196,7 +197,7 @@ class Feed:
             if entry.notice is not None:
                 if selection.has(entry.notice.project):
                     items.append(_item(entry, None))
-            elif (owner := owners.get(entry.batch_id)) is not None and selection.has(owner):  # else it was deleted
+            elif (owner := owners.get(entry.batch_id)) is not None and selection.has(owner):  # None: it was deleted
                 items.append(_item(entry, owner))
         return items
 
@@ -207,7 +208,7 @@ class Feed:
     # -- the ledger -------------------------------------------------------------------------------------
 
     def _read_rows(self, connection: Connection, selection: Selection, after: int, types: frozenset[str]) -> _Rows:
-        """Return the first rows behind the position; of these types, if any are named, and perhaps others."""
+        """Return the first rows after the position; of these types, if any are given, and possibly others."""
         items: list[_Item] = []
         ends: list[int] = []
         scanned = 0
@@ -240,7 +241,7 @@ class _PageBuilder:
         return len(self.events) >= self._limit
 
     def add(self, item: _Item, skipped: int) -> int | None:
-        """Add the events of an item, but for its first ones; return how many of it are done with, None for all."""
+        """Add the events of an item after the first ``skipped``; return how many are processed, None for all."""
         if item.notice is not None:
             if item.notice.type in self._types:
                 self.events.append(describe_notice(item.notice))
@@ -253,7 +254,7 @@ class _PageBuilder:
                 continue
             rest, done = word.skip(skipped - done), max(done, skipped)
             head = next(rest.events(item.batch_id, item.first + done, item.time_us))
-            if head.type in self._types:  # as all events of a word, or none
+            if head.type in self._types:  # all events of a word have the same type
                 for event in rest.events(item.batch_id, item.first + done, item.time_us):
                     if self.is_full:
                         return done
@@ -279,7 +280,10 @@ def _item(entry: Entry, project: str | None) -> _Item:
 def _read_transitions(
     connection: Connection, selection: Selection, after: int, types: frozenset[str]
 ) -> tuple[list[_Item], int | None]:
-    """Return the next transitions that may be of these types, and up to where they are all; None: to the end."""
+    """Return the next transitions that may be of these types, and the position up to which they are complete.
+
+    None means up to the end.
+    """
     table = transitions.c
     pairs = _pairs(types, ends=selection.batch_id is not None)
     if types and not pairs:
@@ -299,7 +303,7 @@ def _read_transitions(
     named: Select[Any] = select(*columns, projects.c.id).join(projects, projects.c.no == table.project)
     firsts = [named.where(*part, *conditions).order_by(table.position).limit(_STEP) for part in whose]
     query = firsts[0]
-    if len(firsts) > 1:  # each project's rows stand together in the index
+    if len(firsts) > 1:  # each project's rows are contiguous in the index
         merged = union_all(*(select(first.subquery()) for first in firsts)).subquery()
         query = select(merged).order_by(merged.c.position).limit(_STEP)
     items = [_Item(row[0], row[5], *row[1:5]) for row in connection.execute(query)]
@@ -309,7 +313,7 @@ def _read_transitions(
 def _read_notices(
     connection: Connection, selection: Selection, after: int, types: frozenset[str]
 ) -> tuple[list[_Item], int | None]:
-    """Return the same of notices, and exactly of these types."""
+    """Return the next notices of exactly these types, as :func:`_read_transitions`."""
     table = notices.c
     named = {it for it in types if not it.startswith(("batch.", "job."))}
     if selection.batch_id is not None or (types and not named):
@@ -330,9 +334,9 @@ def _read_notices(
 
 
 def _whose(connection: Connection, selection: Selection) -> tuple[list[list[ColumnElement[bool]]], bool]:
-    """Return the conditions on transitions, of each part of the selection that is read by an index of its own.
+    """Return the conditions on transitions for each part of the selection that is read with a separate index scan.
 
-    And whether rows of others stand between those of a part.
+    Also return whether a part's rows are interleaved with those of other projects.
     """
     table = transitions.c
     if selection.batch_id is not None:
@@ -347,7 +351,7 @@ def _whose(connection: Connection, selection: Selection) -> tuple[list[list[Colu
 
 
 def _window(connection: Connection, parts: Sequence[Sequence[ColumnElement[bool]]]) -> int | None:
-    """Return up to where transitions may be looked through at once; None: to the end."""
+    """Return the position up to which transitions may be scanned at once; None means up to the end."""
     table = transitions.c
     ends = [
         _last_of_window(connection, select(table.position).where(*part), table.position, SCANNED_MAX // len(parts))
@@ -359,12 +363,12 @@ def _window(connection: Connection, parts: Sequence[Sequence[ColumnElement[bool]
 def _last_of_window(
     connection: Connection, positions: Select[Any], column: ColumnElement[int], rows: int
 ) -> int | None:
-    """Return the position of the last of so many rows; None when there are fewer. It needs an index alone."""
+    """Return the position of the row with this number; None if there are fewer. It uses only an index."""
     found: int | None = connection.execute(positions.order_by(column).offset(rows - 1).limit(1)).scalar()
     return found
 
 
-# --- the types of a row, by its words: two letters, the status before and after, behind the number of a job or alone
+# --- patterns of event types in words: two letters, the status before and after, following a job's index or a space
 
 _PAIRS = {
     **{f"job.{status.lower()}": f"[0-9][A-Z]{letter}" for letter, status in JOB_BY_LETTER.items()},
@@ -376,7 +380,7 @@ _PAIRS = {
 
 
 def _pairs(types: frozenset[str], *, ends: bool) -> list[str]:
-    """Return what the words of these types have, with a space before them; ends: those of the ends of batches, too."""
+    """Return the patterns of these types in words with a space before them. ends: also those of ends of batches."""
     if ends and types:
         types |= {f"batch.{status.lower()}" for status in TERMINAL_BATCH}
     return [_PAIRS[it] for it in sorted(types) if it in _PAIRS]

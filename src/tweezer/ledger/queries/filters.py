@@ -1,6 +1,6 @@
-"""What lists are filtered and ordered by.
+"""Filters and orders of lists.
 
-A filter says the same of rows of the ledger, where it becomes SQL, and of records that were just read from Redis.
+A filter applies to rows of the ledger, where it becomes SQL, and to records that were read from Redis.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tweezer.model.messages import Priority
 from tweezer.store.records import BatchRecord, JobRecord
 
 LIMIT_MAX = 100
-"""Rows of a page at most."""
+"""Maximum number of rows on a page."""
 
 
 _OF_BATCHES = ("batches", "projects", "users", "devices", "priorities", "origins", "tags_any", "tags_all")
 
 
 class Origin(StrEnum):
-    """By which door work came in. All of ours comes from a client."""
+    """The origin of a batch. In Tweezer it is always CLIENT."""
 
     CLIENT = "CLIENT"
     AZURE = "AZURE"
@@ -33,7 +33,7 @@ class Origin(StrEnum):
 
 
 class BatchOrder(StrEnum):
-    """What batches can be ordered by: Pasqal's names of the fields. Statuses stand in the order of their letters."""
+    """The fields that batches can be ordered by, with Pasqal's names. Statuses are ordered by their letters."""
 
     CREATED = "created_at"
     UPDATED = "updated_at"
@@ -50,7 +50,7 @@ class BatchOrder(StrEnum):
 
 
 class JobOrder(StrEnum):
-    """What jobs can be ordered by. CREATION is the order of the batches' ids and, within a batch, of its jobs."""
+    """The fields that jobs can be ordered by. CREATION orders by the batches' ids and, within a batch, by index."""
 
     CREATED = "created_at"
     UPDATED = "updated_at"
@@ -69,7 +69,7 @@ class JobOrder(StrEnum):
 
 
 class PageRequest(msgspec.Struct, frozen=True):
-    """A page of a list. Equal rows are ordered by their ids, in the same direction; rows without a value come last."""
+    """A page of a list. Rows with equal values are ordered by id in the same direction; those without one are last."""
 
     descending: bool = True
     limit: int = LIMIT_MAX
@@ -93,7 +93,7 @@ class _Filter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def names_rows(self) -> bool:
-        """Whether it says what the ids are: few rows are meant, whosever they are."""
+        """Whether the filter restricts the ids, and so matches few rows."""
         return bool(self.ids or self.id_prefix)
 
     def id_range(self) -> tuple[UUID, UUID]:
@@ -102,10 +102,10 @@ class _Filter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchFilter(_Filter, frozen=True, kw_only=True):
-    """Which batches are meant: those that all of it applies to. What is empty or None says nothing.
+    """A filter for batches, which must match all given criteria. Empty and None criteria are ignored.
 
-    Bounds and times are inclusive. id_prefix: hexadecimal digits. Batches that have not started are not
-    ``started_from`` any time, those that have not ended not ``ended_to`` any.
+    Bounds and times are inclusive. id_prefix: hexadecimal digits. ``started_from`` matches only batches that have
+    started, ``ended_to`` only those that have ended.
     """
 
     statuses: tuple[BatchStatus, ...] = ()
@@ -115,8 +115,10 @@ class BatchFilter(_Filter, frozen=True, kw_only=True):
 
 
 class JobFilter(_Filter, frozen=True, kw_only=True):
-    """Which jobs are meant, as a :class:`BatchFilter` says it of batches. Users, devices, priorities, origins and tags
-    are those of the job's batch; failed: whether there is an error to show."""
+    """A filter for jobs, like :class:`BatchFilter`.
+
+    Users, devices, priorities, origins and tags are those of the job's batch. failed: whether the job has an error.
+    """
 
     batches: tuple[UUID, ...] = ()
     statuses: tuple[JobStatus, ...] = ()
@@ -129,7 +131,7 @@ class JobFilter(_Filter, frozen=True, kw_only=True):
         return bool(self.ids or self.id_prefix or self.batches)
 
     def takes_from(self, batch: BatchRecord) -> bool:
-        """Return whether jobs of this batch may be meant."""
+        """Return whether jobs of this batch may match."""
         tags = set(batch.doc.tags)
         return (
             _among(batch.id, self.batches)
@@ -144,12 +146,12 @@ class JobFilter(_Filter, frozen=True, kw_only=True):
 
     @property
     def takes_whole_batches(self) -> bool:
-        """Whether all jobs of a batch that it takes from are meant."""
+        """Whether all jobs of a matching batch match."""
         same = dict.fromkeys(_OF_BATCHES, ())
         return msgspec.structs.replace(self, **same) == JobFilter()
 
     def takes(self, job: JobRecord) -> bool:
-        """Return whether a job of such a batch is meant."""
+        """Return whether a job of a matching batch matches."""
         return (
             _among(job.id, self.ids)
             and job.id.hex.startswith(self.id_prefix)
@@ -163,7 +165,7 @@ class JobFilter(_Filter, frozen=True, kw_only=True):
 
 
 def job_key(order: JobOrder) -> Callable[[JobRecord], Any] | None:
-    """Return what the jobs of one batch are ordered by; None for their index, or what they all have in common."""
+    """Return the sort key for jobs of one batch; None to order by index, or if all have the same value."""
     return _JOB_KEYS.get(order)
 
 

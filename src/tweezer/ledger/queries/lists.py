@@ -1,7 +1,7 @@
-"""Pages of batches and jobs by filter, with exact totals, and how many there are by status.
+"""Pages of batches and jobs by filter, with exact totals, and counts by status.
 
-Lists walk the index that begins with the project, which has all columns to filter and order by: what a page costs is
-bounded by the size of the projects it is taken from, whatever is asked.
+Lists scan the index that begins with the project and has all columns to filter and order by. The cost of a page is
+therefore limited by the size of the projects, regardless of the filter.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tweezer.model.messages import Priority
 Condition = ColumnElement[bool]
 
 _EPOCH, _MILLISECOND = datetime.fromtimestamp(0, UTC), timedelta(milliseconds=1)
-_RANGES_MAX = 10  # batches that are looked for one by one; of more, each job's is looked up among them
+_RANGES_MAX = 10  # batches that are searched as ranges of ids; with more, each job's batch is compared
 _RANK = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
 
 _ORDERED_BY = {
@@ -48,11 +48,11 @@ _ORDERED_BY = {
     "BATCH": "id",
     "CREATION": "id",
 }
-"""The columns of the orders that are named otherwise than their columns."""
+"""The columns of orders whose name differs from the column's."""
 
 
 class batch_part(FunctionElement[bytes]):  # noqa: N801  a function of SQL
-    """What the ids of a batch and of its jobs have in common: their first thirteen bytes."""
+    """The common prefix of the ids of a batch and its jobs: their first thirteen bytes."""
 
     inherit_cache = True
     type = LargeBinary()
@@ -60,7 +60,7 @@ class batch_part(FunctionElement[bytes]):  # noqa: N801  a function of SQL
 
 
 class last_job_in(FunctionElement[UUID]):  # noqa: N801  a function of SQL
-    """The last id that a job of a batch may have."""
+    """The last possible id of a job in a batch."""
 
     inherit_cache = True
     type = Id()
@@ -76,14 +76,14 @@ def _compile_function(element: batch_part | last_job_in, compiler: Any, **option
 
 
 class Scope(msgspec.Struct, frozen=True):
-    """The projects that a query may look at: number → id. everything: they are all that there are."""
+    """The projects that a query may read: ids by number. everything: whether these are all projects."""
 
     projects: dict[int, str]
     everything: bool
 
     @classmethod
     def read(cls, connection: Connection, caller: Principal, wanted: tuple[str, ...] = ()) -> Scope:
-        """Return the wanted projects that the caller sees, or all of those."""
+        """Return the wanted projects that the caller may see, or all that the caller may see."""
         names = None if caller.sees_all else caller.projects
         if wanted:
             names = frozenset(wanted) if names is None else names.intersection(wanted)
@@ -93,20 +93,20 @@ class Scope(msgspec.Struct, frozen=True):
         return cls({row.no: row.id for row in connection.execute(statement)}, names is None)
 
     def condition(self, table: Table) -> list[Condition]:
-        """Return what restricts a table to these projects."""
+        """Return the conditions that restrict a table to these projects."""
         if self.everything:
             return []
         return [is_any_of(table.c.project, self.projects)]
 
 
 def is_any_of(column: Column[Any], values: Any) -> Condition:
-    """That the column has one of the values; an equality where there is one, which keeps an index in order."""
+    """Return the condition that the column has one of the values; for one value an equality, to keep index order."""
     found = list(values)
     return column == found[0] if len(found) == 1 else column.in_(found)
 
 
 def batch_conditions(wanted: BatchFilter, scope: Scope) -> list[Condition]:
-    """Return what the filter says of batches, the projects apart."""
+    """Return the filter's conditions on batches, except the projects."""
     found = _common_conditions(batches, wanted)
     found += _tagged(batches.c.id, tags.c.batch, wanted, scope)
     if wanted.open is not None:
@@ -115,7 +115,7 @@ def batch_conditions(wanted: BatchFilter, scope: Scope) -> list[Condition]:
 
 
 def job_conditions(wanted: JobFilter, scope: Scope) -> list[Condition]:
-    """Return what the filter says of jobs, the projects apart."""
+    """Return the filter's conditions on jobs, except the projects."""
     found = _common_conditions(jobs, wanted)
     found += _tagged(batch_part(jobs.c.id), batch_part(tags.c.batch), wanted, scope)
     if 0 < len(wanted.batches) <= _RANGES_MAX:
@@ -128,11 +128,11 @@ def job_conditions(wanted: JobFilter, scope: Scope) -> list[Condition]:
 
 
 def order_keys(order: BatchOrder | JobOrder, paging: PageRequest, scope: Scope) -> list[ColumnElement[Any]]:
-    """Return what rows of a page are ordered by, ties by the id."""
+    """Return the sort keys of a page; the last one is the id."""
     table = jobs if isinstance(order, JobOrder) else batches
     column, identity = table.c[_ORDERED_BY.get(order.name, order.name.lower())], table.c.id
     if column is identity:
-        # Or PostgreSQL would walk all projects in the order of ids, to find the few rows of these.
+        # Without coalesce PostgreSQL would scan all projects in the order of ids to find the few rows of these.
         return in_direction(paging, identity if scope.everything else func.coalesce(identity, identity))
     key: ColumnElement[Any] = column
     if column.name == "priority":
@@ -142,7 +142,7 @@ def order_keys(order: BatchOrder | JobOrder, paging: PageRequest, scope: Scope) 
 
 
 def in_direction(paging: PageRequest, *keys: ColumnElement[Any]) -> list[ColumnElement[Any]]:
-    """Return the keys, ascending or descending as the page is."""
+    """Return the keys in the direction of the page."""
     return [key.desc() if paging.descending else key.asc() for key in keys]
 
 
@@ -177,7 +177,7 @@ def _tagged(
         return []
     first, *others = [select(tags.c.batch).where(*scope.condition(tags), is_any_of(tags.c.tag, each)) for each in names]
     found = first.with_only_columns(tagged).where(*(tags.c.batch.in_(other) for other in others))
-    # IS TRUE keeps PostgreSQL from making a join of it, for which it may loop; so it fills a hash table.
+    # IS TRUE prevents PostgreSQL from using a join, which may be a nested loop; it fills a hash table instead.
     return [batch.in_(found).is_(True)]
 
 
@@ -200,18 +200,18 @@ def _at_most(time: datetime | None) -> int | None:
 
 T = TypeVar("T")
 
-_MERGED_MAX = 50  # projects whose pages are merged; of more, all rows are sorted
+_MERGED_MAX = 50  # projects whose pages are merged; with more, all rows are sorted
 
 
 class ListPage(msgspec.Struct, Generic[T], frozen=True):
-    """A page, and how many rows there are on all pages."""
+    """A page, and the number of rows on all pages."""
 
     rows: list[T]
     total: int
 
 
 class Listing:
-    """What a filter finds in a scope."""
+    """The rows that match a filter within a scope."""
 
     def __init__(self, connection: Connection, scope: Scope, wanted: BatchFilter | JobFilter) -> None:
         self._connection = connection
@@ -230,7 +230,7 @@ class Listing:
         return ListPage(ids, self._total())
 
     def counts(self) -> dict[str, int]:
-        """Rows by the letter of their status: one statement, so of one state."""
+        """Return the number of rows by the letter of their status, consistently, with one statement."""
         statement: Select[Any]
         if self._is_coarse:
             statement = select(counters.c.status, func.sum(counters.c.count)).where(*self._of_counters())
@@ -247,7 +247,7 @@ class Listing:
 
     @property
     def _is_coarse(self) -> bool:
-        """Whether the recorder's counters have the answer."""
+        """Whether the recorder's counters are sufficient."""
         return msgspec.structs.replace(self._wanted, projects=(), devices=(), statuses=()) == type(self._wanted)()
 
     def _of_counters(self) -> list[Condition]:
@@ -271,7 +271,7 @@ class Listing:
         return page.limit(paging.limit).offset(paging.offset)
 
     def _merged(self, paging: PageRequest) -> Select[Any]:
-        """Rows in the order of their creation: each project's first ones stand together in the index."""
+        """Merge the first rows of each project by creation time; they are contiguous in the index."""
         table = self._table
         firsts = [
             select(table.c.id, table.c.created_ms)

@@ -1,4 +1,4 @@
-"""Answers from the ledger: batches, jobs, results and transitions by id, and lists of batches and jobs."""
+"""Queries of the ledger: batches, jobs, results and transitions by id, and lists of batches and jobs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ _TRANSITIONS = (
     select(transitions.c.sequence_number, transitions.c.time_us, transitions.c.words)
     .where(transitions.c.batch == bindparam("batch"))
     .where(
-        or_(  # the word of a range may be about any job
+        or_(  # the word of a range may include any job
             _SPACED.like(bindparam("pending")), _SPACED.like(bindparam("running")), transitions.c.words.like("%-%")
         )
     )
@@ -83,10 +83,10 @@ _ENTRIES = (
 
 
 class Queries:
-    """What can be asked of the ledger.
+    """Queries of the ledger.
 
-    All methods block, for :meth:`Database.run` to run them in a thread, and raise Unavailable. What the caller may
-    not see is not there.
+    All methods block, except :meth:`ask`, which runs them in a thread, and raise Unavailable. Objects that the caller
+    may not see are treated as if they did not exist.
     """
 
     def __init__(self, database: Database) -> None:
@@ -94,9 +94,9 @@ class Queries:
 
     @classmethod
     def open(cls, place: OpenDatabase) -> Queries:
-        """Connect to a ledger, for a program that has no other use of it; :meth:`close` ends that.
+        """Open a ledger's database for queries only; :meth:`close` closes it.
 
-        Raises InvalidInput, and TweezerError where the tables are not those that this version needs.
+        Raises InvalidInput, and TweezerError if the tables are not those that this version needs.
         """
         database = Database.open(place)
         require_schema(database)
@@ -110,14 +110,14 @@ class Queries:
         return await self._database.run(question, *arguments)
 
     def ping(self) -> None:
-        """Raises Unavailable when the database does not answer."""
+        """Raise Unavailable if the database does not respond."""
         with self._database.read() as connection:
             connection.execute(select(1))
 
     # -- by id ------------------------------------------------------------------------------------------
 
     def batch(self, caller: Principal, batch_id: UUID) -> BatchRecord | None:
-        """Return the batch with its sequence, and with the batches that repeat it (1,000 at most)."""
+        """Return the batch with its sequence and the ids of the batches that repeat it (at most 1,000), or None."""
         with self._database.read() as connection:
             fields = _fields_for(connection, caller, batch_id)
             if fields is None:
@@ -129,7 +129,7 @@ class Queries:
         return msgspec.structs.replace(record, doc=doc, children=children)
 
     def job(self, caller: Principal, job_id: UUID) -> JobRecord | None:
-        """Return the job."""
+        """Return the job, or None."""
         batch_id, index = split_job_id(job_id)
         with self._database.read() as connection:
             fields = _fields_for(connection, caller, batch_id)
@@ -139,7 +139,7 @@ class Queries:
         return job_record(_owner(batch_id, fields), index, row.spec, _state(row), row.fault)
 
     def batch_jobs(self, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
-        """Return those jobs of the batch that the ledger has, in the order of the indices."""
+        """Return the jobs of the batch that the ledger has, in the order of the indices."""
         found: dict[UUID, JobRecord] = {}
         ids = [job_id(batch.id, index) for index in indices]
         with self._database.read() as connection:
@@ -149,13 +149,13 @@ class Queries:
         return [found[identity] for identity in ids if identity in found]
 
     def packed_result(self, job_id: UUID) -> bytes | None:
-        """Return the result of a job as Redis had it; check first whose the job is."""
+        """Return a job's packed result, or None; the caller must have checked the job's project."""
         with self._database.read() as connection:
             packed: bytes | None = connection.execute(_RESULT, {"id": job_id}).scalar()
         return packed
 
     def transitions(self, job_id: UUID) -> list[Event]:
-        """Return the transitions of a job that are recorded, oldest first; check first whose the job is."""
+        """Return a job's recorded transitions, oldest first; the caller must have checked the job's project."""
         batch_id, index = split_job_id(job_id)
         likely = {"pending": f"% {index}P%", "running": f"% {index}R%"}
         with self._database.read() as connection:
@@ -164,13 +164,16 @@ class Queries:
         return [event for entry in events for event in entry if event.index == index]
 
     def entries(self, batch_id: UUID, after: int) -> list[Entry]:
-        """Return the next recorded entries of a batch behind a position, oldest first; check first whose it is."""
+        """Return the batch's next recorded entries after a position, oldest first.
+
+        The caller must have checked the batch's project.
+        """
         with self._database.read() as connection:
             rows = connection.execute(_ENTRIES, {"batch": batch_id, "after": after}).all()
         return [Entry(position_id(row[0]), batch_id, *row[1:]) for row in rows]
 
     def snapshots(self, wanted: Sequence[SnapshotRequest]) -> dict[UUID, Snapshot]:
-        """Return the batches that the ledger has, with their doc (but for the sequence) and the touched jobs."""
+        """Return the batches that the ledger has, with their doc (without the sequence) and the touched jobs."""
         found: dict[UUID, Snapshot] = {}
         with self._database.read() as connection:
             for page in split_pages([want.batch_id for want in wanted], _PAGE):
@@ -217,12 +220,12 @@ class Queries:
         return ListPage([_job(owners[split_job_id(identity)[0]], rows[identity]) for identity in page.rows], page.total)
 
     def batch_counts(self, caller: Principal, wanted: BatchFilter) -> dict[BatchStatus, int]:
-        """Return how many batches there are in each status, of one state of the ledger."""
+        """Return the number of batches in each status, counted consistently."""
         found = self._counts(caller, wanted)
         return dict.fromkeys(BatchStatus, 0) | {BATCH_BY_LETTER[letter]: count for letter, count in found.items()}
 
     def job_counts(self, caller: Principal, wanted: JobFilter) -> dict[JobStatus, int]:
-        """Return how many jobs there are in each status, of one state of the ledger."""
+        """Return the number of jobs in each status, counted consistently."""
         found = self._counts(caller, wanted)
         return dict.fromkeys(JobStatus, 0) | {JOB_BY_LETTER[letter]: count for letter, count in found.items()}
 
@@ -239,7 +242,7 @@ def _add_job(snapshot: Snapshot, index: int, row: Row[Any]) -> None:
 
 
 def _fields_for(connection: Connection, caller: Principal, batch_id: UUID) -> dict[str, bytes] | None:
-    """Return the record of a batch, if the caller sees it: only then is more of it read."""
+    """Return the record of a batch if the caller may see it; only then more of it is read."""
     record = connection.execute(_RECORD, {"id": batch_id}).scalar()
     fields = None if record is None else _fields_decoder.decode(record)
     return fields if fields is not None and caller.sees(fields["project"].decode()) else None
@@ -258,7 +261,7 @@ def _state(row: Row[Any]) -> bytes | None:
 
 
 def _owners(connection: Connection, scope: Scope, rows: Iterable[Row[Any]]) -> dict[UUID, JobOwner]:
-    """Return the batches of the jobs; with the fault of one that failed, and with who cancelled jobs."""
+    """Return the batches of the jobs, with the fault of a failed batch, and with its cancel requests."""
     owners, more = {}, set()
     for row in rows:
         batch_id, _ = split_job_id(row.id)

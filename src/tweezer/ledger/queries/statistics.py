@@ -1,4 +1,4 @@
-"""Figures about devices and projects, as the ledger has them. All functions block and raise Unavailable."""
+"""Statistics of devices and projects from the ledger. All functions block and raise Unavailable."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EPOCH, _HOUR, _DAY_H = datetime.fromtimestamp(0, UTC), timedelta(hours=1), 24
 
 
 class QueueSize(msgspec.Struct, frozen=True):
-    """What of one priority waits for a device. shots: the runs of its jobs, where they say how many."""
+    """The work of one priority that waits for a device. shots: sum of the ``runs`` of its jobs, where they are set."""
 
     batches: int = 0
     jobs: int = 0
@@ -29,21 +29,21 @@ class QueueSize(msgspec.Struct, frozen=True):
 
 
 class QueueTime(msgspec.Struct, frozen=True):
-    """How long jobs waited, from submit to begin, on average. jobs: how many; seconds: None of none."""
+    """The average time between submit and begin. jobs: number of jobs. seconds: None without jobs."""
 
     jobs: int = 0
     seconds: float | None = None
 
 
 class Span(StrEnum):
-    """What a count is over; all are those of UTC."""
+    """The time span of a count, in UTC."""
 
     HOUR = "HOUR"
     DAY = "DAY"
     MONTH = "MONTH"
 
     def start(self, time: datetime) -> datetime:
-        """Return the beginning of the span that the time is in."""
+        """Return the beginning of the span that contains the time."""
         match self:
             case Span.HOUR:
                 return time.replace(minute=0, second=0, microsecond=0)
@@ -54,21 +54,21 @@ class Span(StrEnum):
 
 
 class SpanCount(msgspec.Struct, frozen=True):
-    """How many jobs were submitted in a span that begins at this time, by device."""
+    """The number of jobs that were submitted in the span that begins at this time, by device."""
 
     start: datetime
     devices: dict[str, int]
 
 
 class LastActivity(msgspec.Struct, frozen=True):
-    """When something last changed in a project; None while it has no history."""
+    """The time of the last change in a project; None without changes."""
 
     project: str
     time: datetime | None
 
 
 def queue_sizes(database: Database, device: str) -> dict[Priority, QueueSize]:
-    """Return what waits for the device: batches with pending jobs, and those jobs, of all projects."""
+    """Return the work that waits for the device, of all projects: batches with pending jobs, and these jobs."""
     pending = (jobs.c.status == JobStatus.PENDING.letter) & jobs.c.id.between(batches.c.id, last_job_in(batches.c.id))
     waiting: Select[Any] = select(
         batches.c.priority,
@@ -85,7 +85,7 @@ def queue_sizes(database: Database, device: str) -> dict[Priority, QueueSize]:
 
 
 def queue_times(database: Database, since: datetime) -> dict[str, QueueTime]:
-    """Of the jobs of all projects that ended since then (to the hour) and ever began, by device."""
+    """Return queue times by device, of jobs of all projects that have begun and ended since then (to the hour)."""
     sums: Select[Any] = (
         select(hours.c.device, func.sum(hours.c.started), func.sum(hours.c.queue_ms))
         .select_from(projects.join(hours, hours.c.project == projects.c.no))
@@ -100,8 +100,11 @@ def queue_times(database: Database, since: datetime) -> dict[str, QueueTime]:
 def job_counts(
     database: Database, caller: Principal, wanted: tuple[str, ...], span: Span, since: datetime, until: datetime
 ) -> list[SpanCount]:
-    """Jobs submitted to the caller's projects, or the wanted ones of these, from the beginning of the
-    span that ``since`` is in to the end of the hour that ``until`` is in; spans without jobs are left out."""
+    """Count the jobs that were submitted to the caller's projects, or the wanted ones of these, by span and device.
+
+    The period is from the beginning of the span with ``since`` to the end of the hour with ``until``. Spans without
+    jobs are omitted.
+    """
     step = literal_column("1" if span is Span.HOUR else str(_DAY_H), Integer)
     period = (hours.c.hour // step).label("period")
     with database.read() as connection:
@@ -124,7 +127,7 @@ def job_counts(
 
 
 def last_activity(database: Database, caller: Principal, wanted: tuple[str, ...] = ()) -> list[LastActivity]:
-    """Return when something last changed in each of the caller's projects, or the wanted ones of these, by id."""
+    """Return the last change in each of the caller's projects, or the wanted ones of these, ordered by id."""
     with database.read() as connection:
         scope = Scope.read(connection, caller, wanted)
         times: Select[Any] = select(projects.c.id, projects.c.last_activity_ms).where(projects.c.no.in_(scope.projects))

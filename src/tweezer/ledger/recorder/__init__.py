@@ -1,1 +1,1 @@
-"""Writing the ledger from the stream of events, and back into a Redis that lost its last writes"""
+"""The recorder, which writes the ledger from the stream of events and restores Redis after it lost its last writes."""

@@ -1,7 +1,7 @@
-"""What entries of the stream change in the ledger: rows, made of the batches as Redis holds them.
+"""Makes the rows of the ledger from entries of the stream and the current batches in Redis.
 
-An entry says which batch and which jobs changed; what they are now is read from Redis. So many entries make few
-rows, and a row may be ahead of the position up to which the stream was recorded, never behind it.
+An entry shows which batch and jobs changed; their current state is read from Redis. Therefore many entries make few
+rows, and a row may be newer than the position up to which the stream is recorded, but never older.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DriverId = UUID | bytes | str
 _TEXT_MAX = 200
 _RUNS_MAX = (1 << 63) - 1
 
-ORIGIN = "C"  # CLIENT: all work comes from a client of ours
+ORIGIN = "C"  # CLIENT: the only origin in Tweezer
 
 _STATUS, _BEGUN, _ENDED = (STATE_FIELDS.index(name) for name in ("status", "begun", "ended"))
 _EXECUTION, _STAGED, _CANCEL = (STATE_FIELDS.index(name) for name in ("execution", "staged", "cancel"))
@@ -37,7 +37,7 @@ JOB_COLUMNS = (
     *("id", "project", "device", "user", "priority", "origin", "status", "runs", "failed"),
     *("created_ms", "started_ms", "ended_ms", "updated_ms", "spec", "state"),
 )
-DURATION = "device_ms"  # of a job that has ended, for the sums by hour: stands behind the columns
+DURATION = "device_ms"  # of a job that has ended, for the sums by hour; follows the other columns
 SIZE_COLUMNS = ("batch", "project", "bytes")
 RESULT_COLUMNS = ("id", "result", "fault")
 TRANSITION_COLUMNS = ("position", "batch", "project", "sequence_number", "time_us", "words")
@@ -45,9 +45,11 @@ NOTICE_COLUMNS = ("position", "id", "type", "project", "time_us", "data")
 
 
 class KnownBatch(msgspec.Struct):
-    """What the recorder remembers of a batch that the ledger has. ``jobs``: how many of its jobs the ledger has.
-    ``ended``: of which of them it is known that the ledger has their end, 1 each. ``tags``: as they were last replaced,
-    if it has seen that."""
+    """The recorder's cache of a batch that is in the ledger.
+
+    jobs: the number of its jobs in the ledger. ended: 1 for each job whose end is known to be in the ledger. tags: the
+    last replacement of its tags, if the recorder has read one.
+    """
 
     project: str
     device: str
@@ -58,13 +60,13 @@ class KnownBatch(msgspec.Struct):
     tags: bytes | None = None
 
     def find_open(self, indices: Iterable[int]) -> list[int]:
-        """Return the jobs whose end the ledger may lack."""
+        """Return the jobs whose end may not be in the ledger."""
         ended = self.ended
         return [index for index in indices if index >= len(ended) or not ended[index]]
 
 
 class Changes(msgspec.Struct):
-    """Rows to write, their columns as above; the project is its id, for the writer to replace by its number."""
+    """Rows to write, with the columns above; the project is an id, which the writer replaces by its number."""
 
     batches: list[list[Any]] = []
     sequences: list[tuple[DriverId, str]] = []
@@ -81,13 +83,13 @@ class Changes(msgspec.Struct):
 
 
 class JobIds:
-    """Makes the ids of jobs in the form of the driver: COPY takes text, SQLite bytes."""
+    """Makes ids of jobs in the form that the driver accepts: text for COPY, bytes for SQLite."""
 
     def __init__(self, *, text: bool) -> None:
         self._text = text
 
     def for_batch(self, batch_id: UUID) -> Callable[[int], DriverId]:
-        """Index → id, for the jobs of a batch."""
+        """Return a function from index to id, for the jobs of a batch."""
         if self._text:
             prefix = batch_id.hex[:-6]
             return lambda index: f"{prefix}{index:06x}"
@@ -99,7 +101,7 @@ class JobIds:
 
 
 def touched(entries: Iterable[Entry]) -> dict[UUID, set[int]]:
-    """Return the batches of the entries, and which of their jobs the words are about."""
+    """Return the batches of the entries, and the indices of the jobs in the words."""
     found: dict[UUID, set[int]] = {}
     for entry in entries:
         if entry.notice is not None:
@@ -118,11 +120,10 @@ def make_changes(
     ids: JobIds,
     parked: Mapping[UUID, str | None],
 ) -> Changes:
-    """Return the rows of the entries, or without any those of the snapshots of whole batches.
+    """Return the rows of the entries; without entries, those of the snapshots of whole batches.
 
-    ``known`` is brought up to what they make of the ledger. A batch that is neither in Redis nor known was deleted:
-    nothing is recorded of it. Of one that is parked (which has its project there) the transitions are recorded all
-    the same: a reader of the feed must miss nothing.
+    ``known`` is updated accordingly. Nothing is recorded of a batch that is neither in Redis nor known, because it was
+    deleted. The transitions of a parked batch (``parked`` has its project) are recorded, so that the feed is complete.
     """
     changes = Changes()
     last: dict[UUID, int] = {}
@@ -167,7 +168,7 @@ def _add_batch(
         if doc.sequence is not None:
             changes.sequences.append((own_id, doc.sequence.replace("\0", "")))
         changes.tags.extend((batch.project, tag, own_id) for tag in tags_submitted)
-    tags = fields.pop("tags", None)  # in the ledger they stand in what is about the batch, replaced or not
+    tags = fields.pop("tags", None)  # in the ledger the tags are in the column about, replaced or not
     if tags is not None and tags != batch.tags:
         replaced = msgspec.json.decode(tags, type=tuple[str, ...])
         changes.retagged[snapshot.batch_id] = tuple(dict.fromkeys(map(_fitting, replaced)))
@@ -194,7 +195,7 @@ def _add_jobs(
         if index >= snapshot.jobs:
             continue
         state, spec = states.get(index), specs.get(index, b"")
-        created, runs = 0, None  # a job that the ledger has keeps its own
+        created, runs = 0, None  # an existing job keeps its values
         if spec:
             created, runs = int(spec[: spec.index(b" ")]) // 1000, _runs(spec)
         if state is None:
@@ -224,7 +225,7 @@ def _runs(spec: bytes) -> int | None:
 
 
 def _fitting(text: str) -> str:
-    """Fit a text into a column: devices that check nothing let any in, and one batch must not stop the ledger."""
+    """Shorten a text to a column's size: devices without checks accept any text, and no batch may stop the recorder."""
     return text.replace("\0", "")[:_TEXT_MAX]
 
 

@@ -1,4 +1,4 @@
-"""The recorder: reads the stream of events and writes the ledger. One is active, others stand by."""
+"""The recorder, which reads the stream of events and writes the ledger. One is active; others are on standby."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tweezer.ledger.dead_letters import (
 from tweezer.ledger.installation import join
 from tweezer.ledger.quotas import QuotaPublisher
 from tweezer.ledger.recorder.changes import Changes, JobIds, KnownBatch, make_changes, touched
-from tweezer.ledger.recorder.restore import restore, tell_again
+from tweezer.ledger.recorder.restore import append_lost_events, restore
 from tweezer.ledger.recorder.writing import Writer
 from tweezer.ledger.retention import Forgetter
 from tweezer.ledger.schema import batches, projects
@@ -46,20 +46,25 @@ from tweezer.store.streams.feed import START, Entry, position_number
 log = structlog.get_logger(__name__)
 
 NICENESS = 10
-"""How far the recorder stands back behind workers and Redis for a core."""
+"""The recorder's nice value, so that workers and Redis precede it on a busy core."""
 
-_KNOWN_MAX = 20_000  # batches remembered
-_PAGE = 100  # batches recorded as they stand in one go
+_KNOWN_MAX = 20_000  # cached batches
+_PAGE = 100  # batches that are adopted at once
 _RECALLED_AT_ONCE = 500
 
 
 class RecorderTuning(msgspec.Struct, frozen=True):
-    """How the recorder goes about it.
+    """Tuning of the recorder.
 
-    entries, jobs: of one transaction, about. gather_s: how long entries may come together once it is up to date.
-    lease_s: how long another waits before it takes over from one that is silent. look_s: how often it looks whether
-    Redis started again, and tidies. rest: while it is behind and work goes on, it gives way: it rests so many times as
-    long as a transaction took; but once it is give_way_s behind it does not.
+    Attributes:
+        entries: Approximate number of entries per transaction.
+        jobs: Approximate number of jobs per transaction.
+        gather_s: How long entries are gathered when it is up to date, in seconds.
+        lease_s: How long a standby waits before it replaces a silent recorder, in seconds.
+        look_s: How often it checks for a restart of Redis and tidies, in seconds.
+        rest: While it is behind and new events arrive, it pauses after each transaction, for this multiple of the
+            transaction's duration.
+        give_way_s: If it is this far behind, in seconds, it does not pause.
     """
 
     entries: int = 2000
@@ -72,7 +77,7 @@ class RecorderTuning(msgspec.Struct, frozen=True):
 
 
 class Recorder:
-    """Records from where the ledger stands. While it writes one part of the stream it reads the next."""
+    """Records the stream from the ledger's position on. While it writes one part of the stream it reads the next."""
 
     def __init__(
         self,
@@ -107,10 +112,10 @@ class Recorder:
         self._behind = False
         self._active = False
         self.position = START
-        """Id of the last entry that is recorded."""
+        """Id of the last recorded entry."""
 
     async def run(self) -> None:
-        """Record until cancelled. What goes wrong is logged, and tried again."""
+        """Record until cancelled. Errors are logged, and the work is retried."""
         try:
             await repeat("recorder", self._take_turn)
         finally:
@@ -121,7 +126,7 @@ class Recorder:
     async def _take_turn(self) -> None:
         """Record for a while, if this recorder is the active one."""
         was, self._active = self._active, False  # after a failure it resumes
-        if not was:  # before it keeps the one from recording that this Redis belongs to
+        if not was:  # check this before keeping the right installation's recorder from becoming active
             await join(self._store, self._database)
         if not await self._store.recovery.claim_recorder(self._id, self._tuning.lease_s):
             await asyncio.sleep(self._tuning.lease_s / 3)
@@ -133,10 +138,11 @@ class Recorder:
         self._active = True
 
     async def resume(self) -> None:
-        """Take up the position that the ledger has: another may have recorded since. Raises Superseded, Unavailable.
+        """Continue from the ledger's position, because another recorder may have been active.
 
-        A ledger that is new, or came from a backup, may be behind the beginning of the stream: then all that Redis
-        has is recorded as it stands, without the transitions that are gone.
+        A ledger that is new or was restored from a backup may be behind the beginning of the stream. In that case all
+        batches in Redis are recorded in their current state, without the missing transitions. Raises Superseded,
+        Unavailable.
         """
         await self._abandon()
         self._known.clear()
@@ -159,10 +165,11 @@ class Recorder:
         self._looked = self._tended = 0.0
 
     async def step(self) -> int | None:
-        """Read what there is, up to one transaction's worth, and begin to write it once the part before is written.
+        """Read up to one transaction of entries, and start to write them once the previous part is written.
 
-        Returns how many entries it read, with 0 once all is written; None when Redis has lost the entry at the
-        position: restore. Raises Superseded, Unavailable: resume then. What cannot be recorded is parked.
+        Returns the number of entries read, or 0 once everything is written; None if Redis has lost the entry at the
+        position: then restore. Raises Superseded, Unavailable: then resume. Entries that cannot be recorded are
+        parked.
         """
         try:
             return await self._step()
@@ -190,10 +197,10 @@ class Recorder:
         return len(part)
 
     async def catch_up(self) -> None:
-        """Record all that there is now. Raises as :meth:`step`, and Unavailable when Redis has lost a part."""
+        """Record all current entries. Raises as :meth:`step`, and Unavailable if Redis has lost entries."""
         while (read := await self.step()) != 0:
             if read is None:
-                raise Unavailable("Redis has lost events that the ledger has; the recorder restores them first")
+                raise Unavailable("Redis has lost events that the ledger has; the recorder must restore them first")
 
     async def _record(self) -> None:
         """Record for about a third of a lease."""
@@ -217,29 +224,29 @@ class Recorder:
                 await asyncio.sleep(self._tuning.rest * (loop.time() - began))
 
     async def _should_give_way(self) -> bool:
-        """Return whether events are coming in, and it is not far behind them."""
+        """Return whether new events are arriving and the recorder is not too far behind."""
         before, self._newest = self._newest, await self._store.events.last()
         behind_ms = (position_number(self._newest) - position_number(self._read_to)) >> 20
         return self._newest != before and behind_ms < self._tuning.give_way_s * 1000
 
     async def tidy(self) -> bool:
-        """Once all is recorded: trims the stream and forgets some of what is over; whether there may be more."""
+        """Trim the stream and forget some ended batches, once everything is recorded; return whether to continue."""
         if self.position != START:
             await self._store.tickets.trim(self.position)
         forgotten = await self._forgetter.forget(self._parked.keys())
-        if forgotten.unrecorded:  # all is recorded, and yet the ledger lacks them: it was tampered with, or put back
+        if forgotten.unrecorded:  # the ledger should have them: it was changed or restored from a backup
             log.warning("recorder.adopts", batches=len(forgotten.unrecorded))
             await self._adopt(forgotten.unrecorded, self.position)
         return bool(forgotten.gone)
 
     async def _look(self) -> None:
-        """All is recorded: opens the gate that a restart of Redis shut, and tidies."""
+        """Open the gate after a restart of Redis, and tidy, once everything is recorded."""
         now = asyncio.get_running_loop().time()
         if now - self._looked < self._tuning.look_s:
             return
         gate = await self._store.recovery.gate()
         if gate.is_shut:
-            if await self._store.events.follow(self._read_to, most=1) is None:  # it started again since the last look
+            if await self._store.events.follow(self._read_to, most=1) is None:  # Redis has restarted again
                 return
             if await self._store.recovery.open_gate(gate):
                 log.info("recorder.opened_gate")
@@ -248,14 +255,14 @@ class Recorder:
             self._looked = now
 
     async def _restore(self) -> None:
-        """Redis came back without the end of its file: puts back what the ledger has, and goes on from what is left."""
+        """Restore what Redis lost of the last writes from the ledger, and continue from its remaining entries."""
         gate = await self._store.recovery.gate()
         left = await self._store.events.last(self.position)
         log.warning("recorder.redis_lost_events", recorded=self.position, redis_has=left)
-        # From a Redis that lost everything, what has ended long ago need not come back.
+        # If Redis has lost everything, batches that ended long ago are not restored.
         grace_ms = None if left != START else round(self._grace_s * 1000)
-        # First what happened, then the batches: once they are back they go on, and couriers read on in this order.
-        again = await tell_again(
+        # The events precede the batches, because restored batches make new events, and couriers read them in order.
+        again = await append_lost_events(
             self._store, self._database, namespace=self._namespace, after=left, recorded=self.position
         )
         restored = await restore(self._store, self._database, after=left, ended_within_ms=grace_ms)
@@ -263,30 +270,29 @@ class Recorder:
         await self.resume()
         await self._store.quotas.forget_count()
         await self._store.recovery.open_gate(gate)
-        log.warning("recorder.restored", batches=restored, told_again=again)
+        log.warning("recorder.restored", batches=restored, events_restored=again)
 
     async def _write(self, changes: Changes, before: str, after: str) -> None:
         await self._database.run(self._writer.write, changes, before, after)
         self.position = after
 
     async def _written(self) -> None:
-        """Wait for the write that is under way. Raises what it raised."""
+        """Wait for the write in progress, and raise its error."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             await writing
 
     async def _abandon(self) -> None:
-        with contextlib.suppress(Exception):  # it was not recorded, and is read again
+        with contextlib.suppress(Exception):  # the part was not recorded, and is read again
             await self._written()
 
     async def _read(self, part: Sequence[Entry]) -> Changes:
-        """Return what the entries change.
+        """Return the changes of the entries.
 
-        Those that cannot be read are parked. Of a batch that is parked only the transitions are recorded: the rest
-        waits.
+        Entries that cannot be read are parked. Only the transitions of a parked batch are recorded; the rest waits.
         """
         letters = [pack_letter(entry, entry.problem) for entry in part if entry.problem]
-        entries = [entry for entry in part if not entry.told_before and entry.problem is None]
+        entries = [entry for entry in part if not entry.is_restored and entry.problem is None]
         looked_at = touched(entry for entry in entries if entry.batch_id not in self._parked)
         await self._recall([batch for batch in looked_at if batch not in self._known])
         changes = await self._changes(entries, looked_at)
@@ -294,13 +300,13 @@ class Recorder:
             if entry.batch_id in self._parked:
                 before = changes.behind.get(entry.batch_id)
                 changes.behind[entry.batch_id] = WaitingEntries.append(before, entry)
-                if self._parked[entry.batch_id] is None:  # nobody can tell whose it is: not even its transitions
-                    letters.append(pack_letter(entry, "waits behind what was parked of its batch before"))
+                if self._parked[entry.batch_id] is None:  # its project is unknown, so not even transitions are recorded
+                    letters.append(pack_letter(entry, "waits behind an earlier parked entry of its batch"))
         changes.letters.extend(letters)
         return changes
 
     async def _record_apart(self, entries: Sequence[Entry]) -> None:
-        """Record entries of which some cannot be; halves are tried until the culprits stand alone, and are parked."""
+        """Record entries of which some cannot be recorded: bisect them, and park those that fail alone."""
         try:
             await self._write(await self._read(entries), self.position, entries[-1].id)
         except Exception as error:
@@ -316,7 +322,7 @@ class Recorder:
         self._read_to = self.position
 
     async def _park(self, entry: Entry, error: Exception) -> None:
-        """Park an entry, and its batch with it; its transitions are recorded if that is possible."""
+        """Park an entry and its batch; the transitions are recorded if possible."""
         batch_id = entry.batch_id
         project = None if entry.notice is not None else await self._find_project(batch_id)
         letter = pack_letter(entry, describe_error(error), project)
@@ -338,7 +344,7 @@ class Recorder:
         return project if is_project_id(project) else None
 
     async def tend_letters(self) -> None:
-        """Read which batches are parked, and retry the letters that operators want retried."""
+        """Read which batches are parked, and retry the letters for which that was requested."""
         await self._written()
         self._parked, due = await self._database.run(self._dead_letters.read)
         for letter in due:
@@ -356,7 +362,7 @@ class Recorder:
             self._parked, _ = await self._database.run(self._dead_letters.read)
 
     async def _retry(self, letter: Letter) -> None:
-        """Record what was parked: its entry, and the batch as it stands now."""
+        """Record a parked entry, and the current state of its batch."""
         entries = [unpack_letter(letter)] if letter.position else []
         ids = {letter.batch} if letter.batch is not None else {it.batch_id for it in entries if it.notice is None}
         for batch_id in ids:
@@ -368,7 +374,7 @@ class Recorder:
         await self._database.run_write(drop_letters, [letter.id])
 
     async def _adopt(self, batch_ids: Sequence[UUID], position: str) -> None:
-        """Record batches as they stand; those that cannot be are parked."""
+        """Record the current state of batches; park those that cannot be recorded."""
         wanted = [batch_id for batch_id in batch_ids if batch_id not in self._parked]
         try:
             await self._adopt_at_once(wanted, position)
@@ -408,7 +414,7 @@ class Recorder:
     async def _recall(self, batch_ids: Sequence[UUID]) -> None:
         """Look up batches that may be in the ledger."""
         if len(self._known) + len(batch_ids) > _KNOWN_MAX:
-            await self._written()  # or the ledger does not have yet what is looked up
+            await self._written()  # else the look-up could miss batches that are not written yet
             self._known.clear()
         for page in split_pages(batch_ids, _RECALLED_AT_ONCE):
             self._known.update(await self._database.run_read(_read_known, page))
@@ -421,7 +427,7 @@ def _read_known(connection: Connection, batch_ids: Sequence[UUID]) -> dict[UUID,
 
 
 def _cut(entries: list[Entry], most: int) -> list[Entry]:
-    """Return the first entries that are about that many jobs, at least one."""
+    """Return the first entries with about ``most`` jobs, at least one entry."""
     jobs = 0.0
     for at, entry in enumerate(entries):
         if jobs > most:
@@ -431,7 +437,7 @@ def _cut(entries: list[Entry], most: int) -> list[Entry]:
 
 
 def _weigh(word: Word) -> float:
-    """Return how many jobs a word is about; half a job for a transition: jobs mostly begin and end in one go."""
+    """Return the number of jobs in a word; half a job for a single transition: jobs mostly begin and end together."""
     if word.submitted is not None:
         return word.submitted
     return word.count if word.count > 1 else 0.5

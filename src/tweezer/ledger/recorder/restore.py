@@ -1,4 +1,4 @@
-"""Puts back into Redis what it lost and the ledger has (rule 24: the ledger wins)."""
+"""Restores from the ledger what Redis has lost (rule 24: the ledger wins)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ from tweezer.store.streams.feed import NO_BATCH, START, Entry, position_id, posi
 
 log = structlog.get_logger(__name__)
 
-_PAGE = 500  # jobs of one call
+_PAGE = 500  # jobs per call
 
 
 async def restore(store: Store, database: Database, *, after: str, ended_within_ms: int | None = None) -> int:
-    """Put back all batches that the ledger has events of after that entry; return how many. May be repeated.
+    """Restore all batches with recorded events after that entry; return their number. May be repeated.
 
-    ended_within_ms: of those that have ended, only if that was so recently.
+    Jobs that ended in the ledger end in Redis, with their results. Missing batches and jobs are created. What the
+    ledger does not have either is lost: up to two seconds of work, if Redis writes its file each second.
 
-    A job that ended there ends here, with its result; a batch or job that Redis has never heard of is there again;
-    what the ledger does not have either, up to two seconds of work where Redis writes its file each second, is lost.
-    Raises Unavailable.
+    ended_within_ms: restore ended batches only if they ended within this time; None restores all. Raises Unavailable.
     """
     touched = await database.run_read(_read_touched, after, ended_within_ms)
     for batch_id in touched:
@@ -43,16 +42,16 @@ async def restore(store: Store, database: Database, *, after: str, ended_within_
     return len(touched)
 
 
-async def tell_again(store: Store, database: Database, *, namespace: str, after: str, recorded: str) -> int:
-    """Append the events again that Redis lost after one entry, up to the last recorded one, for the couriers.
+async def append_lost_events(store: Store, database: Database, *, namespace: str, after: str, recorded: str) -> int:
+    """Append the recorded events that Redis lost after an entry to the stream again, for the couriers.
 
-    Those that couriers had made deliveries of before the loss are left out. Couriers whose position is behind the last
-    recorded entry may have read on since the loss: then all are appended, since a delivery is made once. Returns the
-    number of entries. May be repeated. Raises Unavailable.
+    Events for which deliveries were already written are omitted. If the couriers' position is after the last recorded
+    entry, they may have continued since the loss; then all events are appended, because each delivery is made only
+    once. Returns the number of entries. May be repeated. Raises Unavailable.
     """
     total = 0
     done = await database.run_read(courier_position, namespace)
-    if not done:  # there is no courier, or it has only just begun
+    if not done:  # there is no courier, or it has just started
         return 0
     position = position_number(after)
     if done <= position_number(recorded) or after == START:
@@ -65,7 +64,7 @@ async def tell_again(store: Store, database: Database, *, namespace: str, after:
 
 
 def _read_lost(connection: Connection, after: int) -> list[Entry]:
-    """Return the next entries that the ledger has."""
+    """Return the next recorded entries after a position."""
     recorded, noticed = (
         connection.execute(select(table).where(table.c.position > after).order_by(table.c.position).limit(_PAGE))
         for table in (transitions, notices)

@@ -1,4 +1,4 @@
-"""Writes rows of the recorder into the ledger, and the position up to which they go, in one transaction."""
+"""Writes the recorder's rows and its new position to the ledger, in one transaction."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tweezer.model.messages import decode_doc, encode_doc
 
 
 class Superseded(TweezerError):
-    """Another recorder has gone on from this position: what was to be written is in the ledger already."""
+    """Another recorder has continued from this position, so these changes are already in the ledger."""
 
     code = "superseded"
 
     def __init__(self) -> None:
-        super().__init__("another recorder is active; this one stands by")
+        super().__init__("another recorder is active; this one is on standby")
 
 
 _LIVE = {"jobs": "'P', 'R'", "batches": "'P', 'R', 'S'"}
@@ -43,7 +43,7 @@ _ONCE_WRITTEN = {
     "jobs": {"id", "project", "device", "user", "priority", "origin", "runs", "created_ms", "spec"},
     "batches": {
         *("id", "project", "device", "user", "priority", "origin", "created_ms", "parent", "about"),
-        "sequence_number",  # goes up even when the batch is over: what is read is ahead of what is recorded
+        "sequence_number",  # increases even after the batch has ended, because rows may be newer than the position
     },
 }
 
@@ -71,7 +71,7 @@ _RAISE_SEQUENCE_NUMBERS = """
 
 
 class Writer:
-    """The recorder's hand in the database. One at a time gets anywhere: each write names the position before it."""
+    """The recorder's access to the database. Writes contain the previous position, so only one recorder succeeds."""
 
     def __init__(self, database: Database, namespace: str, bounds: DeadLetterBounds) -> None:
         self._database = database
@@ -80,7 +80,7 @@ class Writer:
         self._projects: dict[str, int] = {}
 
     def position(self, start: str) -> str:
-        """Id of the last entry that is recorded; ``start`` where none is. Raises Unavailable."""
+        """Return the id of the last recorded entry; ``start`` without one. Raises Unavailable."""
         row = {"namespace": self._namespace, "position": start, "updated_ms": now_ms()}
         with self._database.write() as connection:
             insert_unless_there(connection, recorder, row)
@@ -93,9 +93,9 @@ class Writer:
             self._move(connection, before, after)
 
     def write(self, changes: Changes, before: str, after: str) -> None:
-        """Write the changes of the entries after ``before`` up to ``after``, or nothing.
+        """Write the changes of the entries after ``before`` up to ``after`` atomically.
 
-        Raises Superseded when the ledger's position is not ``before``; Unavailable.
+        Raises Superseded if the ledger's position is not ``before``; Unavailable.
         """
         try:
             with self._database.write() as connection:
@@ -106,14 +106,14 @@ class Writer:
             raise
 
     def _move(self, connection: Connection, before: str, after: str) -> None:
-        stood = (recorder.c.namespace == self._namespace, recorder.c.position == before)
-        moved = connection.execute(update(recorder).where(*stood).values(position=after, updated_ms=now_ms()))
+        expected = (recorder.c.namespace == self._namespace, recorder.c.position == before)
+        moved = connection.execute(update(recorder).where(*expected).values(position=after, updated_ms=now_ms()))
         if moved.rowcount != 1:
             raise Superseded
 
     def _write(self, connection: Connection, changes: Changes) -> None:
         if connection.dialect.name == "postgresql":
-            # Few rows come in beside the millions that are there: each is looked up by its key.
+            # There are few new rows and millions of existing ones, so each is looked up by its key.
             for setting in ("enable_hashjoin", "enable_mergejoin", "enable_seqscan", "jit"):
                 connection.exec_driver_sql(f"SET LOCAL {setting} = off")
         for row in changes.batches:
@@ -154,20 +154,20 @@ class Writer:
     def _upsert(
         self, connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *more: str
     ) -> None:
-        """New rows are inserted, those that are live are changed, those that are over stand: the first end counts."""
+        """Insert new rows and update live ones; rows that have ended are not changed, so that the first end counts."""
         _stage(connection, table, (*columns, *more), rows)
-        _tell_counters(connection, table)
+        _update_counters(connection, table)
         names = ", ".join(f'"{column}"' for column in columns)
         changing = [column for column in columns if column not in _ONCE_WRITTEN[table]]
         sets = ", ".join(f'"{column}" = excluded."{column}"' for column in changing)
         connection.exec_driver_sql(
-            f"INSERT INTO {table} ({names}) SELECT {names} FROM incoming_{table} WHERE true "  # noqa: S608  names of ours
+            f"INSERT INTO {table} ({names}) SELECT {names} FROM incoming_{table} WHERE true "  # noqa: S608  our names
             f"ON CONFLICT (id) DO UPDATE SET {sets} WHERE {table}.status IN ({_LIVE[table]})"
         )
 
 
 def _stage(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Load rows into a table of this connection's own, shaped as the real one."""
+    """Load rows into a temporary table with the columns of the real one."""
     staged = f"incoming_{table}"
     more = ", 0 AS device_ms" if DURATION in columns else ""
     on_commit = " ON COMMIT DELETE ROWS" if connection.dialect.name == "postgresql" else ""
@@ -187,7 +187,7 @@ def _insert(
     rows: Sequence[Sequence[Any]],
     on_conflict: str = "DO NOTHING",
 ) -> None:
-    """Insert the rows that are not there yet."""
+    """Insert the rows that do not exist yet."""
     if not rows:
         return
     _stage(connection, table, columns, rows)
@@ -197,8 +197,8 @@ def _insert(
     )
 
 
-def _tell_counters(connection: Connection, table: str) -> None:
-    """Count what the staged rows change, before they do."""
+def _update_counters(connection: Connection, table: str) -> None:
+    """Update the counters and the sums by hour for the staged rows, before these are applied."""
     changed: dict[tuple[int, str, str, str], int] = {}
     by_hour: dict[tuple[int, str, int], list[int]] = {}
 
@@ -249,7 +249,7 @@ def _add_up(
 
 
 def replace_tags(connection: Connection, batch_id: UUID, replaced: Sequence[str]) -> bool:
-    """Replace the tags of a batch, whatever its status; return whether the ledger has it."""
+    """Replace the tags of a batch in any status; return whether the ledger has the batch."""
     row = connection.execute(select(batches.c.project, batches.c.about).where(batches.c.id == batch_id)).one_or_none()
     if row is None:
         return False

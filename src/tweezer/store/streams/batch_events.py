@@ -97,7 +97,7 @@ class BatchEvents:
             page = await self._stream.read_back(until, after=self._read_to, most=most)
             if until == "+" and page:
                 newest = page[0].id
-            found += [it for it in page if it.batch_id == self._id and it.words and not it.told_before]
+            found += [it for it in page if it.batch_id == self._id and it.words and not it.is_restored]
             if len(page) < most or (found and found[-1].first <= self._expected):
                 return found[::-1], newest
             until, most = f"({page[-1].id}", min(2 * most, _PAGE_MAX)

@@ -172,7 +172,7 @@ class Entry(msgspec.Struct, frozen=True):
     time_us: int
     words: str
     notice: Notice | None = None
-    told_before: bool = False
+    is_restored: bool = False
     """Whether the entry was lost by Redis and restored from the ledger for the couriers; other readers ignore it."""
     problem: str | None = None
     """Why the entry cannot be read; it then has only ``fields``, as they are in Redis."""
@@ -234,7 +234,7 @@ class EventStream:
         await ask(self._redis.xadd(self._name, row))
 
     async def put_back(self, entries: Sequence[Entry]) -> None:
-        """Append entries that Redis has lost, for the couriers; see ``told_before``."""
+        """Append entries that Redis has lost, for the couriers; see ``is_restored``."""
         pipeline = self._redis.pipeline(transaction=False)
         for entry in entries:
             row: dict[Any, Any] = {**_fields(entry), b"r": b"1"}
@@ -428,16 +428,16 @@ def _fields(entry: Entry) -> dict[bytes, bytes]:
 
 def _entry(entry_id: str, fields: dict[bytes, bytes]) -> Entry:
     time_us = _number("t", fields[b"t"], _TIME_MAX)
-    told_before = b"r" in fields
+    is_restored = b"r" in fields
     if b"n" in fields:
         project = fields[b"p"].decode() or None
         notice = Notice(fields[b"i"].decode(), fields[b"n"].decode(), project, time_us, fields[b"d"].decode())
         _check_notice(notice)
-        return Entry(entry_id, NO_BATCH, 0, time_us, "", notice, told_before)
+        return Entry(entry_id, NO_BATCH, 0, time_us, "", notice, is_restored)
     words = fields[b"e"].decode()
     read_words(words)  # raises ValueError for invalid words
     batch_id, first = parse_batch_id(fields[b"b"]), _number("s", fields[b"s"], MAX_INTEGER)
-    return Entry(entry_id, batch_id, first, time_us, words, None, told_before)
+    return Entry(entry_id, batch_id, first, time_us, words, None, is_restored)
 
 
 def _number(name: str, text: bytes, most: int) -> int:

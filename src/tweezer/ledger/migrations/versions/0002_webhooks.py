@@ -1,4 +1,4 @@
-"""Webhooks: endpoints, their secrets and deliveries; and the notices, events that are of no batch."""
+"""Webhooks: endpoints, their secrets and deliveries; and notices, which are events that do not belong to a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dead letters: what a shared consumer cannot use."""
+"""Dead letters: items that a shared consumer cannot process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quotas: the limits that operators set for single projects, and how many bytes the results of each batch take."""
+"""Quotas: the limits that operators set for projects, and the size of each batch's results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Roles of keys: there is no ``worker`` any more; its keys, which Prometheus was given, only read metrics."""
+"""Roles of keys: ``worker`` is replaced by ``metrics``; such keys were used by Prometheus to read metrics."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The steps. Each is frozen once it was released: it spells out what it does and imports nothing of the ledger."""
+"""The migration steps. A released step never changes, so it is self-contained and imports nothing from the ledger."""
