@@ -100,7 +100,7 @@ async def test_a_right_that_a_script_lacks_is_reported_as_such(own_server: Redis
     with redis.Redis.from_url(own_server.url) as plain:
         plain.execute_command("ACL", "SETUSER", "tweezer-worker", "-hset")
     async with Store.open(Connect(as_user(own_server.url, RedisUser.WORKER))) as store:
-        with pytest.raises(TweezerError, match=r"lacks a right in Redis .* `tweezer redis-users`") as refusal:
+        with pytest.raises(TweezerError, match=r"lacks a permission in Redis .* `tweezer redis-users`") as refusal:
             await store.tickets.publish_settings(StoreConfig())
     assert refusal.value.code == "redis_auth"
     assert not refusal.value.retryable

@@ -101,7 +101,7 @@ def test_check_finds_missing_parts_of_the_tables(database: Database, ledger_url:
         connection.execute(text("DROP TABLE secrets"))
     result = db("check", url=ledger_url)
     assert result.exit_code == 1
-    assert "table secrets is missing: somebody changed the tables by hand" in " ".join(result.stdout.split())
+    assert "table secrets is missing: the tables were changed manually" in " ".join(result.stdout.split())
 
 
 def test_check_reports_why_writes_fail(database: Database, ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,5 +284,5 @@ def test_a_postgres_backup_is_not_restored_over_tables_that_it_lacks(database: D
     backup(database, tmp_path / "copy")
     with database.write() as connection:
         connection.execute(text("CREATE TABLE secrets (name VARCHAR(40), value BYTEA)"))
-    with pytest.raises(BackupFailed, match=r"does not have \(secrets\): restore into an empty database"):
+    with pytest.raises(BackupFailed, match=r"does not have \(secrets\); restore it into an empty database"):
         restore(database, tmp_path / "copy", force=True)

@@ -232,7 +232,7 @@ async def test_now_is_after_every_event(bench: LedgerRig, feed: Feed, course: Co
     ["", "x", "-1-0", "99999999999999-0", "1-9999999", f"{1 << 43}-0", "1-1.x", f"{UUID(int=1)}:1:{1 << 60}", "a:b"],
 )
 async def test_an_invalid_position_is_refused_by_name(feed: Feed, after: str) -> None:
-    with pytest.raises(InvalidInput, match="after: is neither the id of an event, nor the `next` of an answer"):
+    with pytest.raises(InvalidInput, match="after: must be the id of an event, the `next` of a previous response"):
         await feed.cursor(after, ALL)
 
 

@@ -217,7 +217,7 @@ def _authority(field: str, authority: str) -> tuple[str, Address | None, int | N
         except ValueError:
             raise InvalidInput(field, "does not have a valid IPv6 address between its brackets") from None
         if not bracket or (rest and not rest.startswith(":")):
-            raise InvalidInput(field, "has an IPv6 address without a closing bracket, or text after the bracket")
+            raise InvalidInput(field, "has an IPv6 address whose brackets are not closed, or text after the brackets")
         colon, port = rest[:1], rest[1:]
     else:
         host, colon, port = authority.lower().partition(":")

@@ -72,12 +72,12 @@ REFUSED_ADDRESSES = [
     ("2606:4700::1%1", "scope"),
     ("fec0::1", "site-local"),
     ("ff02::1", "multicast"),
-    ("2130706433", "notation"),
-    ("0x7f000001", "notation"),
-    ("0177.0.0.1", "notation"),
-    ("127.1", "notation"),
-    ("", "notation"),
-    ("1.2.3.4 ", "notation"),
+    ("2130706433", "not a valid IP address"),
+    ("0x7f000001", "not a valid IP address"),
+    ("0177.0.0.1", "not a valid IP address"),
+    ("127.1", "not a valid IP address"),
+    ("", "not a valid IP address"),
+    ("1.2.3.4 ", "not a valid IP address"),
 ]
 
 FINE_ADDRESSES = [

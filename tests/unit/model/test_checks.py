@@ -159,7 +159,9 @@ def test_a_missing_variable_is_named() -> None:
 def test_an_unknown_variable_is_named_with_the_known_ones_and_the_nearest() -> None:
     field, problem = fault_of(JobSpec(runs=5, variables=GOOD | {"omgea": 1.0}))
     assert field == "jobs[0].variables.omgea"
-    assert problem == "is not known (did you mean omega?); the sequence declares atoms, detunings, omega, steps"
+    assert (
+        problem == "is not a variable of the sequence (did you mean omega?); it declares atoms, detunings, omega, steps"
+    )
     assert "did you mean" not in fault_of(JobSpec(runs=5, variables=GOOD | {"zzz": 1.0}))[1]
     assert "declares none" in fault_of(JobSpec(runs=5, variables={"omega": 1.0}), header=BUILT_HEADER)[1]
 
@@ -248,9 +250,9 @@ def test_a_sequence_in_a_job_is_built() -> None:
         ({}, "", "expected a dictionary from qubit ids to trap ids, got an empty dict"),
         (None, "", "got None"),
         ([0, 1], "", "got a list"),
-        ({"q0": 0, "a1": 1}, ".a1", "it has q0, q1, q2"),
+        ({"q0": 0, "a1": 1}, ".a1", "its qubits are q0, q1, q2"),
         ({0: 0}, ".0", "is not a qubit of the register"),
-        ({"q0": 0, "q1": 1, "q2": 2, "q3": 3}, ".q3", "it has q0, q1, q2"),
+        ({"q0": 0, "q1": 1, "q2": 2, "q3": 3}, ".q3", "its qubits are q0, q1, q2"),
         ({"q1": 0}, "", "must place the first 1 qubits of the register, in any order: q0"),
         ({"q0": 0, "q2": 1}, "", "q0, q1"),
         ({"q0": 9}, ".q0", "expected the id of a trap, 0 to 8, got 9"),
@@ -358,7 +360,7 @@ def test_an_unknown_key_of_a_job_is_refused_by_name() -> None:
     with pytest.raises(InvalidInput) as caught:
         as_job_spec({"run": 5}, 4)
     assert caught.value.field == "jobs[4].run"
-    assert caught.value.problem.startswith("is not known (did you mean runs?)")
+    assert caught.value.problem.startswith("is not a field of a job (did you mean runs?)")
 
 
 class _Unreadable:

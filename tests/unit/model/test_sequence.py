@@ -161,7 +161,7 @@ def test_infinity_and_nan_are_numbers_and_unchanged_within_strings() -> None:
         ("a Pulser sequence", "it is not JSON"),
         (PARAMETRISED[:2000], "it is not JSON"),
         (PARAMETRISED + "}", "it is not JSON"),
-        ('"\ud800"', "not Unicode"),
+        ('"\ud800"', "not valid Unicode"),
         ("null", "Expected `object`, got `null`"),
         ("[]", "Expected `object`, got `array`"),
         ("{}", "missing required field"),
@@ -190,7 +190,10 @@ def test_infinity_and_nan_are_numbers_and_unchanged_within_strings() -> None:
             changed(PARAMETRISED, variables={"omega": {"type": "int", "value": []}}),
             "its variable 'omega' has no values",
         ),
-        (changed(PARAMETRISED, variables={"qubits": {"type": "int", "value": [1]}}), "qubits cannot be the name"),
+        (
+            changed(PARAMETRISED, variables={"qubits": {"type": "int", "value": [1]}}),
+            "qubits is reserved and cannot be the name",
+        ),
     ],
 )
 def test_a_text_that_is_not_a_sequence_is_refused_with_advice(text: Any, expected: str) -> None:

@@ -208,7 +208,7 @@ async def test_a_full_disk_is_reported_and_leaves_no_file(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(f"os.{fails_at}", full)
-    with pytest.raises(ResultUnavailable, match=f"{batch_id}.*No space left on device; make room"):
+    with pytest.raises(ResultUnavailable, match=f"{batch_id}.*No space left on device; free some space"):
         await packing.pack(batch_id, 0, LARGE)
     assert len(files(root)) == 1
     monkeypatch.undo()
