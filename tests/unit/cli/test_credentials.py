@@ -245,7 +245,7 @@ def test_a_generated_password_is_shown_once(line: Line) -> None:
 
 
 def test_a_password_that_is_too_short_is_refused(line: Line) -> None:
-    assert "password: has 12 to" in line.refused("users", "create", "ada", "--stdin", input="short\n")
+    assert "password: must be 12 to" in line.refused("users", "create", "ada", "--stdin", input="short\n")
     assert "cannot be combined" in line.refused("users", "create", "ada", "--stdin", "--generate", code=2)
     assert line.json("users", "list") == []
 
