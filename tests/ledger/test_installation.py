@@ -50,7 +50,7 @@ async def test_a_recorder_refuses_the_redis_of_another_installation(bench: Ledge
     with pytest.raises(TweezerError, match="belongs to the installation") as raised:
         await intruder.resume()
     assert raised.value.code == "installation"
-    with pytest.raises(TweezerError, match="`tweezer db join` joins them on purpose"):
+    with pytest.raises(TweezerError, match="join them deliberately with `tweezer db join`"):
         await require_same(bench.rig.store, stranger)
     with structlog.testing.capture_logs() as lines:
         running = asyncio.create_task(intruder.run())

@@ -230,5 +230,5 @@ def test_a_changed_row_is_noticed(database: Database, vault: Vault) -> None:
     changed = kept(database)[:-1] + b"\0"
     with database.write() as connection:
         connection.execute(update(secrets).where(secrets.c.name == NAME).values(value=changed))
-        with pytest.raises(TweezerError, match="was changed"):
+        with pytest.raises(TweezerError, match="was modified"):
             read_link_keys(connection, vault)

@@ -104,7 +104,7 @@ def test_an_upgrade_keeps_what_the_tables_hold(database: Database, next_step: Ca
     with database.write() as connection:
         connection.execute(insert(secrets).values(name="kept", value=b"1"))
     next_step("op.execute('ALTER TABLE secrets ADD COLUMN more INTEGER')")
-    with pytest.raises(TweezerError, match="9999 is needed"):
+    with pytest.raises(TweezerError, match="9999 is required"):
         require_schema(database)
     assert upgrade(database) == HEAD
     require_schema(database)
@@ -175,9 +175,9 @@ def test_tables_of_an_older_step_are_refused_with_advice(database: Database) -> 
 
 def test_tables_of_a_newer_step_are_refused_and_left_alone(database: Database) -> None:
     set_step(database, "9999")
-    with pytest.raises(TweezerError, match=r"at step 9999, which is newer.*: upgrade Tweezer"):
+    with pytest.raises(TweezerError, match=r"at step 9999, which is newer.*; upgrade Tweezer"):
         require_schema(database)
-    with pytest.raises(TweezerError, match=r"at step 9999, which is newer.*: upgrade Tweezer"):
+    with pytest.raises(TweezerError, match=r"at step 9999, which is newer.*; upgrade Tweezer"):
         upgrade(database)
     assert schema_version(database) == "9999"
 

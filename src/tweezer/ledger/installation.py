@@ -75,8 +75,8 @@ async def wait_for_ledger(ledger: OpenDatabase, redis: Connect) -> None:
 
 def _do_not_belong_together(ours: str, other: str) -> TweezerError:
     return TweezerError(
-        f"Redis belongs to installation {other}, but the ledger to {ours}, so the batches of one would be mixed into "
-        "the other; correct TWEEZER_REDIS_URL, TWEEZER_NAMESPACE or TWEEZER_DATABASE_URL, or join them deliberately "
-        "with `tweezer db join`",
+        f"Redis belongs to the installation {other}, but the ledger to {ours}, so the batches of one would be mixed "
+        "into the other; correct TWEEZER_REDIS_URL, TWEEZER_NAMESPACE or TWEEZER_DATABASE_URL, or join them "
+        "deliberately with `tweezer db join`",
         code="installation",
     )
