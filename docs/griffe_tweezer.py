@@ -2,7 +2,7 @@
 """Prepare the package for the reference of its Python API.
 
 The methods of `Queue` and `Batch` are made from those of `AsyncQueue` and `AsyncBatch`, which griffe does not see: they
-become functions. Sphinx roles in docstrings become code.
+become functions. Classes whose fields have no docstrings get a table of them. Sphinx roles in docstrings become code.
 """
 
 from __future__ import annotations
@@ -25,6 +25,19 @@ class TweezerExtension(griffe.Extension):
         """Replace roles such as :class:`Queue` in a docstring."""
         if obj.docstring is not None:
             obj.docstring.value = _ROLE.sub(r"`\1`", obj.docstring.value)
+
+    def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
+        """Add a table of fields to a class that does not describe them."""
+        if cls.docstring is None or "Attributes:" in cls.docstring.value:
+            return
+        rows = [
+            f"    {name}: {'Required.' if field.value is None else f'Default: `{field.value}`.'}"
+            for name, field in cls.members.items()
+            if field.is_attribute and field.annotation and not field.docstring and not name.startswith("_")
+            if "property" not in field.labels
+        ]
+        if rows:
+            cls.docstring.value += "\n\nAttributes:\n" + "\n".join(rows)
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Replace attributes such as `record = _blocking(AsyncBatch.record)` by the function, without `async`."""
