@@ -189,8 +189,8 @@ class QuotaSettings(_Group):
     queued_jobs: int = _setting(_STORE.queued_jobs, "worker, scheduler", ge=0)
     """Maximum number of pending jobs of a [project][quotas]; 0: no limit."""
     queued_mb: int = _setting(_STORE.queued_bytes >> 20, "worker, scheduler", ge=0)
-    """Maximum memory in Redis for the sequences and jobs of a project's batches that have not ended; 0: no limit. In
-    any case a project may use at most a quarter of the memory that Redis may fill with work (80 % of ``maxmemory``)."""
+    """Maximum memory in Redis for the sequences and jobs of a project's batches that have not ended; 0: no limit. Any
+    other limit is capped at a quarter of the memory that Redis may fill with work (80 % of ``maxmemory``)."""
     results_mb: int = _setting(_STORE.result_bytes >> 20, "worker, scheduler", ge=0)
     """Maximum size of all stored results of a project, including those in the results folder; 0: no limit."""
 
