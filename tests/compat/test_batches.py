@@ -317,5 +317,5 @@ def test_batches_of_other_projects_are_not_found(client: Client, cloud: Cloud) -
             client.call(f"batches.{function}", through=stranger, batch_id=batch["id"])
         assert f"404: there is no batch {batch['id']}" in caught.value.sentence
     assert client.call("batches.find_batches", through=stranger, id=batch["id"])["total"] == 0
-    with pytest.raises(ClientError, match="403: project_id: is not a project of these credentials"):
+    with pytest.raises(ClientError, match="403: project_id: is not a project of this key"):
         client.call("batches.create_null", through={"key": cloud.foreign_key}, jobs=[{"runs": 1}])

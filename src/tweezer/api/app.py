@@ -51,9 +51,12 @@ Requests need an API key or an access token: send `Authorization: Bearer twz_…
 `/openapi.json`, `/oauth/token`, `/api/v1/devices/public-specs` and signed links to results. A key gives access to its
 own projects; anything in another project is reported as not found (404).
 
-Responses are JSON in a JSend envelope (`status`, `message`, `code`, `data`), errors included; only results, metrics,
-streams of events and access tokens are sent without it. The status and event routes hold a request until there is
-something new to return, for `wait_s` seconds at most. Times are ISO 8601 in UTC.
+Responses are JSON in a JSend envelope (`status`, `message`, `code`, `data`), errors included. Only results, metrics,
+streams of events and responses with access tokens are sent without it. In an error, `data.reason` is a code for
+programs, and `data.description` explains the error to people.
+
+The status routes hold a request until the batch or job has ended, and the event routes until there are events, in both
+cases for `wait_s` seconds at most. Times are ISO 8601 in UTC.
 """
 
 BURST_S = 2.0

@@ -29,7 +29,8 @@ router = APIRouter()
     **describe_route(OlderBatchResponse, 404, 422),
 )
 async def get_batch_v1(batch_id: BatchId, caller: Caller, live: LiveStore) -> Response:
-    """Return the same as version 2. Use `GET /api/v1/jobs/{job_id}/results_link` for the results of its jobs."""
+    """Return the same as `GET /api/v2/batches/{batch_id}`. For the results of its jobs, use
+    `GET /api/v1/jobs/{job_id}/results_link`."""
     record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
     return success(OlderBatchResponse.from_records(record, jobs))
 
@@ -41,8 +42,8 @@ async def get_batch_v1(batch_id: BatchId, caller: Caller, live: LiveStore) -> Re
     **describe_route(OlderJobResponse, 404, 422),
 )
 async def get_job_v1(job_id: JobId, caller: Caller, live: LiveStore, queue: Queue) -> Response:
-    """Return the same as version 2, with the result. A result that is so large that it is stored in a file is left out:
-    use `GET /api/v1/jobs/{job_id}/results_link`."""
+    """Return the same as `GET /api/v2/jobs/{job_id}`, with the result. A large result, which is stored in a file, is
+    left out: get it with `GET /api/v1/jobs/{job_id}/results_link`."""
     job = await live.job(caller, job_id)
     packed = await live.packed_result(job)
     result: Result | None = None

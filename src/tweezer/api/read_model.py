@@ -172,7 +172,7 @@ class ReadModel(BatchReader):
             async with asyncio.timeout(self._patience_s):
                 await self._turns.acquire()
         except TimeoutError as error:
-            raise Unavailable(f"Redis is slow: {READS_MAX} reads are waiting for it") from error
+            raise Unavailable(f"too many reads are waiting for Redis; try again: {READS_MAX} are running") from error
         try:
             yield
         finally:

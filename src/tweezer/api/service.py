@@ -28,11 +28,11 @@ async def get_health() -> Response:
 
 
 @router.get(
-    "/ready", summary="Check that Redis and the ledger answer", **describe_route(HealthResponse, 503, keyless=True)
+    "/ready", summary="Check that Redis and the ledger respond", **describe_route(HealthResponse, 503, keyless=True)
 )
 async def get_ready(live: LiveStore) -> Response:
-    """Return 503 while Redis or the ledger's database does not answer within two seconds. Route no traffic to
-    the process until it returns 200."""
+    """Return 503 while Redis or the ledger's database does not respond within two seconds. Send no requests to this
+    process until the route returns 200."""
     await live.check()
     return success(HealthResponse(health="ok"))
 
@@ -47,6 +47,6 @@ async def get_ready(live: LiveStore) -> Response:
     },
 )
 async def get_metrics(caller: Scraper, metrics: Annotated[Metrics, part("metrics")]) -> Response:
-    """Return metrics in Prometheus' text format, for keys with the role `metrics` or `operator`. Metrics that cannot be
-    read at the moment are left out: see `tweezer_redis_up` and `tweezer_ledger_up`."""
+    """Return metrics in Prometheus' text format, for keys with the role `metrics` or `operator`. While Redis or the
+    ledger does not respond, its metrics are left out, and `tweezer_redis_up` or `tweezer_ledger_up` is 0."""
     return Response(await metrics.text(), media_type=CONTENT_TYPE)

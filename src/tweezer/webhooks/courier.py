@@ -385,7 +385,7 @@ class Courier:
         await self._group.leave()
 
     async def _wait_for_turn(self, entries: Sequence[Entry]) -> None:
-        """Wait until all earlier entries are processed. Process those of a courier that is gone here."""
+        """Wait until all earlier entries are processed. Take over those of a courier that has disappeared."""
         first = position_number(entries[0].id)
         loop = asyncio.get_running_loop()
         looked = loop.time()

@@ -27,8 +27,8 @@ _COLUMNS = [column for column in deliveries.c if column.name != "body"]
 class DeliveryStatus(Lettered):
     """The status of a delivery.
 
-    Pending: more attempts will follow. Delivered: the receiver has it. Exhausted: all attempts failed. Held: not sent,
-    because the endpoint is disabled.
+    Pending: more attempts will follow. Delivered: the receiver responded with 2xx. Exhausted: all attempts failed.
+    Held: not sent, because the endpoint is disabled.
     """
 
     PENDING = "pending"

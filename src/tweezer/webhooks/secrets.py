@@ -124,7 +124,9 @@ def rotate_secret(
     Raises InvalidInput("overlap_s", …), and as :func:`ensure_secrets`.
     """
     if not 0 <= overlap_s <= OVERLAP_MAX_S:
-        raise InvalidInput("overlap_s", f"must be 0 to {OVERLAP_MAX_S:.0f} seconds (30 days), got {overlap_s:g}")
+        raise InvalidInput(
+            "overlap_s", f"must be 0 to {OVERLAP_MAX_S:.0f} seconds, which is 30 days (got {overlap_s:g})"
+        )
     algorithm = Algorithm.ED25519 if ed25519 else Algorithm.HMAC_SHA256
     _lock(connection, owner.project_no)
     until = now_ms() + round(overlap_s * 1000)

@@ -293,7 +293,10 @@ def _check(address: str, policy: WebhookPolicy) -> None:
     reason = why_refused(address, policy)
     if reason is not None:  # only the log has the address: the owner of the URL must not learn about this network
         log.warning("webhook.address_refused", address=address, reason=reason)
-        raise _Refused("the receiver's name resolves to an address that is not public; the operator may allow it")
+        raise _Refused(
+            "the receiver's name resolves to an address that is not public; the operator may allow it with "
+            "TWEEZER_WEBHOOK_ALLOW"
+        )
 
 
 def _text(place: tuple[object, ...]) -> str:

@@ -470,7 +470,7 @@ async def test_a_foreign_project_is_refused_like_one_that_does_not_exist(rig: Do
     answer = await rig.ask("POST", "/api/v1/batches", body(project_id=project))
     assert (answer.status_code, answer.json()["data"]["reason"]) == (403, "foreign_project")
     assert answer.json()["data"]["field"] == "project_id"
-    assert answer.json()["data"]["description"] == "project_id: is not a project of these credentials"
+    assert answer.json()["data"]["description"] == "project_id: is not a project of this key; use a key of the project"
     assert await rig.everything() == before
 
 

@@ -34,8 +34,8 @@ class _NeedsKey(SecurityBase):
     """The note in the OpenAPI document that a key is needed."""
 
     model = HTTPBearer(
-        description="An API key (`twz_…`) that an operator created, or an access token of `/oauth/token`. The role of "
-        "a key decides what it may do: `user` submits and reads, `read` only reads, `metrics` only reads `/metrics`, "
+        description="An API key (`twz_…`) from an operator, or an access token from `/oauth/token`. The role of a key "
+        "decides what it may do: `user` submits and reads, `read` only reads, `metrics` only reads `/metrics`, "
         "and `operator` may do everything."
     )
     scheme_name = "key"
@@ -78,8 +78,8 @@ async def _wait_s(
     wait_s: Annotated[
         Annotated[float, Field(ge=0, le=WAIT_MAX_S, allow_inf_nan=False)] | None,
         Query(
-            description="For how many seconds the server may hold the request while there is nothing new to return: "
-            f"0 to {WAIT_MAX_S:g}, where 0 responds at once. Default: the server's setting."
+            description="The longest time for which the server holds the request (long polling), in seconds: "
+            f"0 to {WAIT_MAX_S:g}; 0 means that it responds at once. Default: `TWEEZER_API_LONGPOLL_S` of the server."
         ),
     ] = None,
 ) -> float:

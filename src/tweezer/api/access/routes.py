@@ -107,7 +107,7 @@ class AccountSessionResponse(RecordResponse, frozen=True):
 
     id: Annotated[str, doc("Id of the session: the middle part of its token.", "abcdefgh2345")]
     created_at: Annotated[Moment, Source("created"), doc("When the user logged in.")]
-    expires_at: Annotated[Moment, Source("expires"), doc("When the session ends by itself.")]
+    expires_at: Annotated[Moment, Source("expires"), doc("When the session expires.")]
     last_used_at: Annotated[
         Moment | None, Source("used"), doc("When the session was last used, to within two minutes; null if never.")
     ]
@@ -128,21 +128,24 @@ _REFUSALS: Responses = {
     status: describe_response(OAuthErrorResponse, description, status=status)[status]
     for status, description in (
         (400, "The name or the password is wrong, or the form is not valid."),
-        (429, "Too many failed log-ins; wait for the seconds in `Retry-After`."),
-        (503, "Redis or the database does not answer; try again later."),
+        (429, "Too many failed log-ins. Try again after the time in `Retry-After`."),
+        (
+            503,
+            "Redis or the database does not respond, or the service is overloaded. Wait for the time in `Retry-After`.",
+        ),
     )
 }
 
 
 @router.post(
     "/oauth/token",
-    summary="Log in with name and password",
+    summary="Log in with user name and password",
     responses=describe_response(TokenResponse) | _REFUSALS,
     openapi_extra=_FORM,
 )
 async def open_session(request: Request) -> Response:
-    """Return an access token for all projects of a user, by OAuth 2's password grant (RFC 6749, section 4.3). Send it
-    like an API key.
+    """Open a session with OAuth 2's password grant (RFC 6749, section 4.3), and return its access token. Send the token
+    like an API key; it gives access to all projects of the user.
 
     Errors have OAuth's format, without the envelope.
     """
@@ -219,7 +222,7 @@ async def end_session(
         ),
     ],
 ) -> Response:
-    """End a session. Within a second every process rejects its token. The request must use a session, not a key; a
+    """End a session. Within a second, every process rejects its token. The request must use a session, not a key. A
     read-only session can only end itself."""
     identity = caller.key if session_id == CURRENT else session_id
     if caller.role is Role.READ and identity != caller.key:

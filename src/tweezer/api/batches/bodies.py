@@ -86,7 +86,8 @@ class BatchBody(msgspec.Struct, frozen=True):
     ] = None
     open: Annotated[bool | None, doc("Whether more jobs may be added later; null means false.")] = None
     complete: Annotated[
-        bool | None, Meta(description="Older name of the opposite of `open`.", extra_json_schema={"deprecated": True})
+        bool | None,
+        Meta(description="The opposite of `open`, for older clients.", extra_json_schema={"deprecated": True}),
     ] = None
     tags: Annotated[list[str] | None, doc("Up to 50 distinct tags.", ["sweep"])] = None
     webhook: Annotated[
@@ -108,7 +109,7 @@ class BatchBody(msgspec.Struct, frozen=True):
         doc("Older options of the emulator: `dt`, `precision` and `max_bond_dim` of EMU_MPS."),
     ] = None
     queue_priority: Annotated[str | None, doc("`HIGH`, `MEDIUM` or `LOW`; null means `MEDIUM`.", "MEDIUM")] = None
-    name: Annotated[str | None, doc("A name for people.", "antiferromagnet")] = None
+    name: Annotated[str | None, doc("Name of the batch, for people.", "antiferromagnet")] = None
 
 
 def choose_project(caller: Principal, given: str | None) -> str:
@@ -116,12 +117,12 @@ def choose_project(caller: Principal, given: str | None) -> str:
     if not given:  # some third-party clients send an empty one
         if len(caller.projects) == 1:
             return next(iter(caller.projects))
-        allowed = ", ".join(sorted(caller.projects)) or "an existing project"
-        raise InvalidInput(
-            "project_id", f"is missing, and these credentials are not for a single project; use {allowed}"
-        )
+        allowed = " or ".join(sorted(caller.projects)) or "an existing project"
+        raise InvalidInput("project_id", f"is required, because this key is not limited to one project; use {allowed}")
     if not caller.sees(given):
-        raise RequestRejected(403, "foreign_project", "is not a project of these credentials", field="project_id")
+        raise RequestRejected(
+            403, "foreign_project", "is not a project of this key; use a key of the project", field="project_id"
+        )
     if not is_project_id(given):
         raise InvalidInput(
             "project_id", "is not a valid project id; expected 1 to 64 letters, digits, dots, dashes and underscores"
@@ -207,7 +208,7 @@ def rename_field(error: InvalidInput) -> InvalidInput:
 
 def _check_length(field: str, sequence: str | None) -> None:
     if sequence is not None and len(sequence) > MAX_SEQUENCE_BYTES:
-        problem = f"is longer than {MAX_SEQUENCE_BYTES >> 20} MiB, the largest sequence that is accepted"
+        problem = f"must be at most {MAX_SEQUENCE_BYTES >> 20} MiB; shorten the sequence"
         raise RequestRejected(413, "sequence_too_long", problem, field=field)
 
 

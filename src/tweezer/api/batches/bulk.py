@@ -15,7 +15,7 @@ from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, Queue, R
 from tweezer.api.access.replay_guard import get_call_key
 from tweezer.api.batches.bodies import build_repetition, rename_field
 from tweezer.api.batches.commands import IdempotencyKey, describe_caller, expect_live, terminal_error
-from tweezer.api.batches.filters import VALUES_MAX, JobParams, Time
+from tweezer.api.batches.filters import TIME_FORMAT, VALUES_MAX, JobParams, Time
 from tweezer.api.batches.reads import get_batch
 from tweezer.api.batches.schemas import (
     BatchResponse,
@@ -65,7 +65,7 @@ class BatchesBody(msgspec.Struct, frozen=True):
 async def cancel_batches(
     request: Request, caller: Submitter, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
-    """Cancel each batch independently. Those that cannot be cancelled are listed in `errors`."""
+    """Cancel each batch independently. Batches that cannot be cancelled are listed in `errors`, with the reason."""
     body = await bodies.read(request, BatchesBody, account=caller.account)
     canceled: list[BatchRecord] = []
     errors: dict[UUID, str] = {}
@@ -87,7 +87,7 @@ async def cancel_jobs(
 ) -> Response:
     """Cancel the jobs that match the parameters, or all jobs without parameters. Pending jobs are cancelled at once;
     running jobs are asked to stop, and their status changes when they have stopped. Jobs that have already ended are
-    listed in `errors`."""
+    listed in `errors`, with the reason."""
     batch = await live.batch(caller, batch_id)
     jobs = await select_jobs(live, caller, batch, query.filter)
     errors = _find_foreign_ids(batch, query.filter)
@@ -124,15 +124,17 @@ async def rebatch(
     """Submit the jobs that match the parameters, or all jobs without parameters, in a new batch for the same device
     and project.
 
-    The batch must be closed. It becomes the `parent_id` of the new batch, and each repeated job the `parent_id` of its
-    repetition.
+    The batch must be closed. The new batch has its id as `parent_id`, and each new job the id of the job that it
+    repeats.
     """
     batch = await live.batch(caller, batch_id)
     if batch.open:
         raise Conflict(f"batch {batch_id} is open; add the jobs to it, or close it first", code="open")
     jobs = await select_jobs(live, caller, batch, query.filter)
     if not jobs:
-        raise InvalidInput("jobs", f"no job of batch {batch_id} matches the parameters")
+        raise InvalidInput(
+            "jobs", f"no job of batch {batch_id} matches the parameters; change them, or omit them to repeat all jobs"
+        )
     idempotency_key = idempotency_key or await get_call_key(request, caller, batch.project)
     try:
         submission = build_repetition(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
@@ -158,14 +160,14 @@ async def get_batch_results_links(
         tuple[UUID, ...], Query(max_length=VALUES_MAX, description="Ids of jobs; all jobs by default. May be repeated.")
     ] = (),
     start_date: Annotated[
-        Time | None, Query(description="Only jobs that started at this time or later (ISO 8601).")
+        Time | None, Query(description=f"Only jobs that started at this time or later ({TIME_FORMAT}).")
     ] = None,
     end_date: Annotated[
-        Time | None, Query(description="Only jobs that ended at this time or earlier (ISO 8601).")
+        Time | None, Query(description=f"Only jobs that ended at this time or earlier ({TIME_FORMAT}).")
     ] = None,
 ) -> Response:
-    """Return a link for each job that has a result, the same as `GET /api/v1/jobs/{job_id}/results_link`, and in
-    `errors` the reason for each other job."""
+    """Return a link for each job that has a result, as `GET /api/v1/jobs/{job_id}/results_link` does. The other jobs
+    are listed in `errors`, with the reason."""
     batch = await live.batch(caller, batch_id)
     wanted = JobFilter(ids=id, started_from=start_date, ended_to=end_date)
     jobs = await select_jobs(live, caller, batch, wanted)

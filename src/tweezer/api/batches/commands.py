@@ -41,8 +41,8 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         max_length=MAX_KEY_LENGTH,
         pattern=NO_CONTROLS,
-        description="Makes the request safe to repeat: within a day, requests of a project with the same key and "
-        "content take effect only once. The same key with other content is rejected (409).",
+        description="Makes the request safe to repeat: within a day, requests of a project with the same value here "
+        "and the same content take effect only once. The same value with other content is rejected (409).",
     ),
 ]
 
@@ -94,7 +94,8 @@ async def create_batch(
 ) -> Response:
     """Submit a batch of jobs; the batch is written completely or not at all.
 
-    Everything that does not need Pulser is checked first. Unknown fields of the body are ignored.
+    The batch is checked before it is written. Only what needs Pulser, such as whether the device can play a pulse, is
+    checked later by a worker: the batch then ends with the status `ERROR`. Unknown fields of the body are ignored.
     """
     body = await bodies.read(request, BatchBody, account=caller.account)
     project = choose_project(caller, body.project_id)
@@ -123,7 +124,8 @@ async def add_jobs(
     live: LiveStore,
     idempotency_key: IdempotencyKey = "",
 ) -> Response:
-    """Append all jobs or none. The body is the bare list of jobs; errors name its entries `jobs[0]`, `jobs[1]`, …"""
+    """Add all of the jobs, or none if one of them is not valid. The body is a JSON array of jobs; errors refer to its
+    entries as `jobs[0]`, `jobs[1]`, …"""
     batch = await live.batch(caller, batch_id)
     jobs = await bodies.read(request, Jobs, account=caller.account, root="jobs")
     check_jobs_sent(jobs)
@@ -137,7 +139,7 @@ async def add_jobs(
 
 @router.patch("/api/v2/batches/{batch_id}/complete", summary="Close a batch", **describe_route(BatchResponse, 404))
 async def close_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
-    """Close an open batch: no more jobs can be added, and the batch ends with the last job that it has. Closing a
+    """Close an open batch: no more jobs can be added, and the batch ends when all of its jobs have ended. Closing a
     closed batch changes nothing."""
     batch = await live.batch(caller, batch_id)
     if not batch.status.terminal:
@@ -170,9 +172,9 @@ async def set_tags(
     live: LiveStore,
     ledger: Ledger,
 ) -> Response:
-    """Replace the tags of a batch, which may have ended. The body is the complete new list of tags.
+    """Replace the tags of a batch, even if it has ended. The body is a JSON array of all its new tags.
 
-    Lists find the batch by its new tags once these are recorded in the ledger, usually within a fraction of a second.
+    Lists find the batch by its new tags once they are recorded in the ledger, usually within a fraction of a second.
     """
     batch = await live.batch(caller, batch_id)
     tags = await bodies.read(request, list[str], account=caller.account, root="tags")

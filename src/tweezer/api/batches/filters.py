@@ -28,7 +28,7 @@ VALUES_MAX = 300
 _NUMBER_MAX = 10**12
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _YEARS = range(1970, 3000)
-_TIME_FORMAT = "ISO 8601; UTC without an offset"
+TIME_FORMAT = "ISO 8601; without an offset, the time is in UTC"
 
 
 def _check_iso(text: object) -> object:
@@ -63,7 +63,7 @@ def _values(description: str) -> Any:
 
 
 class Direction(StrEnum):
-    """The direction of an order."""
+    """The sort direction."""
 
     ASCENDING = "ASC"
     DESCENDING = "DESC"
@@ -74,9 +74,13 @@ class _PageQuery(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    order_by_direction: Direction = Field(Direction.DESCENDING, description="`ASC` for ascending order, or `DESC`.")
-    limit: int = Field(LIMIT_MAX, ge=1, le=LIMIT_MAX, description="The number of rows of a page.")
-    offset: Number = Field(0, description="The number of rows to skip; `pagination.end` of the previous page.")
+    order_by_direction: Direction = Field(
+        Direction.DESCENDING, description="`ASC` for ascending or `DESC` for descending order."
+    )
+    limit: int = Field(LIMIT_MAX, ge=1, le=LIMIT_MAX, description="The largest number of rows to return.")
+    offset: Number = Field(
+        0, description="The number of rows to skip. For the next page, send `pagination.end` of this one."
+    )
 
     @property
     def paging(self) -> PageRequest:
@@ -87,19 +91,27 @@ class _PageQuery(BaseModel):
 class _WorkQuery(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    id: tuple[UUID, ...] = _values("Id.")
+    id: tuple[UUID, ...] = _values("Id of the batch or job.")
     id__starts_with: Prefix = Field("", description="First hexadecimal digits of the id, with or without dashes.")
-    project_id: tuple[Text, ...] = _values("Id of a project. Projects without access yield nothing.")
-    user_id: tuple[Text, ...] = _values("Name of the user that submitted it.")
+    project_id: tuple[Text, ...] = _values(
+        "Id of a project. A project to which the key gives no access matches nothing."
+    )
+    user_id: tuple[Text, ...] = _values("Name of the user who submitted the batch.")
     device_type: tuple[Text, ...] = _values("Name of a device.")
-    queue_priority: tuple[Priority, ...] = _values("Priority.")
-    origin: tuple[Origin, ...] = _values("Where it was submitted.")
-    start_date: Time | None = Field(None, description=f"Started at this time or later ({_TIME_FORMAT}).")
-    end_date: Time | None = Field(None, description=f"Ended at this time or earlier ({_TIME_FORMAT}).")
-    min_created_at: Time | None = Field(None, description=f"Submitted at this time or later ({_TIME_FORMAT}).")
-    max_created_at: Time | None = Field(None, description=f"Submitted at this time or earlier ({_TIME_FORMAT}).")
-    tag: tuple[Text, ...] = _values("Tag.")
-    all_tags: tuple[Text, ...] = Field((), max_length=20, description="Tag. May be repeated: all values must match.")
+    queue_priority: tuple[Priority, ...] = _values("Priority of the batch.")
+    origin: tuple[Origin, ...] = _values("Origin of the batch. Every batch has the origin `CLIENT`.")
+    start_date: Time | None = Field(None, description=f"Only what started at this time or later ({TIME_FORMAT}).")
+    end_date: Time | None = Field(None, description=f"Only what ended at this time or earlier ({TIME_FORMAT}).")
+    min_created_at: Time | None = Field(
+        None, description=f"Only what was submitted at this time or later ({TIME_FORMAT})."
+    )
+    max_created_at: Time | None = Field(
+        None, description=f"Only what was submitted at this time or earlier ({TIME_FORMAT})."
+    )
+    tag: tuple[Text, ...] = _values("Tag of the batch.")
+    all_tags: tuple[Text, ...] = Field(
+        (), max_length=20, description="Tag of the batch. May be repeated: the batch must have all of them."
+    )
 
     def _common(self) -> dict[str, Any]:
         return {
@@ -122,11 +134,11 @@ class _WorkQuery(BaseModel):
 class BatchQuery(_WorkQuery):
     """The filter of a list of batches."""
 
-    status: tuple[BatchStatus, ...] = _values("Status.")
-    open: bool | None = Field(None, description="Whether more jobs can be added.")
+    status: tuple[BatchStatus, ...] = _values("Status of the batch.")
+    open: bool | None = Field(None, description="`true`: only batches that accept more jobs; `false`: only others.")
     complete: bool | None = Field(None, description="The opposite of `open`, for older clients.")
-    min_jobs: Number | None = Field(None, description="The least number of jobs.")
-    max_jobs: Number | None = Field(None, description="The largest number of jobs.")
+    min_jobs: Number | None = Field(None, description="Only batches with at least this number of jobs.")
+    max_jobs: Number | None = Field(None, description="Only batches with at most this number of jobs.")
 
     @model_validator(mode="after")
     def _open_or_complete(self) -> Self:
@@ -150,14 +162,14 @@ class JobQuery(_WorkQuery):
     """The filter of a list of jobs."""
 
     batch_id: tuple[UUID, ...] = _values("Id of a batch.")
-    status: tuple[JobStatus, ...] = _values("Status.")
+    status: tuple[JobStatus, ...] = _values("Status of the job.")
     min_runs: Number | None = Field(
-        None, description="The least number of runs; a job without a number of runs does not match."
+        None, description="Only jobs with at least this number of runs; never jobs without a number of runs."
     )
     max_runs: Number | None = Field(
-        None, description="The largest number of runs; a job without a number of runs does not match."
+        None, description="Only jobs with at most this number of runs; never jobs without a number of runs."
     )
-    errors: bool | None = Field(None, description="Whether the job has errors.")
+    errors: bool | None = Field(None, description="`true`: only jobs with errors; `false`: only jobs without.")
 
     @property
     def filter(self) -> JobFilter:
@@ -198,7 +210,9 @@ class DevicePageQuery(_PageQuery):
     """A page of devices."""
 
     order_by: DeviceOrder = Field(DeviceOrder.CREATED, description="The field to sort by.")
-    include_legacy: bool = Field(False, description="Whether to include devices that were created as not active.")
+    include_legacy: bool = Field(
+        False, description="Whether to include devices that were created with `active: false`."
+    )
 
 
 BatchParams = Annotated[BatchQuery, Query()]

@@ -102,7 +102,7 @@ async def get_batch(batch_id: BatchId, caller: Caller, live: LiveStore) -> Respo
 
 @router.get(
     "/api/v1/batches/{batch_id}/status",
-    summary="Get the status of a batch, waiting for its end",
+    summary="Wait for a batch to end and get its status",
     **describe_route(BatchStateResponse, 404),
 )
 async def get_batch_status(
@@ -148,7 +148,7 @@ async def get_job_transitions(job_id: JobId, caller: Caller, live: LiveStore) ->
 
 @router.get(
     "/api/v1/jobs/{job_id}/status",
-    summary="Get the status of a job, waiting for its end",
+    summary="Wait for a job to end and get its status",
     **describe_route(JobStateResponse, 404),
 )
 async def get_job_status(
@@ -200,9 +200,9 @@ async def get_results(
     job_id: JobId, reader: ResultsReader, live: LiveStore, results: KeptResults, request: Request
 ) -> Response:
     """Return the measurements of the job as a JSON object without the envelope, or 404 if the job has no result. A job
-    that was stopped while it was running has the measurements made before that, if its machine reports them.
+    that was stopped while it was running has the measurements made until then, if its device reports them.
 
-    A large result is streamed, compressed with gzip if the client accepts that.
+    A large result is streamed, compressed with gzip if the client accepts it.
     """
     record = await live.job(reader, job_id)
     packed = await live.packed_result(record)

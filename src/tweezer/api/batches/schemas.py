@@ -72,7 +72,7 @@ class EmbeddedJobResponse(msgspec.Struct, frozen=True, kw_only=True):
     project_id: Annotated[str, doc("Id of its project.", "default")]
     status: Annotated[JobStatus, doc("Status of the job.", "RUNNING")]
     runs: Annotated[
-        int, doc("Number of shots; if the job was submitted without, that of the batch's backend configuration.", 100)
+        int, doc("Number of shots; that of the batch's backend configuration if the job specifies none.", 100)
     ]
     variables: Annotated[
         dict[str, Any] | None, doc("Values of the sequence's variables; null without variables.", {"omega": 6.0})
@@ -90,10 +90,12 @@ class EmbeddedJobResponse(msgspec.Struct, frozen=True, kw_only=True):
         Stage | None, doc("Current stage, in more detail than the status; null once the job has ended.", "on_device")
     ]
     stage_since: Annotated[Moment | None, doc("When the current stage began; null once the job has ended.")]
-    attempt: Annotated[Count, doc("Number of executions that were started.", 1)]
-    queue_s: Annotated[Seconds | None, doc("Seconds from submission to the (last) start; null before it.", 1.75)]
+    attempt: Annotated[Count, doc("Number of executions that have started.", 1)]
+    queue_s: Annotated[
+        Seconds | None, doc("Seconds from submission to the (last) start; null if it has not started.", 1.75)
+    ]
     preparation_s: Annotated[
-        Seconds | None, doc("Seconds for which the batch was prepared for the execution; null if unknown.", 0.31)
+        Seconds | None, doc("Seconds that it took to prepare the batch for this execution; null if unknown.", 0.31)
     ]
     device_s: Annotated[Seconds | None, doc("Seconds on the device or emulator; null if unknown.", None)]
     slurm_job_id: Annotated[str | None, doc("Always null.", None)] = None
@@ -159,7 +161,7 @@ class ListedBatchResponse(RecordResponse, frozen=True, kw_only=True):
         str | None, Source("doc.parent_id"), doc("Id of the batch that this one repeats; null if none.", None)
     ]
     project_id: Annotated[str, Source("project"), doc("Id of its project.", "default")]
-    user_id: Annotated[str, doc("Name of the user that submitted the batch; empty if unknown.", "")]
+    user_id: Annotated[str, doc("Name of the user who submitted the batch; empty if unknown.", "")]
     name: Annotated[
         str | None, Source("doc.name"), doc("Name of the batch, for people; null if none.", "antiferromagnet")
     ]
@@ -193,7 +195,7 @@ class ListedBatchResponse(RecordResponse, frozen=True, kw_only=True):
     ]
     jobs_count: Annotated[Count, Source("jobs"), doc("Number of its jobs.", 20)]
     jobs_count_per_status: Counts
-    idle_s: Annotated[Seconds, doc("Seconds for which the batch, while open, reserved a QPU without work for it.", 0.0)]
+    idle_s: Annotated[Seconds, doc("Seconds for which the open batch reserved a QPU without giving it work.", 0.0)]
 
     @classmethod
     def from_record(cls, record: BatchRecord, **computed: Any) -> Self:
@@ -273,7 +275,7 @@ class BatchStateResponse(RecordResponse, frozen=True):
     status: Annotated[
         BatchStatus, doc("`PENDING`, `RUNNING`, `DONE`, `ERROR`, `CANCELED` or `TIMED_OUT`; never `PAUSED`.", "RUNNING")
     ]
-    paused: Annotated[bool, doc("Whether the batch is paused: none of its jobs is started.", False)]
+    paused: Annotated[bool, doc("Whether the batch is paused, so that no more of its jobs start.", False)]
     open: Annotated[bool, doc("Whether more jobs can be added.", False)]
     updated_at: Annotated[Moment, Source("updated"), doc("When the batch last changed.")]
     jobs_count: Annotated[Count, Source("jobs"), doc("Number of its jobs.", 20)]
@@ -298,7 +300,7 @@ class JobStateResponse(RecordResponse, frozen=True):
     stage: Annotated[
         Stage | None, doc("Current stage, in more detail than the status; null once the job has ended.", None)
     ]
-    attempt: Annotated[Count, doc("Number of executions that were started.", 1)]
+    attempt: Annotated[Count, doc("Number of executions that have started.", 1)]
 
     @classmethod
     def from_record(cls, record: JobRecord, **computed: Any) -> Self:
@@ -312,7 +314,7 @@ class ResultsLinkResponse(msgspec.Struct, frozen=True):
     results_link: Annotated[
         str | None,
         doc(
-            "Absolute, signed URL of the results; null while there is no result, and if the job ended without one.",
+            "Absolute, signed URL of the results; null while there is no result, or if the job ended without one.",
             f"http://127.0.0.1:8000/api/v1/jobs/{_JOB_ID}/results",
         ),
     ]

@@ -38,7 +38,7 @@ Errors = Annotated[
     Meta(
         min_length=1,
         max_length=_ERRORS_MAX,
-        description="Why the job fails, for its user; the entries are shown as lines.",
+        description="Why the job failed, for its user; each entry is shown on a separate line.",
     ),
 ]
 
@@ -58,11 +58,11 @@ class JobStatusBody(msgspec.Struct, frozen=True):
         Annotated[int, Meta(ge=0, le=100)] | None,
         doc("Progress of a running job in percent, 0 to 100; null leaves it unchanged.", 40),
     ] = None
-    errors: Annotated[Errors | None, doc("Why the job fails; null leaves it unchanged.")] = None
+    errors: Annotated[Errors | None, doc("Why the job failed, for its user; null leaves the errors unchanged.")] = None
 
 
 class JobErrorsBody(msgspec.Struct, frozen=True):
-    """The errors of a job."""
+    """The errors of a job, for its user."""
 
     errors: Errors
 
@@ -95,7 +95,7 @@ async def set_batch_status(
 @router.patch(
     "/api/v1/jobs/{job_id}",
     name="patch_job",
-    summary="Set the status or the progress of a job",
+    summary="Set the status or progress of a job",
     **describe_route(JobResponse, body=JobStatusBody),
 )
 async def set_job_status(
@@ -103,7 +103,7 @@ async def set_job_status(
 ) -> Response:
     """For operators. `ERROR` and `CANCELED` end a job that has not ended. `PENDING` takes a running job from its worker
     and queues it for another attempt. `RUNNING` and `DONE` are rejected: only the worker that holds the job reports
-    them."""
+    them. `progress` sets the progress of a running job."""
     job = await live.job(caller, job_id)
     await _report(queue, live, caller, job, await bodies.read(request, JobStatusBody, account=caller.account))
     return await get_job(job_id, caller, live)
@@ -117,8 +117,8 @@ async def set_job_status(
 async def post_job_errors(
     request: Request, job_id: JobId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
-    """For operators. Report the errors of a job. They are shown until the job ends, and after that unless it ends as
-    `DONE`. Report them before the final status, or together with it."""
+    """For operators. Report the errors of a job. The job shows them until it ends, and keeps them
+    unless it ends as `DONE`. Report them before the final status, or together with it."""
     job = await live.job(caller, job_id)
     body = await bodies.read(request, JobErrorsBody, account=caller.account)
     await _report(queue, live, caller, job, JobStatusBody(errors=body.errors))
@@ -158,7 +158,7 @@ async def _move(commands: Commands, caller: Principal, batch: BatchRecord, body:
                 raise Conflict(f"batch {batch.id} is closed; it becomes DONE when all of its jobs have ended")
             await commands.close(batch.id, project=batch.project)
         case BatchStatus.ERROR:
-            fault = Fault("reported", body.reason or "the service ended the batch without giving a reason")
+            fault = Fault("reported", body.reason or "an operator ended the batch without giving a reason")
             await commands.end(batch.id, body.status, fault=fault, project=batch.project)
         case BatchStatus.TIMED_OUT:
             await commands.end(batch.id, body.status, project=batch.project)

@@ -68,8 +68,8 @@ async def create_device(
     request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore, ledger: Ledger
 ) -> Response:
     """For operators. Create a device that no worker serves yet: clients see it, and batches for it are accepted and
-    wait until a worker serves a device with this name. How it is served is part of the worker's configuration. Devices
-    that workers announce need not be created."""
+    wait until a worker serves a device with this name. The worker's configuration decides how it is served.
+    You do not need to create devices that workers announce."""
     body = await bodies.read(request, NewDevice, account=caller.account)
     specs = await _checked(body.specs)
     held = {"paused": _HELD_BY_API} if body.status is DeviceStatus.DOWN else {}
@@ -112,8 +112,8 @@ async def set_status(
     ledger: Ledger,
 ) -> Response:
     """For operators. `DOWN` pauses the device: running jobs finish, and no new ones start until someone sets the device
-    `UP` again, or until the time in `until`. Another `DOWN` changes the reason and the time. `UP` resumes the device;
-    it stays `DOWN` if no worker serves it, or if it is under maintenance."""
+    `UP` again, or until the time in `until`. Setting `DOWN` again replaces the reason and the time. `UP` resumes the
+    device; it stays `DOWN` if no worker serves it, or if it is under maintenance."""
     name = (await live.device(device)).name
     body = await bodies.read(request, StatusBody, account=caller.account)
     await _set_status(queue, name, body)
@@ -126,7 +126,7 @@ async def set_status(
     **describe_route(list[MaintenanceResponse], 404, 422),
 )
 async def get_maintenance(device: DeviceName, caller: Caller, live: LiveStore) -> Response:
-    """Return the current and planned maintenance windows of the device, in order of time."""
+    """Return the current and planned maintenance windows of the device, earliest first."""
     windows = await live.windows((await live.device(device)).name)
     return success([MaintenanceResponse.from_record(window) for window in windows])
 
@@ -139,8 +139,8 @@ async def get_maintenance(device: DeviceName, caller: Caller, live: LiveStore) -
 async def plan_maintenance(
     device: DeviceName, request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
-    """For operators. Plan a maintenance window: the device starts no jobs during the window, and no batch before it
-    that would not end in time. Running jobs finish. The window must not overlap with another one of the device."""
+    """For operators. Plan a maintenance window: during the window the device starts no jobs, and before it no batch
+    that would not end in time. Running jobs finish. Windows of a device must not overlap."""
     name = (await live.device(device)).name
     body = await bodies.read(request, MaintenanceBody, account=caller.account)
     window = new_window(body.begins_at, body.ends_at, body.reason)
@@ -161,8 +161,8 @@ async def drop_maintenance(
 
 @router.get("/api/v1/devices/specs", summary="Get the specs of all devices", **describe_route(dict[str, str]))
 async def get_all_specs(caller: Caller, live: LiveStore) -> Response:
-    """Return the specs by device name. Each is a string with Pulser's abstract representation of the device, valid for
-    the server's version of Pulser."""
+    """Return an object with the specs of each device, by device name. Each value is a string: Pulser's abstract
+    representation of the device, valid for the server's version of Pulser."""
     return success(await live.device_specs())
 
 
@@ -172,7 +172,7 @@ async def get_all_specs(caller: Caller, live: LiveStore) -> Response:
     **describe_route(list[DeviceSpecsResponse], 503, keyless=True),
 )
 async def get_public_specs(live: LiveStore) -> Response:
-    """Return the specs of all devices as a list. It does not reveal whether the devices are available."""
+    """Return the specs of all devices as a list. The list does not reveal whether the devices are available."""
     specs = await live.device_specs()
     return success([DeviceSpecsResponse(device_type=name, specs=text) for name, text in specs.items()])
 
@@ -199,8 +199,8 @@ async def get_specs(device: DeviceName, caller: Caller, live: LiveStore) -> Resp
 async def set_specs(
     device: DeviceName, request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
-    """For operators. Replace the specs that workers announce: clients see the new specs, and submits are checked
-    against them. Pulser must accept them, and the name in them must not be that of another device."""
+    """For operators. Replace the specs that workers announce: clients see the new specs, and submitted batches are
+    checked against them. Pulser must accept the specs, and they must not contain the name of another device."""
     name = (await live.device(device)).name
     body = await bodies.read(request, SpecsBody, account=caller.account)
     specs = await _checked(body.specs)
@@ -214,8 +214,8 @@ async def set_specs(
     **describe_route(None, 404, 409, 422),
 )
 async def forget_specs(device: DeviceName, caller: Operator, queue: Queue, live: LiveStore) -> Response:
-    """For operators. Remove the specs that an operator has set. Those that the device's workers announce apply again,
-    from their next heartbeat on."""
+    """For operators. Remove the specs that an operator has set. The specs that the device's workers announce apply
+    again from their next heartbeat."""
     await queue.devices.forget_specs((await live.device(device)).name)
     return success(None)
 
@@ -241,7 +241,9 @@ async def get_average_queue_time(
     caller: Caller,
     ledger: Ledger,
     live: LiveStore,
-    hours: Annotated[int, Query(ge=1, le=8784, description="Only jobs that ended in this number of past hours.")] = 24,
+    hours: Annotated[
+        int, Query(ge=1, le=8784, description="Number of hours: only jobs that ended in the last `hours` hours.")
+    ] = 24,
 ) -> Response:
     """Return the average time from submission to start, over jobs of all projects."""
     name = (await live.device(device)).name

@@ -82,8 +82,12 @@ class NewDevice(msgspec.Struct, frozen=True):
     device_type: Annotated[str, _NAME]
     specs: Annotated[str, _SPECS]
     status: Annotated[DeviceStatus, doc("The initial status; `DOWN` pauses the device.")] = DeviceStatus.UP
-    is_emulator: Annotated[bool, doc("Whether it is an emulator; a QPU runs one batch at a time.")] = True
-    active: Annotated[bool, doc("Whether it is listed by default; if false, only with `include_legacy`.")] = True
+    is_emulator: Annotated[
+        bool, doc("Whether the device is an emulator. A device that is not an emulator runs one batch at a time.")
+    ] = True
+    active: Annotated[
+        bool, doc("Whether the device is listed by default; if false, it is listed only with `include_legacy`.")
+    ] = True
 
     def about(self) -> dict[str, Any]:
         """Return the device's record until a worker announces it. A QPU runs one batch at a time."""
@@ -115,7 +119,7 @@ class DeviceResponse(RecordResponse, frozen=True):
         DeviceStatus,
         doc(
             "`DOWN` while an operator has paused the device, it is under maintenance, its machine is down, or no "
-            "worker serves it; its jobs stay pending.",
+            "worker serves it. Its jobs then stay pending.",
             "UP",
         ),
     ]

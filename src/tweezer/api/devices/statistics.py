@@ -59,17 +59,17 @@ class QueueTimeResponse(msgspec.Struct, frozen=True):
 
 
 class DeviceCountsResponse(msgspec.Struct, frozen=True):
-    """Numbers of jobs that were submitted in a span of time."""
+    """Numbers of jobs that were submitted in one period."""
 
-    datetime: Annotated[str, doc("When the span begins, in UTC.", "2026-11-22T10:00:00Z")]
+    datetime: Annotated[str, doc("When the period begins, in UTC.", "2026-11-22T10:00:00Z")]
     devices: Annotated[dict[str, Count], doc("Number of jobs by device name.", {"EMU_FREE": 120, "EMU_MPS": 4})]
 
 
 class JobFrequencyResponse(msgspec.Struct, frozen=True):
-    """Numbers of submitted jobs by span of time and device."""
+    """Numbers of submitted jobs by period and device."""
 
-    job_date_scope: Annotated[statistics.Span, doc("The length of a span.", "DAY")]
-    count: Annotated[list[DeviceCountsResponse], doc("The spans with jobs, oldest first.")]
+    job_date_scope: Annotated[statistics.Span, doc("The length of a period.", "DAY")]
+    count: Annotated[list[DeviceCountsResponse], doc("The periods with jobs, oldest first.")]
 
     @classmethod
     def from_counts(cls, span: statistics.Span, counts: Sequence[statistics.SpanCount]) -> JobFrequencyResponse:
@@ -92,7 +92,7 @@ Projects = Annotated[
     **describe_route(list[LastActivityResponse], 422),
 )
 async def get_last_activity(caller: Caller, ledger: Ledger, project_id: Projects = ()) -> Response:
-    """Return one entry for each project of the caller, sorted by id."""
+    """Return the time of the last change in each project of the caller, sorted by project id."""
     found = await ledger.run(statistics.last_activity, ledger, caller, project_id)
     return success([LastActivityResponse(project_id=each.project, last_activity_date=each.time) for each in found])
 
@@ -100,17 +100,20 @@ async def get_last_activity(caller: Caller, ledger: Ledger, project_id: Projects
 @router.get(
     "/api/v1/devices/job_counts",
     tags=["devices"],
-    summary="Count submitted jobs",
+    summary="Count submitted jobs by period",
     **describe_route(JobFrequencyResponse, 422),
 )
 async def get_job_counts(
     caller: Caller,
     ledger: Ledger,
-    scope: Annotated[Span, Query(description="The length of the spans that are counted, in UTC.")],
+    scope: Annotated[Span, Query(description="The length of a period: an hour, day or month in UTC.")],
     project_id: Projects = (),
     start_date: Annotated[
         Time | None,
-        Query(description="Start of the counted time (ISO 8601). Default: a day, 30 days or a year before the end."),
+        Query(
+            description="Start of the counted time (ISO 8601). Default: a day before the end for `HOUR`, 30 days "
+            "for `DAY`, and a year for `MONTH`."
+        ),
     ] = None,
     end_date: Annotated[Time | None, Query(description="End of the counted time (ISO 8601). Default: now.")] = None,
 ) -> Response:

@@ -58,8 +58,8 @@ class EventsQuery(BaseModel):
     after: str | None = Field(
         None,
         max_length=200,
-        description="Return the events after this one: the id of an event, or `next` of an earlier response. `now` "
-        "returns events from now on. Default: from the beginning.",
+        description="Return the events after this one: the id of an event, or `next` of an earlier response; `now` for "
+        "events from now on. Default: from the beginning.",
     )
     type: tuple[EventType, ...] = Field(
         (),
@@ -78,8 +78,8 @@ class ProjectEventsQuery(EventsQuery):
     project_id: tuple[Text, ...] = Field(
         (),
         max_length=VALUES_MAX,
-        description="Id of a project; all projects of the caller by default. May be repeated. Projects without access "
-        "yield nothing.",
+        description="Id of a project; all projects of the caller by default. May be repeated. A project to which the "
+        "key gives no access matches nothing.",
     )
 
 
@@ -114,7 +114,8 @@ async def list_events(
     request: Request,
 ) -> Response:
     """Return the events of the caller's projects and of the devices, oldest first. The request is held until there are
-    events, for `wait_s` seconds at most. `next` continues from there, even if no events are returned."""
+    events, for `wait_s` seconds at most. To continue, send `next` of the
+    response as `after`, even if it contains no events."""
     watched = _follow_projects(caller, query.project_id)
     return await _answer_page(request, caller, following, watched, query, wait_s)
 
@@ -176,8 +177,8 @@ async def stream_batch_events(
     request: Request,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """Send the events of the batch as server-sent events. After the end of the batch the stream sends an event `end`,
-    and ends. A client that reconnects after that gets 204, which stops the retries of a browser."""
+    """Send the events of the batch as server-sent events. When the batch has ended, the stream sends an `end` event
+    and closes. A client that reconnects after that receives 204, after which a browser does not reconnect."""
 
     async def watch() -> FollowedEvents:
         return await _follow_batch(live, caller, batch_id)

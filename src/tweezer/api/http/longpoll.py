@@ -1,4 +1,4 @@
-"""Hold requests until their batch or job has ended. News of the batch wakes them: without threads or polling."""
+"""Hold requests until their batch or job has ended. Events of the batch wake them, without threads or polling."""
 
 from __future__ import annotations
 

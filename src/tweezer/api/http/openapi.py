@@ -22,29 +22,34 @@ _named: dict[str, dict[str, Any]] = {}
 
 _DESCRIPTIONS = {
     400: "The request is not valid: `data.field` names the part at fault. Nothing was written.",
-    401: "The key is missing, unknown, expired or revoked.",
-    403: "The role of the key does not allow this, or the project is not one of the caller's.",
+    401: "The API key or access token is missing, unknown, expired or revoked.",
+    403: "The role of the key does not allow this request, or the key gives no access to the project.",
     404: "Not found, or in another project.",
     408: "The body arrived too slowly.",
-    409: "The current state does not allow this; for example, the batch has ended.",
-    413: "The body is too large, or exceeds a quota of the project: `data.field` names the quota.",
+    409: "The current state does not allow this request; for example, the batch has ended.",
+    413: "The body is too large, the request is about too many jobs, or it exceeds a quota of the project: "
+    "`data.field` names what is at fault.",
     415: "The content type or encoding of the body is not supported.",
     422: "A parameter or the body is malformed: `detail` lists the problems.",
     429: "Too many requests, or a quota of the project is used up: `data.field` names the quota. Wait for the time in "
     "`Retry-After`.",
-    503: "Redis or the database does not answer; try again later.",
+    503: "Redis or the database does not respond, or the service is overloaded. Try again after the time in "
+    "`Retry-After`.",
 }
 
 
 TAGS = [
     {"name": "batches", "description": "Submit, list, follow, change, cancel and repeat batches."},
     {"name": "jobs", "description": "List, follow and cancel jobs, and download their results."},
-    {"name": "devices", "description": "Devices: specs, status, queues and maintenance."},
-    {"name": "events", "description": "The feed of events, in pages and as streams."},
-    {"name": "webhooks", "description": "Endpoints that receive webhooks, their secrets, and deliveries to them."},
-    {"name": "account", "description": "Log-ins, sessions, and the projects of a key."},
-    {"name": "service", "description": "Health, readiness and metrics of the API."},
-    {"name": "service side", "description": "Statuses, progress and errors that operators set."},
+    {"name": "devices", "description": "List devices, and read or change their specs, status and maintenance."},
+    {"name": "events", "description": "Read events, in pages or as a stream."},
+    {
+        "name": "webhooks",
+        "description": "Register endpoints for webhooks, manage their secrets, and inspect or resend deliveries.",
+    },
+    {"name": "account", "description": "Log in, manage sessions, and list the projects of a key."},
+    {"name": "service", "description": "Check health and readiness, and read metrics."},
+    {"name": "service side", "description": "For operators: set statuses, progress and errors of batches and jobs."},
     {"name": "workloads", "description": "Not supported; these routes of Pasqal's API return 501."},
 ]
 
@@ -127,7 +132,7 @@ def _envelope(name: str, kind: Any, **beside: Any) -> dict[str, Any]:
         fields: list[Any] = [
             ("status", Annotated[Literal["success"], doc("Always `success`.", "success")], "success"),
             ("message", Annotated[str, doc("Always `OK.`.", "OK.")], "OK."),
-            ("code", Annotated[str, doc("The HTTP status, as text.", "200")], "200"),
+            ("code", Annotated[str, doc("The HTTP status, as a string.", "200")], "200"),
             ("data", Annotated[kind, doc("The content of the response.")]),
             *beside.items(),
         ]

@@ -126,8 +126,8 @@ class Failure(msgspec.Struct, frozen=True):
         Literal["fail", "error"],
         doc("`fail` for an error of the client (4xx), `error` for one of the server (5xx).", "fail"),
     ]
-    message: Annotated[str, doc("The phrase of the HTTP status.", "Not Found")]
-    code: Annotated[str, doc("The HTTP status, as text.", "404")]
+    message: Annotated[str, doc("The reason phrase of the HTTP status.", "Not Found")]
+    code: Annotated[str, doc("The HTTP status, as a string.", "404")]
     data: Annotated[FailureData, doc("What went wrong.")]
 
 
@@ -153,7 +153,7 @@ class Pagination(msgspec.Struct, frozen=True):
 
     total: Annotated[Count, doc("Number of rows on all pages.", 41)]
     start: Annotated[Count, doc("Index of the first row of the page, from 0.", 0)]
-    end: Annotated[Count, doc("Index after the last row: the `offset` of the next page.", 20)]
+    end: Annotated[Count, doc("Index after the last row of the page. Send it as `offset` to get the next page.", 20)]
 
 
 def json_response(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -223,7 +223,9 @@ def error_response(error: TweezerError) -> Response:
         case _:
             log.error("api.failed", error=error.message, code=error.code)
             return failure(
-                500, "internal error: this is a bug in Tweezer; the log of the API server has the details", error.code
+                500,
+                "internal error: this is a bug in Tweezer; report it, with the details in the log of the API server",
+                error.code,
             )
 
 
@@ -271,5 +273,7 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def handle_defect(request: Request, error: Exception) -> Response:
         return failure(
-            500, "internal error: this is a bug in Tweezer; the log of the API server has the details", "internal"
+            500,
+            "internal error: this is a bug in Tweezer; report it, with the details in the log of the API server",
+            "internal",
         )

@@ -1,7 +1,7 @@
 """Security headers of every response, a check of the Host header, and a log line per request.
 
-Credentials are bearer tokens. A browser never sends them by itself, so a page of another origin cannot act for its
-reader. The headers also forbid browsers to embed, sniff or cache responses, and no CORS headers are sent.
+Credentials are bearer tokens. A browser never sends them by itself, so a page of another origin cannot act for the
+user. The headers also forbid browsers to embed, sniff or cache responses, and no CORS headers are sent.
 """
 
 from __future__ import annotations

@@ -89,7 +89,9 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRNOTAVAIL:
-            raise InvalidInput("api_host", f"{host} is not an address of this machine") from error
+            raise InvalidInput(
+                "api_host", f"{host} is not an address of this machine; use one that is, or 0.0.0.0 for all of them"
+            ) from error
         raise InvalidInput("api_port", f"cannot listen on {host} port {port}: {error.strerror}") from error
     return listener
 
@@ -105,7 +107,8 @@ def _resolve(host: str) -> tuple[socket.AddressFamily, str]:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, ValueError) as error:
         raise InvalidInput(
-            "api_host", f"{host[:100]!r} is not an IP address, and cannot be resolved as a host name"
+            "api_host",
+            f"{host[:100]!r} is not an IP address or a known host name; use an address of this machine",
         ) from error
     family, *_, place = min(found, key=lambda entry: entry[0] is not socket.AF_INET)
     return family, str(place[0])

@@ -69,7 +69,12 @@ ProjectId = Annotated[
 ]
 OverlapSeconds = Annotated[
     float,
-    Query(ge=0, le=OVERLAP_MAX_S, allow_inf_nan=False, description="For how many seconds the old secret also signs."),
+    Query(
+        ge=0,
+        le=OVERLAP_MAX_S,
+        allow_inf_nan=False,
+        description="For how many seconds deliveries are also signed with the old secret.",
+    ),
 ]
 Ed25519 = Annotated[bool, Query(description="Whether to create or replace the ed25519 key instead of the HMAC secret.")]
 
@@ -178,7 +183,7 @@ async def delete_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Respons
 )
 async def enable_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """Enable the endpoint: it receives new events again. Deliveries that were held while it was disabled stay held
-    until they are resent on request."""
+    until you resend them."""
     return success(WebhookResponse.from_record(await webhooks.change(enable_endpoint, endpoint.id)))
 
 
@@ -186,15 +191,15 @@ async def enable_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Respons
     "/api/v2/webhooks/{webhook_id}/disable", summary="Disable an endpoint", **describe_route(WebhookResponse, 404)
 )
 async def disable_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
-    """Stop sending to the endpoint. Its deliveries are still recorded, and held."""
+    """Stop sending to the endpoint. New deliveries are recorded and held."""
     await webhooks.change(disable_endpoint, endpoint.id, _BY_HAND)
     return success(WebhookResponse.from_record(await webhooks.read(find_endpoint, endpoint.id)))
 
 
 @router.post("/api/v2/webhooks/{webhook_id}/ping", summary="Send a ping", **describe_route(DeliveryResponse, 404, 409))
 async def ping_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
-    """Send an event of the type `ping`, whichever types the endpoint has subscribed to. Look up the delivery by the
-    `id` in the response to see its outcome."""
+    """Send a `ping` event to test the endpoint, which need not be registered for this type. To see the outcome, use
+    `GET /api/v2/deliveries/{delivery_id}` with the `id` in the response."""
     identity = await webhooks.change(ping, endpoint)
     await webhooks.arm(endpoint.id)
     return success(DeliveryResponse.from_record(await webhooks.read(find_delivery, identity)))
@@ -248,8 +253,8 @@ async def list_endpoint_deliveries(
 async def resend_all(
     request: Request, endpoint: EndpointToChange, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
 ) -> Response:
-    """Resend the deliveries since a time that were not delivered, or all of them. They keep their ids and bodies, get
-    new signatures, and start a new retry schedule."""
+    """Resend the deliveries that were created since a time and have not been delivered, or with `all` every delivery
+    since then, except pings. They keep their ids and bodies, get new signatures, and start a new retry schedule."""
     body = await bodies.read(request, ResendBody, account=caller.account)
     count = await webhooks.change(resend_since, endpoint.id, body.since, all=body.all)
     if count:

@@ -59,8 +59,11 @@ class WebhookChange(msgspec.Struct, frozen=True):
 class ResendBody(msgspec.Struct, frozen=True):
     """The deliveries of an endpoint to resend."""
 
-    since: Annotated[datetime, doc("Deliveries created at this time or later (ISO 8601; UTC without an offset).", _NOW)]
-    all: Annotated[bool, doc("Whether to include deliveries that were successful.")] = False
+    since: Annotated[
+        datetime,
+        doc("Deliveries created at this time or later (ISO 8601; without an offset, the time is in UTC).", _NOW),
+    ]
+    all: Annotated[bool, doc("Whether to include deliveries that have been delivered.")] = False
 
 
 class WebhookPageQuery(BaseModel):
@@ -75,8 +78,10 @@ class WebhookPageQuery(BaseModel):
     project_id: tuple[Text, ...] = Field(
         (), max_length=300, description="Id of a project; all projects of the caller by default. May be repeated."
     )
-    limit: int = Field(100, ge=1, le=100, description="The number of rows of a page.")
-    offset: Number = Field(0, description="The number of rows to skip; `pagination.end` of the previous page.")
+    limit: int = Field(100, ge=1, le=100, description="The largest number of rows to return.")
+    offset: Number = Field(
+        0, description="The number of rows to skip. For the next page, send `pagination.end` of this one."
+    )
 
 
 class DeliveryPageQuery(BaseModel):
@@ -88,7 +93,7 @@ class DeliveryPageQuery(BaseModel):
     status: DeliveryStatus | None = Field(None, description="Only deliveries with this status.")
     type: EventType | None = Field(None, description="Only deliveries of events of this type.")
     since: Time | None = Field(None, description="Only deliveries created at this time or later (ISO 8601).")
-    limit: int = Field(LIMIT_MAX, ge=1, le=LIMIT_MAX, description="The number of rows of a page.")
+    limit: int = Field(LIMIT_MAX, ge=1, le=LIMIT_MAX, description="The largest number of rows to return.")
     after: Text = Field("", description="Cursor: `after` of the previous page. Default: the first page.")
 
     def filter(self, endpoint: UUID | None) -> DeliveryFilter:
@@ -104,13 +109,13 @@ class WebhookResponse(RecordResponse, frozen=True):
     ]
     project_id: Annotated[str, Source("project"), doc("Id of its project.", "6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11")]
     url: Annotated[str, doc("The URL that receives webhooks.", _URL)]
-    types: Annotated[list[str], doc("The types of events that are sent to it.", ["job.done", "job.error"])]
+    types: Annotated[list[str], doc("The types of events that are sent to the endpoint.", ["job.done", "job.error"])]
     description: Annotated[str, doc("A description for people; may be empty.", "the lab's")]
     created_at: Annotated[Moment, Source("created"), doc("When the endpoint was created.")]
     failing_since: Annotated[
         Moment | None,
         Source("failing"),
-        doc("Since when every attempt has failed; null if the last one did not.", None),
+        doc("Since when every attempt has failed; null if the last attempt did not fail.", None),
     ]
     disabled_at: Annotated[
         Moment | None, Source("disabled"), doc("When the endpoint was disabled; null while it is enabled.", None)
@@ -133,7 +138,7 @@ class WebhookSecretResponse(RecordResponse, frozen=True):
         str | None, doc("Public ed25519 key in the format of Standard Webhooks; null if the endpoint has none.", None)
     ]
     older_until: Annotated[
-        Moment | None, doc("Until when older secrets sign as well, after a rotation; null if none do.", None)
+        Moment | None, doc("When the rotated secrets stop signing; null if only the current ones sign.", None)
     ]
 
 
@@ -178,8 +183,8 @@ class DeliveryResponse(RecordResponse, frozen=True):
     status: Annotated[
         DeliveryStatus,
         doc(
-            "`pending`: more attempts will follow; `delivered`: the receiver has it; `exhausted`: all attempts failed; "
-            "`held`: not sent, because the endpoint is disabled.",
+            "`pending`: more attempts will follow; `delivered`: the receiver responded with 2xx; `exhausted`: all "
+            "attempts failed; `held`: not sent, because the endpoint is disabled.",
             "pending",
         ),
     ]
