@@ -143,9 +143,9 @@ _SAMPLES: dict[EventType, tuple[int, Data]] = {
     EventType.JOB_DONE: _job(0, 4, 900, JobStatus.DONE, begun_ms=_BEGUN_MS, result=_RESULT),
     EventType.JOB_ERROR: _job(1, 6, 1600, JobStatus.ERROR, _OF_JOB, begun_ms=905),
     EventType.JOB_CANCELED: _job(2, 9, 70_000, JobStatus.CANCELED),
-    EventType.DEVICE_UP: (0, DeviceData("FRESNEL", "UP")),
-    EventType.DEVICE_DOWN: (0, DeviceData("FRESNEL", "DOWN", "the QPU reports that it is not operational")),
-    EventType.DEVICE_PAUSED: (0, DeviceData("FRESNEL", "UP", "calibration", _at(7_200_000))),
+    EventType.DEVICE_UP: (0, DeviceData("FRESNEL", "up")),
+    EventType.DEVICE_DOWN: (0, DeviceData("FRESNEL", "down", "the QPU reports that it is not operational")),
+    EventType.DEVICE_PAUSED: (0, DeviceData("FRESNEL", "paused", "calibration", _at(7_200_000))),
     EventType.ENDPOINT_DISABLED: (
         0,
         EndpointData(_ENDPOINT, "https://hooks.example.org/tweezer", "the receiver responded with 410 Gone", _at(0)),
