@@ -111,7 +111,7 @@ def test_the_api_refuses_to_start_and_the_command_joins(
         )
     monkeypatch.setenv("TWEEZER_DATABASE_URL", place)
     joined = CliRunner().invoke(main, ["--redis", as_user(real_redis_url, RedisUser.OPERATOR), "db", "join"])
-    assert (joined.exit_code, joined.stdout) == (0, f"{place} records this Redis from now on\n")
+    assert (joined.exit_code, joined.stdout) == (0, f"{place} records this Redis from now on.\n")
 
     async def belongs() -> str | None:
         async with Store.open(Connect(real_redis_url)) as store:
