@@ -3,13 +3,15 @@
 PYTHON ?= python
 BENCHMARK ?= dispatch
 
-.PHONY: check fix test bench
+.PHONY: check fix test docs bench
 
 check:
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports --no-logo
+	$(PYTHON) .ci/check_english.py
+	mkdocs build --strict --quiet
 
 fix:
 	ruff check --fix .
@@ -17,6 +19,9 @@ fix:
 
 test:
 	$(PYTHON) -m pytest
+
+docs:
+	mkdocs serve
 
 bench:
 	$(PYTHON) benchmarks/$(BENCHMARK).py

@@ -344,7 +344,7 @@ class KeyedHash:
         self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
 
     def digest(self, message: bytes) -> bytes:
-        """The HMAC-SHA256 of a message, 32 bytes."""
+        """Return the HMAC-SHA256 of a message, 32 bytes."""
         inner, outer = self._inner.copy(), self._outer.copy()
         inner.update(message)
         outer.update(inner.digest())
