@@ -59,6 +59,7 @@ _SUBSTITUTES = (
 _WHOLE = ((re.compile(r"[a-z2-7]{12}"), "k3v9q2m7x4ab"), (re.compile(r"[0-9a-f]{8}"), "5f3a90c1"))
 _OFFSETS_S = {"start": 1, "running": 1, "updated": 3, "end": 3, "ends": 7200, "until": 7200, "expires": 86_400}
 _DURATIONS = {"queue_s": 1.0, "idle_s": 0.0, "average_queue_time": 1, "preparation_s": 0.5, "device_s": 1.5}
+_WHOLE_SECONDS = ("begins_at", "ends_at", "since", "datetime")
 _BEGAN = datetime(2026, 11, 22, 10, tzinfo=UTC)
 
 
@@ -388,7 +389,7 @@ class _Fixer:
             if pattern.fullmatch(text):
                 return substitute
         text = _UUID.sub(lambda match: self._fix_id(match[0]), text)
-        text = _TIME.sub(lambda match: _fix_time(key, match[0]), text)
+        text = _TIME.sub(lambda match: _fix_time(key), text)
         for pattern, replacement in _SUBSTITUTES:
             text = pattern.sub(replacement, text)
         return text
@@ -407,8 +408,7 @@ class _Fixer:
         return self._ids[batch] + index
 
 
-def _fix_time(key: str, text: str) -> str:
+def _fix_time(key: str) -> str:
     offset = next((seconds for word, seconds in _OFFSETS_S.items() if key.startswith(word)), 0)
-    digits = 6 if "." in text else 0
-    fixed = _BEGAN + timedelta(seconds=offset)
-    return f"{fixed:%Y-%m-%dT%H:%M:%S}{'.250000' if digits else ''}Z"
+    fraction = "" if key in _WHOLE_SECONDS else ".250000"
+    return f"{_BEGAN + timedelta(seconds=offset):%Y-%m-%dT%H:%M:%S}{fraction}Z"
