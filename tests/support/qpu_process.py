@@ -22,7 +22,7 @@ from tweezer.cli import main
 from tweezer.model.ids import new_batch_id
 from tweezer.qpu_sim.journal import Tally, read_journal, tally
 
-_SAYS = "is at "
+_SAYS = "listening at "
 
 
 class QpuProcess:
