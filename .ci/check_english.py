@@ -16,7 +16,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-SCOPE = ("*.md", "docs", "src", "deploy", "examples", "benchmarks", ".ci", ".github", "Makefile", "pyproject.toml")
+SCOPE = ("*.md", "docs", "src", "tests", "deploy", "examples", "benchmarks", ".ci", ".github", "Makefile", "*.toml")
 EXCLUDED = {
     ".ci/check_english.py": "it contains the table",
     "tests/unit/test_english.py": "its examples contain the words",

@@ -202,7 +202,7 @@ def test_keys_are_listed_rotated_and_revoked_by_what_may_be_shown(line: Line) ->
     assert line.json("keys", "list", "--project", "lab")[0]["id"] == key[4:16]
     successor = line.output("keys", "rotate", key[:16], "--overlap", "1h")
     assert {it["id"] for it in line.json("keys", "list")} == {key[4:16], successor[4:16]}
-    assert "Revoked key" in line.output("keys", "revoke", key)  # a whole key, by who found it somewhere
+    assert "Revoked key" in line.output("keys", "revoke", key)  # a whole key, as found somewhere
     assert [it["id"] for it in line.json("keys", "list")] == [successor[4:16]]
     assert {it["id"] for it in line.json("keys", "list", "--all")} == {key[4:16], successor[4:16]}
     assert "revoked" in line.output("keys", "list", "--all")
