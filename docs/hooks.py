@@ -74,7 +74,7 @@ class ResourceFinder(HTMLParser):
         if tag == "object":
             urls.append(found.get("data", ""))
         if _STYLE.search(found.get("style", "")):
-            urls.append(found["style"].partition("(")[2].strip("\"'"))
+            urls.append(found["style"].partition("(")[2].strip("\"')"))
         self.external += [url for url in urls if _EXTERNAL.match(url)]
         if "mermaid" in found.get("class", "").split():
             self.external.append("https://unpkg.com/mermaid")  # the theme loads it for such a block

@@ -186,6 +186,14 @@ def test_every_generated_block_has_a_place() -> None:
     assert all(drawn.values())
 
 
+def test_what_a_built_page_loads_from_other_hosts_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS)  # the hooks import the generators
+    finder = load_generator("hooks").ResourceFinder()
+    finder.feed('<script src="https://a/x.js"></script><link rel="stylesheet" href="//b/x.css"><img src="x.svg">')
+    finder.feed('<a href="https://c/">c</a><link rel="canonical" href="https://d/"><p style="background: url(//e/x)">')
+    assert finder.external == ["https://a/x.js", "//b/x.css", "//e/x"]
+
+
 def test_pages_need_no_script_from_elsewhere() -> None:
     assert not [page for page in PAGES if "```mermaid" in page.read_text()], "draw an SVG: mermaid loads a script"
 
