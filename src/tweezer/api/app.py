@@ -49,11 +49,12 @@ work unchanged.
 
 Requests need an API key or an access token: send `Authorization: Bearer twz_…`. The exceptions are `/health`, `/ready`,
 `/openapi.json`, `/oauth/token`, `/api/v1/devices/public-specs` and signed links to results. A key gives access to its
-own projects; anything in another project is reported as not found (404).
+own projects, called the projects of the caller; anything in another project is reported as not found (404).
 
 Responses are JSON in a JSend envelope (`status`, `message`, `code`, `data`), errors included. Only results, metrics,
 streams of events and responses with access tokens are sent without it. In an error, `data.reason` is a code for
-programs, and `data.description` explains the error to people.
+programs, and `data.description` explains the error to people. After a 503 or a lost connection it is not
+known whether a submit took effect: repeat it with the same `Idempotency-Key`.
 
 The status routes hold a request until the batch or job has ended, and the event routes until there are events, in both
 cases for `wait_s` seconds at most. Times are ISO 8601 in UTC.

@@ -113,7 +113,7 @@ class Metrics:
         self._times = times
 
     async def text(self) -> bytes:
-        """Return the current metrics; those of Redis or of the ledger are left out while it does not answer."""
+        """Return the current metrics; those of Redis or of the ledger are left out while it does not respond."""
         families = [*self._times.families()]
         position: str | None = None
         delivered: str | None = None
@@ -123,7 +123,7 @@ class Metrics:
             families.extend(_webhook_families(webhooks))
             families.extend(_dead_letter_families(await self._database.run_read(count_letters)))
             delivered = webhooks.position
-        families.append(_gauge("ledger_up", "Whether the ledger answered", delivered is not None))
+        families.append(_gauge("ledger_up", "Whether the ledger responded", delivered is not None))
         measures: Measures | None = None
         async with _trying("Redis"):
             measures = await measure(self._store.scripts, position, delivered)
@@ -131,7 +131,7 @@ class Metrics:
             if delivered is not None:
                 families.extend(_lag_families(measures))
             families.extend(_memory_families(await self._store.reader.server_info()))
-        families.append(_gauge("redis_up", "Whether Redis answered", measures is not None))
+        families.append(_gauge("redis_up", "Whether Redis responded", measures is not None))
         return generate_latest(_Collected(families))
 
 
@@ -152,7 +152,7 @@ async def _trying(what: str) -> AsyncIterator[None]:
         async with asyncio.timeout(_PATIENCE_S):
             yield
     except (TweezerError, TimeoutError) as error:
-        log.warning("metrics.left_out", of=what, error=str(error) or f"no answer within {_PATIENCE_S:g} s")
+        log.warning("metrics.left_out", of=what, error=str(error) or f"no response within {_PATIENCE_S:g} s")
 
 
 def _webhook_families(webhooks: WebhookHealth) -> Iterator[Metric]:

@@ -112,17 +112,17 @@ class ReadModel(BatchReader):
         return await self._ask_in_turn(self._store.reader.device_specs)
 
     async def check(self) -> None:
-        """Check that Redis and the ledger answer within two seconds each. Raises Unavailable."""
+        """Check that Redis and the ledger respond within two seconds each. Raises Unavailable."""
         try:
             async with asyncio.timeout(_READY_S), self._turn():
                 await self._store.reader.ping()
         except TimeoutError as error:
-            raise Unavailable(f"Redis has not answered for {_READY_S:g} s") from error
+            raise Unavailable(f"Redis has not responded for {_READY_S:g} s") from error
         try:
             async with asyncio.timeout(_READY_S):
                 await self._queries.ask(self._queries.ping)
         except TimeoutError as error:
-            raise Unavailable(f"the ledger's database has not answered for {_READY_S:g} s") from error
+            raise Unavailable(f"the ledger's database has not responded for {_READY_S:g} s") from error
 
     async def pages(
         self, caller: Principal, batch: BatchRecord, indices: Sequence[int]

@@ -524,4 +524,4 @@ async def test_a_stream_that_is_interrupted_misses_nothing(rig: ApiRig, monkeypa
         json.loads(frame["data"])["data"]["sequence"] for frame in stream.frames() if "id" in frame and "data" in frame
     ]
     assert sequences == list(range(1, 1 + 1 + 1 + 2 * 30 + 1))
-    assert ": Redis or the ledger does not answer\n\n" in stream.text
+    assert ": Redis or the ledger does not respond\n\n" in stream.text

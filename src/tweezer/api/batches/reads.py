@@ -111,7 +111,8 @@ async def get_batch_status(
     """Hold the request until no job of the batch is pending or running, for `wait_s` seconds at most, and return the
     current status.
 
-    Responds at once for an open batch without pending or running jobs. The status is never `PAUSED`: see `paused`.
+    If the batch has no such jobs, the response is sent at once, even if the batch is open. The status is never
+    `PAUSED`: see `paused`.
     """
     record = await holds.until(
         _is_idle,

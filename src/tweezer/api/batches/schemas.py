@@ -56,8 +56,8 @@ class CancelAttemptResponse(msgspec.Struct, frozen=True):
     by: Annotated[
         str,
         doc(
-            "Who made the request: a user and the id of the key; `user@host` or a chosen name for a caller of the "
-            "Python library or the command line; `timeout` for the job's time limit.",
+            "Who made the request. Through this API: the user, if any, and the id of the key. From the Python library "
+            "or the command line: `user@host`, or a chosen name. At the job's time limit: `timeout`.",
             "alice (key k3v9q2m7x4ab)",
         ),
     ]

@@ -28,7 +28,8 @@ _REASON = Annotated[
 
 
 class DeviceStatus(StrEnum):
-    """Whether a device runs jobs: `UP` while workers serve it, its machine is up, and no operator has paused it."""
+    """Whether a device runs jobs: `UP` while workers serve it, its machine is up, and it is neither paused nor under
+    maintenance."""
 
     UP = "UP"
     DOWN = "DOWN"
@@ -40,7 +41,8 @@ class StatusBody(msgspec.Struct, frozen=True):
     status: Annotated[DeviceStatus, doc("The new status.", "DOWN")]
     reason: _REASON = ""
     until: Annotated[
-        Annotated[datetime, _AWARE] | None, doc("When the device resumes by itself; null: only when it is set `UP`.")
+        Annotated[datetime, _AWARE] | None,
+        doc("When the device resumes automatically; null: only when it is set `UP`."),
     ] = None
 
 
@@ -55,7 +57,7 @@ class StatusesBody(msgspec.Struct, frozen=True):
     reason: _REASON = ""
     until: Annotated[
         Annotated[datetime, _AWARE] | None,
-        doc("When the devices resume by themselves; null: only when they are set `UP`."),
+        doc("When the devices resume automatically; null: only when they are set `UP`."),
     ] = None
 
 

@@ -149,7 +149,7 @@ class FeedFollowers:
                 return
             except Unavailable:
                 failures += 1
-                yield b": Redis or the ledger does not answer\n\n"
+                yield b": Redis or the ledger does not respond\n\n"
                 await asyncio.sleep(backoff.delay_s(failures))
 
 

@@ -64,7 +64,7 @@ class WebhookService:
         return await self._database.run_read(work, *arguments, **options)
 
     async def arm(self, endpoint: UUID) -> None:
-        """Wake a courier for deliveries that are due. If Redis does not answer, a sweep finds them later."""
+        """Wake a courier for deliveries that are due. If Redis does not respond, a sweep finds them later."""
         try:
             await self._alarms.arm(endpoint, None)
         except Unavailable as error:
