@@ -135,5 +135,5 @@ def test_a_password_that_is_weak_or_not_for_a_url_is_refused(text: str, tmp_path
     (tmp_path / "api.password").write_text(text)
     result = make(tmp_path)
     assert result.exit_code == 1
-    assert f"{tmp_path}/api.password: must hold 32 or more letters" in result.stderr
+    assert f"{tmp_path}/api.password: must contain 32 or more letters" in result.stderr
     assert (tmp_path / "users.acl").read_text() == before
