@@ -407,7 +407,7 @@ async def test_the_systems_resolver_finds_this_machine() -> None:
     async with receiving() as receiver:
         policy = WebhookPolicy.parse("localhost", "443")
         assert (await once(receiver.url(host="localhost"), policy)).is_success
-        assert "this machine" in ((await once(receiver.url(host="localhost"))).error or "")
+        assert "the local machine" in ((await once(receiver.url(host="localhost"))).error or "")
 
 
 async def test_closing_ends_attempts_with_an_error() -> None:

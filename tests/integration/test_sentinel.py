@@ -120,5 +120,5 @@ def test_the_url_names_sentinels_service_and_database(
 
 @pytest.mark.parametrize("url", ["redis+sentinel://a/s", "redis+sentinel://a:1", "redis+sentinel://a:1/s/x"])
 def test_the_error_of_an_incomplete_url_names_what_is_missing(url: str) -> None:
-    with pytest.raises(InvalidInput, match="write redis\\+sentinel://"):
+    with pytest.raises(InvalidInput, match="expected redis\\+sentinel://"):
         SentinelUrl.parse(url)

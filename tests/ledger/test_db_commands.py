@@ -271,7 +271,7 @@ def test_without_pg_dump_the_command_to_run_is_named(
     monkeypatch.setenv("PATH", str(tmp_path))
     result = db("backup", "copy", url=ledger_url.replace("postgres@", "postgres:hush@"))
     assert result.exit_code == 1
-    assert "pg_dump is not installed here" in result.stderr
+    assert "pg_dump is not installed; install PostgreSQL's client programs" in result.stderr
     assert "pg_dump --format=custom --no-owner --no-privileges --file=" in result.stderr
     assert "hush" not in result.output
     assert list(tmp_path.glob("copy*")) == []

@@ -730,7 +730,7 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
         f"| {limits.url_max:,} characters | 414",
         f"| {limits.parameters_max} | 400",
         f"| {limits.patience_s:g} s, and a second more for each {limits.least_rate >> 10} KiB | 408",
-        f", and {MAX_RATIO} times its size as it is sent from {UNPACKED_FREE >> 20} MiB on | 413",
+        f". Above {UNPACKED_FREE >> 20} MiB, also {MAX_RATIO} times the size that was sent | 413",
         f"| {MAX_DEPTH} levels | 400",
         f"| {MAX_VALUES:,} | 400",
         f"| {MAX_NUMBER_LENGTH} characters | 400",
