@@ -257,7 +257,7 @@ def test_more_jobs_than_a_page_holds_are_found_page_by_page(client: Client) -> N
             "create",
             {"sequence": "sweep", "jobs": [{"runs": 1, "variables": {"omega": "x"}}], "device_type": EMU_FREE},
             "BatchCreationError",
-            "Batch creation failed: 400: jobs[0].variables.omega: expects",
+            "Batch creation failed: 400: jobs[0].variables.omega: expected",
         ),
         (
             "create",

@@ -386,7 +386,7 @@ async def test_a_sequence_that_does_not_fit_the_machine_is_refused_at_submit(lab
     document["register"] = [{"name": f"q{place}", "x": 7.0 * place, "y": 0.0} for place in range(100)]
     with pytest.raises(InvalidInput, match="has 100 atoms"):
         await lab.site.queue.submit(json.dumps(document), [{"runs": 10}], device=DEVICE)
-    for spacing, says in ((2.0, "2 µm apart"), (30.0, "60 µm from the middle")):
+    for spacing, says in ((2.0, "2 µm apart"), (30.0, "60 µm from the centre")):
         document["register"] = [{"name": f"q{place}", "x": spacing * place, "y": 0.0} for place in range(3)]
         with pytest.raises(InvalidInput, match=says):
             await lab.site.queue.submit(json.dumps(document), [{"runs": 10}], device=DEVICE)
