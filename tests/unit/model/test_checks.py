@@ -295,6 +295,7 @@ def test_qubits_pass_only_if_pulser_builds_the_register_with_them(qubits: dict[s
     assert not MAPPABLE.build(qubits=qubits).is_register_mappable()
 
 
+@pytest.mark.no_cover  # measuring coverage costs more than the checks
 def test_ten_thousand_jobs_are_checked_in_a_moment() -> None:
     header = read_sequence(make_sequence(omega=(float, 1), delta=(float, 1)).to_abstract_repr())
     jobs = [JobSpec(runs=100, variables={"omega": 0.1 * i, "delta": -0.2 * i}) for i in range(MAX_JOBS_PER_CALL)]
