@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 import httpx
-from tests.support.api_rig import DEVICE, DONE, FAILED, SOON_S, ApiRig, bearer
+from tests.support.api_rig import DEVICE, DONE, FAILED, SEQUENCE, SOON_S, ApiRig, bearer
 from tests.support.waiting import until
 
 from tweezer.adapters.specs import make_virtual_specs
@@ -31,18 +31,6 @@ Example = dict[str, Any]
 _PASSWORD = "correct horse battery staple"  # made up
 _HOOK = "https://hooks.example.org/tweezer"
 _FORM = "application/x-www-form-urlencoded"
-_SEQUENCE = json.dumps(
-    {
-        "version": "1",
-        "name": "pulser-exported",
-        "register": [{"name": "q0", "x": 0.0, "y": 0.0}, {"name": "q1", "x": 8.0, "y": 0.0}],
-        "channels": {"ising": "rydberg_global"},
-        "variables": {"omega": {"type": "float", "value": [0.0]}},
-        "operations": [{"op": "pulse", "amplitude": {"expression": "index", "lhs": {"variable": "omega"}, "rhs": 0}}],
-        "measurement": None,
-        "device": {"name": DEVICE},
-    }
-)
 _METRICS = re.compile(r"(?:# (?:HELP|TYPE) )?tweezer_(?:ledger_up|redis_up|recorder_active)")
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|\+00:00)")
@@ -212,7 +200,7 @@ async def _call_account(examples: Examples) -> None:
 async def _call_batches(examples: Examples, operator: str) -> None:
     rig, call = examples.rig, examples.call
     jobs = [{"runs": 100, "variables": {"omega": omega}} for omega in (4.0, 6.0)]
-    body = {"sequence_builder": _SEQUENCE, "device_type": DEVICE, "jobs": jobs, "tags": ["sweep"], "open": True}
+    body = {"sequence_builder": SEQUENCE, "device_type": DEVICE, "jobs": jobs, "tags": ["sweep"], "open": True}
     created = await call("POST /api/v1/batches", body)
     batch_id = created["id"]
     await call("POST /api/v2/batches/{batch_id}/jobs", [{"runs": 100, "variables": {"omega": 8.0}}], batch_id=batch_id)
@@ -350,7 +338,7 @@ async def _call_workloads(examples: Examples) -> None:
 
 async def _submit(examples: Examples, **options: Any) -> UUID:
     jobs = [JobSpec(runs=100, variables={"omega": 6.0})]
-    doc = BatchDoc(device=DEVICE, sequence=_SEQUENCE, tags=("sweep",))
+    doc = BatchDoc(device=DEVICE, sequence=SEQUENCE, tags=("sweep",))
     return await examples.rig.submit(jobs, doc=doc, project=DEFAULT_PROJECT, **options)
 
 

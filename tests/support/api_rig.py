@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -32,6 +33,19 @@ LEASE_S = 15.0
 SOON_S = 10.0  # the deadline of a test for what should happen at once
 HOST = "http://127.0.0.1:8000"
 SECRETS_KEY = base64.b64encode(bytes(32)).decode()
+
+SEQUENCE = json.dumps(
+    {
+        "version": "1",
+        "name": "pulser-exported",
+        "register": [{"name": "q0", "x": 0.0, "y": 0.0}, {"name": "q1", "x": 8.0, "y": 0.0}],
+        "channels": {"ising": "rydberg_global"},
+        "variables": {"omega": {"type": "float", "value": [0.0]}},
+        "operations": [{"op": "pulse", "amplitude": {"expression": "index", "lhs": {"variable": "omega"}, "rhs": 0}}],
+        "measurement": None,
+        "device": {"name": DEVICE},
+    }
+)
 
 DONE = Outcome(
     OutcomeKind.DONE,

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tests.support.api_rig import DEVICE, ApiRig, bearer
+from tests.support.api_rig import DEVICE, SEQUENCE, ApiRig, bearer
 from tests.support.effort import effort
 
 from tweezer.api.batches.bodies import BatchBody
@@ -37,18 +37,6 @@ LOOSE = "NULL"  # a device that accepts any sequence; the other one checks it
 OURS, THEIRS = "ours", "0199f3a2-7c1e-4b1d-9f04-a1b2c3d4e5f6"
 UNKNOWN = new_batch_id()
 
-SEQUENCE = json.dumps(
-    {
-        "version": "1",
-        "name": "pulser-exported",
-        "register": [{"name": "q0", "x": 0.0, "y": 0.0}, {"name": "q1", "x": 8.0, "y": 0.0}],
-        "channels": {"ising": "rydberg_global"},
-        "variables": {"omega": {"type": "float", "value": [0.0]}},
-        "operations": [{"op": "pulse", "amplitude": {"expression": "index", "lhs": {"variable": "omega"}, "rhs": 0}}],
-        "measurement": None,
-        "device": {"name": DEVICE},
-    }
-)
 BUILT = json.dumps({**json.loads(SEQUENCE), "variables": {}, "operations": []})
 JOB = {"runs": 50, "variables": {"omega": 6.0}}
 
