@@ -14,6 +14,8 @@ import re
 import sys
 from pathlib import Path
 
+from drawing import update
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -25,14 +27,5 @@ def drawn(page: str) -> str:
     return _BLOCK.sub(lambda match: f"{match[1]}{(ROOT / 'examples' / match[2]).read_text('utf-8')}{match[3]}", page)
 
 
-def main() -> int:
-    outdated = {page: made for page in PAGES if (made := drawn(text := page.read_text("utf-8"))) != text}
-    if "--check" in sys.argv[1:]:
-        return 1 if outdated else 0
-    for page, made in outdated.items():
-        page.write_text(made, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(update({page: drawn(page.read_text(encoding="utf-8")) for page in PAGES}))

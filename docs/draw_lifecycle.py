@@ -17,6 +17,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from drawing import update
+
 from tweezer.model.lifecycle import (
     BATCH_TABLE,
     JOB_TABLE,
@@ -146,15 +148,5 @@ def images() -> dict[Path, str]:
     }
 
 
-def main() -> int:
-    made = {PAGE: drawn(PAGE.read_text(encoding="utf-8")), **images()}
-    old = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    if "--check" in sys.argv[1:]:
-        return 1 if old else 0
-    for path in old:
-        path.write_text(made[path], encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(update({PAGE: drawn(PAGE.read_text(encoding="utf-8")), **images()}))

@@ -20,6 +20,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from drawing import update
+
 from tweezer import settings
 from tweezer.settings import SETTINGS, Setting
 
@@ -101,14 +103,5 @@ def _to_markdown(docstring: str) -> str:
     return " ".join(docstring.replace("``", "`").split())
 
 
-def main() -> int:
-    page = PAGE.read_text(encoding="utf-8")
-    made = drawn(page)
-    if "--check" in sys.argv[1:]:
-        return 1 if made != page else 0
-    PAGE.write_text(made, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(update({PAGE: drawn(PAGE.read_text(encoding="utf-8"))}))

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+from drawing import update
 
 from tweezer.model.webhooks import VERSION, EventType, envelope, schemas
 from tweezer.webhooks.samples import sample
@@ -44,15 +45,5 @@ def _sample(match: re.Match[str]) -> str:
     return f"{match[1]}```json\n{text}\n```\n{match[3]}"
 
 
-def main() -> int:
-    made = {PAGE: drawn(PAGE.read_text(encoding="utf-8")), SCHEMAS: document()}
-    old = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    if "--check" in sys.argv[1:]:
-        return 1 if old else 0
-    for path in old:
-        path.write_text(made[path], encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(update({PAGE: drawn(PAGE.read_text(encoding="utf-8")), SCHEMAS: document()}))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import itertools
 import re
 import shlex
@@ -18,6 +17,7 @@ from uuid import UUID
 import click
 import pytest
 import yaml
+from tests.support.docs import DOCS, load_generator
 
 import tweezer
 from tweezer.adapters.registry import DEVICE_KINDS
@@ -29,7 +29,6 @@ from tweezer.settings import CONFIG_VARIABLE, PREFIX, SECRET_FILES, SETTINGS
 from tweezer.store.keys import Key
 
 ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
 PACKAGE = ROOT / "src" / "tweezer"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 
@@ -71,16 +70,6 @@ def table_rows(text: str, *header: str) -> list[list[str]]:
 
 
 # --- the lifecycle page
-
-
-def load_generator(name: str) -> ModuleType:
-    """Import a script of the docs folder."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +175,7 @@ def test_every_generated_block_has_a_place() -> None:
     assert all(drawn.values())
 
 
-def test_what_a_built_page_loads_from_other_hosts_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(DOCS)  # the hooks import the generators
+def test_what_a_built_page_loads_from_other_hosts_is_found() -> None:
     finder = load_generator("hooks").ResourceFinder()
     finder.feed('<script src="https://a/x.js"></script><link rel="stylesheet" href="//b/x.css"><img src="x.svg">')
     finder.feed('<a href="https://c/">c</a><link rel="canonical" href="https://d/"><p style="background: url(//e/x)">')

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hmac
-import importlib.util
 import time
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -14,6 +12,7 @@ from uuid import UUID
 import jsonschema
 import msgspec
 import pytest
+from tests.support.docs import DOCS, load_generator
 
 from tweezer.ledger.access.links import SKEW_S, Signer
 from tweezer.ledger.config import LINK_MAX_S
@@ -42,7 +41,6 @@ from tweezer.model.webhooks import (
 from tweezer.settings import ApiSettings, Settings
 from tweezer.webhooks.samples import sample
 
-DOCS = Path(__file__).parents[3] / "docs"
 BATCH = UUID("0199f6bd-2f7e-8b1d-9f04-a1b2c3000000")
 INTERNAL = {"job.pending", "batch.pending"}
 
@@ -51,12 +49,7 @@ every_type = pytest.mark.parametrize("type_", EventType)
 
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("draw_webhooks", DOCS / "draw_webhooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_generator("draw_webhooks")
 
 
 def validate(whole: dict[str, Any], text: bytes | str) -> None:
