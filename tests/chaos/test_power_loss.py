@@ -96,6 +96,7 @@ async def test_a_settle_before_the_ledger_has_restored_makes_no_job_run_again(pl
     hold.write_text("0")
     batch = await site.submit([{"sleep_s": 0.5}] * 3, device=WITNESSED)
     await site.held(batch)
+    await recorder.wait_logged("recorder.active")  # the kept file then knows of the ledger, so the gate can shut
     plant.file.keep()
     hold.write_text("1")
     await until(lambda: plant.has_recorded(batch, 0, JobStatus.DONE), "the end of the first job in the ledger")
@@ -135,6 +136,7 @@ async def test_webhooks_of_events_that_redis_lost_are_sent_by_couriers_that_were
 
         first = await site.submit([{}])
         await until(lambda: len(webhook_ids(first)) == 2, "the webhooks of the first batch")
+        await recorder.wait_logged("recorder.active")
         plant.file.keep()
         courier.freeze()
         lost = await site.submit([{}, {}])
