@@ -407,7 +407,9 @@ async def test_in_a_storm_no_job_is_submitted_twice_and_none_is_lost(
     weather = LOSSLESS if server.kind == "redis" else LOSING
     settings = {"database_url": str(database.engine.url), "data_dir": tmp_path}
     async with Site(server.url, tmp_path, **settings) as site:
-        await site.serves(site.spawn("recorder"))
+        recorder = site.spawn("recorder")
+        await site.serves(recorder)
+        await recorder.wait_logged("recorder.active")  # what Redis keeps includes that there is a ledger
         began = time.monotonic()
         storm = Storm(site, qpu, AppendOnlyFile(server), tmp_path / "witness", seed)
         await site.serves(storm.workers[0])
