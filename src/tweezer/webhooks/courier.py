@@ -252,7 +252,7 @@ class Courier:
         except Exception as error:
             if not is_unusable(error):
                 raise
-            log.warning("courier.looks_for_culprit", error=describe_error(error))
+            log.warning("courier.bisecting", error=describe_error(error))
         await self._serve_apart(entries)
         return 0
 

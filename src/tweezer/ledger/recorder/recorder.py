@@ -176,7 +176,7 @@ class Recorder:
         except Exception as error:
             if not is_unusable(error):
                 raise
-            log.warning("recorder.looks_for_culprit", error=describe_error(error))
+            log.warning("recorder.bisecting", error=describe_error(error))
         await self.resume()
         entries = await self._store.events.follow(self._read_to, most=self._tuning.entries)
         if entries:
