@@ -643,6 +643,12 @@ async def held(post: Post) -> bool:
     return bool((await post.rig.redis.xpending(post.rig.keys(Key.EVENTS), GROUP))["pending"])
 
 
+async def holds(post: Post, reader: str) -> bool:
+    """Return whether this reader has entries that are not acknowledged."""
+    readers = await post.rig.redis.xinfo_consumers(post.rig.keys(Key.EVENTS), GROUP)
+    return any(it["name"] == reader.encode() and it["pending"] for it in readers)
+
+
 def lose_a_reply(courier: Courier) -> list[int]:
     """Lose the next reply with entries, like a cut connection; count its entries."""
     read, lost = courier._group.read, list[int]()
@@ -687,6 +693,32 @@ async def test_two_couriers_with_alternating_entries_process_them_in_order(post:
             tasks = [asyncio.create_task(courier.run()), asyncio.create_task(courier._deliverer.write_outcomes())]
             post.running.append((courier, tasks))
         await until(all_delivered(post, 4), "what both held", SOON_S)
+
+
+async def test_a_courier_does_not_skip_what_a_restarted_server_forgot_that_another_one_holds(post: Post) -> None:
+    events = post.rig.keys(Key.EVENTS)
+    async with Receiver() as receiver:
+        post.endpoint(receiver.url("/all"), "batch.created")
+        dead, waiting = (post.courier(post.deliverer(), abandoned_s=NEVER_S) for _ in range(2))
+        dead._group._reader, waiting._group._reader = "dead", "waiting"
+        post.running += [(dead, []), (waiting, [])]
+        await dead.join()
+        await post.batch(1)
+        (held_entry,) = (await dead._group.read(most=10, wait_s=0.01)).entries
+        await post.batch(1)
+        step = asyncio.create_task(waiting.step())
+        await until(partial(holds, post, "waiting"), "its entry")
+        # What a restart leaves that lost the last second: another server, and nothing of the entry that was held.
+        async with post.rig.redis.pipeline(transaction=True) as restart:
+            restart.set(post.rig.keys(Key.SERVER), "1 another")
+            restart.xdel(events, held_entry.id)
+            restart.xack(events, GROUP, held_entry.id)
+            await restart.execute()
+        with pytest.raises(Unavailable, match="restarted"):
+            await step
+        assert waiting._deliveries.position() == 0  # so that the recorder appends the lost entry again
+        assert await waiting.step() == 1
+        assert len(post.rows()) == 1
 
 
 async def test_a_courier_that_is_stopped_leaves_nothing_for_others_to_wait_for(post: Post) -> None:

@@ -278,7 +278,8 @@ class GroupRead(msgspec.Struct, frozen=True):
 class EntryGroup:
     """A consumer group: each entry is delivered to one of its readers, which must acknowledge it.
 
-    Trimming keeps entries that are not acknowledged.
+    Trimming keeps entries that are not acknowledged. A server that restarts without its last writes has forgotten that
+    they were delivered; therefore the group remembers which server delivered the entries that its reader read last.
     """
 
     def __init__(self, scripts: Scripts, name: str, reader: str) -> None:
@@ -286,6 +287,8 @@ class EntryGroup:
         self._stream = scripts.keys(Key.EVENTS)
         self._endpoints = scripts.keys(Key.ENDPOINTS)
         self._gate = scripts.keys(Key.GATE)
+        self._server = scripts.keys(Key.SERVER)
+        self._read_from: bytes | None = None
         self._name = name
         self._reader = reader
 
@@ -307,6 +310,7 @@ class EntryGroup:
         Raises NotFound("group", …) if the group does not exist; then join again.
         """
         pipeline = self._redis.pipeline(transaction=False)
+        pipeline.get(self._server)
         block_ms = max(round(wait_s * 1000), 1)
         # Resets this reader's idle time: before Redis 7.2 a read that receives nothing does not. It reads the pending
         # entries after the greatest id, which do not exist.
@@ -315,7 +319,7 @@ class EntryGroup:
         pipeline.xpending(self._stream, self._name)
         pipeline.get(self._endpoints)
         pipeline.exists(self._gate)
-        _, found, pending, endpoints, is_shut = await self._ask(pipeline.execute())
+        self._read_from, _, found, pending, endpoints, is_shut = await self._ask(pipeline.execute())
         entries = [entry for _, rows in found or () for entry in _read_entries(rows)]
         return GroupRead(entries, pending["min"].decode() if pending["pending"] else None, endpoints, bool(is_shut))
 
@@ -324,7 +328,10 @@ class EntryGroup:
 
         Raises NotFound.
         """
-        found = await self._ask(self._redis.xreadgroup(self._name, self._reader, {self._stream: "0"}, count=most))
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.get(self._server)
+        pipeline.xreadgroup(self._name, self._reader, {self._stream: "0"}, count=most)
+        self._read_from, found = await self._ask(pipeline.execute())
         rows = [row for _, rows in found or () for row in rows]
         if not rows:
             return [], True
@@ -338,7 +345,10 @@ class EntryGroup:
     async def claim(self, *, idle_s: float, most: int) -> list[Entry]:
         """Take over entries that were delivered to a reader at least ``idle_s`` ago. Raises NotFound."""
         which: dict[str, Any] = {"min_idle_time": round(idle_s * 1000), "count": most}
-        _, rows, *_ = await self._ask(self._redis.xautoclaim(self._stream, self._name, self._reader, **which))
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.get(self._server)
+        pipeline.xautoclaim(self._stream, self._name, self._reader, **which)
+        self._read_from, (_, rows, *_) = await self._ask(pipeline.execute())
         return _read_entries(rows)
 
     async def claim_one(self, entry_id: str, *, idle_s: float) -> list[Entry]:
@@ -347,8 +357,17 @@ class EntryGroup:
         return _read_entries(await self._ask(self._redis.xclaim(self._stream, self._name, self._reader, *which)))
 
     async def oldest_pending(self) -> str | None:
-        """Return the id of the group's oldest entry that is not acknowledged. Raises NotFound."""
-        pending = await self._ask(self._redis.xpending(self._stream, self._name))
+        """Return the id of the group's oldest entry that is not acknowledged.
+
+        Raises NotFound; Unavailable if Redis has restarted since this reader read its entries: an earlier entry may
+        then be missing here although nobody has processed it, so the entries must be read again.
+        """
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.get(self._server)
+        pipeline.xpending(self._stream, self._name)
+        server, pending = await self._ask(pipeline.execute())
+        if server != self._read_from:
+            raise Unavailable("Redis has restarted since these events were read; they are read again")
         return pending["min"].decode() if pending["pending"] else None
 
     async def acknowledge(self, entry_ids: Sequence[str]) -> None:
