@@ -158,7 +158,7 @@ class Finished(msgspec.Struct, frozen=True):
         """
         text = self.result.serialised_results
         if text is None:
-            raise JobFailed(f"job {self.id} has a counter, but no serialised results")
+            raise JobFailed(f"job {self.id} has a counter, but no serialised results; use its `counter` instead")
         from pulser.backend.results import Results
 
         return Results.from_abstract_repr(text)
@@ -317,7 +317,7 @@ class AsyncBatch(Handle):
             The state of the batch. Changes in quick succession may be combined.
 
         Raises:
-            WaitTimeout: The time is over.
+            WaitTimeout: The timeout has expired.
             NotFound: The project has no such batch.
             Unavailable: Redis did not answer.
         """
@@ -340,7 +340,7 @@ class AsyncBatch(Handle):
             The final state of the batch. A batch that is still open is returned when it runs out of work.
 
         Raises:
-            WaitTimeout: The time is over.
+            WaitTimeout: The timeout has expired.
             NotFound: The project has no such batch.
             Unavailable: Redis did not answer.
         """
@@ -382,7 +382,7 @@ class AsyncBatch(Handle):
             Each job with its result, including failed and cancelled ones.
 
         Raises:
-            WaitTimeout: The time is over.
+            WaitTimeout: The timeout has expired.
             NotFound: The project has no such batch.
             Unavailable: Redis did not answer.
         """
@@ -417,7 +417,7 @@ class AsyncBatch(Handle):
         Raises:
             EventsTrimmed: Some events are no longer in Redis, and the queue has no ledger to read them from.
             InvalidInput: ``after`` is not an event of this batch.
-            WaitTimeout: The time is over.
+            WaitTimeout: The timeout has expired.
             NotFound: The project has no such batch.
             Unavailable: Redis did not answer.
         """
@@ -450,7 +450,7 @@ class AsyncBatch(Handle):
             One entry per job, including failed and cancelled ones; their ``result`` and ``counter`` raise JobFailed.
 
         Raises:
-            WaitTimeout: The time is over.
+            WaitTimeout: The timeout has expired.
             NotFound: The project has no such batch.
             Unavailable: Redis did not answer.
 
@@ -898,7 +898,7 @@ def connect_async(
             machine).
         project: Id of the project whose batches are submitted and read (default: ``TWEEZER_PROJECT_ID``, else
             ``default``).
-        namespace: First part of all keys in Redis (default: ``TWEEZER_NAMESPACE``, else ``tweezer``).
+        namespace: Prefix of all keys in Redis (default: ``TWEEZER_NAMESPACE``, else ``tweezer``).
         retry_s: Seconds during which a call is repeated while Redis does not answer, before it raises Unavailable.
         results_dir: Folder to which workers write large results, if it is mounted on this machine (default:
             ``TWEEZER_RESULTS_DIR``, else ``results`` in ``TWEEZER_DATA_DIR``). Without it, reading a large result

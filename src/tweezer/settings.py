@@ -273,7 +273,7 @@ class Settings(_Group):
     """Folder of [results] that are too large for Redis, which workers, API, recorder and scheduler must
     share. Empty: ``results`` in the data folder."""
     namespace: str = _setting(_CONNECT.namespace, "all", pattern=r"^[A-Za-z0-9_.-]{1,32}$")
-    """First part of all keys in Redis. A second installation on the same server also needs another database number,
+    """Prefix of all keys in Redis. A second installation on the same server also needs another database number,
     because arq's keys do not include the namespace."""
     project_id: str = _setting(DEFAULT_PROJECT, "commands", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     """Project of ``tweezer up`` and of the commands that submit and read."""

@@ -81,7 +81,7 @@ async def test_after_an_operators_specs_were_removed_workers_announce_theirs_aga
     beat: dict[str, Any] = {"ttl_s": 60, "about_device": ABOUT, "about_worker": {"lanes": 1}}
     await rig.devices.announce("EMU", ABOUT, specs("EMU"))
     assert (await rig.tickets.heartbeat("w", "EMU", **beat)).has_specs
-    with pytest.raises(Conflict, match="already those of its workers"):
+    with pytest.raises(Conflict, match="no operator has set the specs of EMU, so there is nothing to remove"):
         await rig.devices.forget_specs("EMU")
     await rig.devices.give_specs("EMU", specs("EMU", max_atom_num=10))
     await rig.devices.forget_specs("EMU")

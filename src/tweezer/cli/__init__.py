@@ -16,7 +16,7 @@ __all__ = ["main"]
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--redis", metavar="URL", help="URL of the Redis that holds the queue  [default: TWEEZER_REDIS_URL].")
 @click.option("--project", metavar="ID", help="Project to use  [default: TWEEZER_PROJECT_ID, else default].")
-@click.option("--namespace", help="First part of every key in Redis  [default: TWEEZER_NAMESPACE].")
+@click.option("--namespace", help="Prefix of every key in Redis  [default: TWEEZER_NAMESPACE].")
 @click.version_option(__version__, prog_name="tweezer", message="%(prog)s %(version)s")
 @click.pass_context
 def main(context: click.Context, redis: str | None, project: str | None, namespace: str | None) -> None:

@@ -54,7 +54,7 @@ _ANSWERS = {
     "--not-before",
     type=parse_time,
     metavar="TIME",
-    help="Earliest start, such as 2027-01-31T08:00 (your time) or …+00:00.",
+    help="Earliest start, such as 2027-01-31T08:00 (your time zone) or …+00:00.",
 )
 @click.option("--idempotency-key", metavar="KEY", help="Calls with the same key within a day create one batch.")
 @click.option("--wait", is_flag=True, help="Follow the batch to its end; exit code 1 unless all jobs are DONE.")
@@ -175,7 +175,7 @@ def cancel(options: Options, *, batches: tuple[str, ...], indices: tuple[int, ..
 @click.option("--reason", help="Why the device is paused; shown to all users.")
 @click.option("--until", type=parse_time, metavar="TIME", help="Resume the device at this time: 2027-01-31T08:00.")
 @click.option(
-    "--for", "for_s", type=parse_duration, metavar="TIME", help="Resume the device after this time: 30min, 2h."
+    "--for", "for_s", type=parse_duration, metavar="DURATION", help="Resume the device after this time: 30min, 2h."
 )
 @pass_options
 def pause(

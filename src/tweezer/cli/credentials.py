@@ -87,7 +87,7 @@ def list_projects(connection: Connection) -> list[Project]:
 
 @projects.command(name="retention")
 @click.argument("project")
-@click.argument("kept_s", type=parse_retention, metavar="TIME|forever|default")
+@click.argument("kept_s", type=parse_retention, metavar="DURATION|forever|default")
 @ledger_command(
     lambda it, as_json: print_result(_about(it), f"{it.id}: retention of ended batches: {_kept(it)}", as_json=as_json)
 )
@@ -210,7 +210,9 @@ def _show_once(made: NewKey, *, as_json: bool) -> None:
     help="Permissions of the key.",
 )
 @click.option("--user", metavar="NAME", help="Owner of the key, and of the batches submitted with it.")
-@click.option("--expires", "expires_s", type=parse_duration, metavar="TIME", help="Expire after this time: 90d, 12h.")
+@click.option(
+    "--expires", "expires_s", type=parse_duration, metavar="DURATION", help="Expire after this time: 90d, 12h."
+)
 @ledger_command(_show_once)
 @pass_options
 def create_key(
@@ -267,7 +269,7 @@ def revoke(connection: Connection, *, key: str) -> ApiKey:
 @overlap_option("24h", "How long the old key remains valid; 0 revokes it now.")
 @ledger_command(_show_once)
 def rotate(connection: Connection, *, key: str, overlap_s: int) -> NewKey:
-    """Replace a key by a new one and print it, once.
+    """Replace a key with a new one and print it, once.
 
     The new key has the same permissions. The old key ends after the overlap.
     """
@@ -414,7 +416,7 @@ def add_to(connection: Connection, *, name: str, project: str) -> User:
 @click.argument("project")
 @ledger_command(_show_user)
 def remove_from(connection: Connection, *, name: str, project: str) -> User:
-    """Remove a user from a project, and revoke their keys of it."""
+    """Remove a user from a project, and revoke their keys for it."""
     return ledger_users.remove_from_project(connection, name, project)
 
 

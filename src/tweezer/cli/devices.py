@@ -88,7 +88,7 @@ def maintenance(context: click.Context, device: str) -> None:
     help="Start, such as 2027-01-31T08:00 (your time zone).",
 )
 @click.option("--to", "ends", type=parse_time, required=True, metavar="TIME", help="End, in the future.")
-@click.option("--reason", required=True, help="Shown to users whose jobs wait.")
+@click.option("--reason", required=True, help="Reason, shown to users whose jobs are waiting.")
 @_pass_device
 @pass_options
 def add(options: Options, device: str, /, *, begins: datetime, ends: datetime, reason: str) -> None:
@@ -128,12 +128,12 @@ def remove(options: Options, device: str, /, *, window: str) -> None:
 
 @click.command()
 @click.argument("device")
-@click.option("--reason", default="draining", help="Shown to users whose jobs wait.", show_default=True)
+@click.option("--reason", default="draining", help="Reason, shown to users whose jobs are waiting.", show_default=True)
 @pass_options
 def drain(options: Options, *, device: str, reason: str) -> None:
     """Pause a device and wait until its jobs have ended.
 
-    Ctrl-C ends the waiting, but the device stays paused.
+    Ctrl-C stops waiting, but the device stays paused.
     """
 
     async def wait(queue: AsyncQueue) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("batch", required=False)
 @click.option("--after", metavar="ID", help="Start after this event, or at `now`  [default: from the beginning].")
-@click.option("--follow", is_flag=True, help="Wait for further events; a batch is followed to its end.")
+@click.option("--follow", is_flag=True, help="Wait for new events; with BATCH, until the batch ends.")
 @click.option(
     "--type",
     "types",
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def events(
     options: Options, *, batch: str | None, after: str | None, follow: bool, types: tuple[str, ...], as_json: bool
 ) -> None:
-    """Show the events of BATCH, or without it those of the project, which needs the ledger."""
+    """Show the events of BATCH; without BATCH, those of the project (requires the ledger)."""
     wanted = frozenset(types or EventType)
 
     async def print_all(found: AsyncIterator[EventMessage]) -> None:

@@ -51,7 +51,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "webhooks": ("webhooks", "Manage webhooks: endpoints, secrets, deliveries, test receiver."),
         "db": ("ledger", "Manage the ledger database: upgrade, check, backup, restore."),
         "dead-letters": ("ledger", "Manage messages that could not be processed: list, retry, drop."),
-        "redis-users": ("redis_users", "Create the Redis users, one for each kind of process."),
+        "redis-users": ("redis_users", "Write an ACL file with a Redis user for each kind of process."),
         "doctor": ("doctor", "Check Redis, ledger, workers and settings; suggest fixes."),
     },
     "Processes": {

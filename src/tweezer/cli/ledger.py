@@ -116,7 +116,7 @@ _CONSUMERS = ("recorder", "courier", "intake", "scheduler")
 _SHOWN = 90  # characters of an error in the table
 
 _ids = click.argument("letters", type=click.IntRange(1), nargs=-1, metavar="[ID]...")
-_all = click.option("--all", "everything", is_flag=True, help="All dead letters.")
+_all = click.option("--all", "everything", is_flag=True, help="Select all dead letters.")
 
 
 @click.group(name="dead-letters")

@@ -228,7 +228,9 @@ def to_json(received: Received) -> bytes:
     multiple=True,
     help="Secret (whsec_…) or public key (whpk_…); may be repeated  [default: those of the project and its endpoints].",
 )
-@click.option("--answer", default="204", show_default=True, metavar="STATUS,…", help="HTTP statuses to answer in turn.")
+@click.option(
+    "--answer", default="204", show_default=True, metavar="STATUS,…", help="HTTP statuses to respond with, in turn."
+)
 @click.option("--retry-after", type=click.IntRange(0), metavar="S", help="Send Retry-After with failures.")
 @click.option("--slow", "slow_s", type=click.FloatRange(0), default=0.0, metavar="S", help="Delay each response.")
 @click.option("--hang", "hang_s", type=click.FloatRange(0), metavar="S", help="Send nothing for S seconds, then close.")

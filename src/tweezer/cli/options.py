@@ -145,7 +145,7 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmati
 def overlap_option(default: str, help: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return the option for how long an old key or secret remains valid after its rotation."""
     return click.option(
-        "--overlap", "overlap_s", type=parse_overlap, default=default, show_default=True, metavar="TIME", help=help
+        "--overlap", "overlap_s", type=parse_overlap, default=default, show_default=True, metavar="DURATION", help=help
     )
 
 

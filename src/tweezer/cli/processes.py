@@ -93,7 +93,9 @@ def courier(options: Options, *, processes: int | None) -> None:
 
 
 @click.command()
-@click.option("--host", help="Address to listen on; 0.0.0.0 for all  [default: TWEEZER_API_HOST, else 127.0.0.1].")
+@click.option(
+    "--host", help="Address to listen on; 0.0.0.0 for all addresses  [default: TWEEZER_API_HOST, else 127.0.0.1]."
+)
 @click.option("--port", type=_PORT, help="Port; 0 picks a free one  [default: TWEEZER_API_PORT, else 8000].")
 @pass_options
 def api(options: Options, *, host: str | None, port: int | None) -> None:
@@ -262,7 +264,7 @@ def _misbehaviour(name: str, help: str, **given: Any) -> Callable[[Any], Any]:
 @click.option("--device-specs", type=_FILE, help="File with the device's specs  [default: like Pulser's AnalogDevice].")
 @click.option("--fake", "--instant", is_flag=True, help="Make up counters instead of emulating.")
 @click.option("--journal", type=_FILE, help="File that counts submits and cancels, and keeps jobs across restarts.")
-@click.option("--token-auth", metavar="ID:SECRET", help="Require access tokens, issued at this address in realm qpu.")
+@click.option("--token-auth", metavar="ID:SECRET", help="Require access tokens; this address issues them in realm qpu.")
 @click.option(
     "--token-seconds", type=_AT_LEAST_0, default=60.0, show_default=True, help="How long an access token is valid."
 )
@@ -271,7 +273,7 @@ def _misbehaviour(name: str, help: str, **given: Any) -> Callable[[Any], Any]:
 @_misbehaviour("seed", "Seed of all random numbers.", type=int)
 @_misbehaviour("job-seconds", "Duration of a job: 2, 0.5:3 (uniform) or exp:1.5 (mean)  [default: 0].")
 @_misbehaviour("shot-seconds", "Duration to add for each run  [default: 0].", type=_AT_LEAST_0)
-@_misbehaviour("time-scale", "Factor on both durations  [default: 1].", type=_AT_LEAST_0)
+@_misbehaviour("time-scale", "Multiply both durations by this factor  [default: 1].", type=_AT_LEAST_0)
 @_misbehaviour("answer-seconds", "Delay of each response, after the request was carried out  [default: 0].")
 @click.option(
     "--down", multiple=True, metavar="FROM:TO", help="Be DOWN between these seconds after the start; may be repeated."

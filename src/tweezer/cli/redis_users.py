@@ -28,11 +28,11 @@ _SHOWN_TO_REDIS, _OWNER_ONLY = 0o644, 0o600
 @click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path))
 @pass_options
 def redis_users(options: Options, folder: Path | None) -> None:
-    """Create the Redis users, one for each kind of process, in FOLDER. Without FOLDER, print them without passwords.
+    """Write a Redis user for each kind of process to FOLDER. Without FOLDER, print the users without passwords.
 
     FOLDER gets `users.acl` for Redis, and for each user its password (`worker.password`) and its URL (`worker.env`).
     Existing passwords are kept; remove a file to get a new password. Lines of other users in `users.acl` are kept, too.
-    Run it again after an upgrade of Tweezer, which may need other permissions.
+    Run it again after each upgrade of Tweezer: the new version may need other permissions.
     """
     settings = options.settings()
     if folder is None:

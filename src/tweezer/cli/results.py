@@ -56,7 +56,7 @@ def results(
 ) -> None:
     """Show the most frequent bitstrings of the jobs that have ended so far.
 
-    For a job that was stopped, these are the shots that its device had measured before.
+    For a job that was stopped early, these are the shots measured until then.
     """
     record, jobs = options.run(lambda queue: _read(queue, batch, indices))
     if not any(job.data for job in jobs) and not as_json:

@@ -221,7 +221,7 @@ def _check_timestamp(text: str, tolerance_s: float, now: datetime | None) -> Non
     old = age_s > 0
     raise WebhookInvalid(
         f"the webhook's timestamp is {abs(age_s):.0f} s in the {'past' if old else 'future'} ({tolerance_s:g} s are "
-        f"allowed): {'it may be a replay, or ' if old else ''}a clock is wrong; synchronise this machine's with NTP",
+        f"allowed): {'it may be a replay, or ' if old else ''}a clock is wrong; set this machine's clock with NTP",
         code="too_old" if old else "too_new",
     )
 
@@ -242,15 +242,15 @@ def _check_signatures(header: str, given: dict[Algorithm, list[str]], content: b
         if genuine:
             return
     if not checked:
-        known = " and ".join(sorted(given))
+        known = " or ".join(sorted(given))
         raise WebhookInvalid(
-            f"the header {SIGNATURE_HEADER} has no signature of version {known}, which the given secret can verify; "
-            f"use a secret {SECRET_PREFIX}… for v1, a public key {PUBLIC_PREFIX}… for v1a",
+            f"the header {SIGNATURE_HEADER} has no {known} signature, so the given secret cannot verify it; "
+            f"use a secret ({SECRET_PREFIX}…) for v1, or a public key ({PUBLIC_PREFIX}…) for v1a",
             code="unknown_signature",
         )
     raise WebhookInvalid(
-        "the signature does not match: the secret is not that of this endpoint, or the body was changed "
-        "(pass the received bytes, not JSON that was parsed and serialised again)",
+        "the signature does not match: the secret belongs to another endpoint, or the body was changed; use this "
+        "endpoint's secret, and pass the received bytes, not JSON that was parsed and serialised again",
         code="wrong_signature",
     )
 

@@ -106,7 +106,7 @@ class Devices:
             case "drop_window", b"none":
                 raise NotFound("maintenance", arguments["window_id"])
             case "forget_specs", b"none":
-                raise Conflict(f"the specs of {device} are already those of its workers")
+                raise Conflict(f"no operator has set the specs of {device}, so there is nothing to remove")
             case "plan_window", b"past":
                 raise InvalidInput("ends_at", "is in the past; a maintenance window must end in the future")
             case "plan_window", b"many":

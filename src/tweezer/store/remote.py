@@ -48,7 +48,7 @@ class Remote:
             if not int(about.get("aof_enabled", 0)):
                 raise NotDurable(
                     "Redis does not write an append-only file, so a job could be submitted twice after a crash; set "
-                    "`appendonly yes` before serving a machine"
+                    "`appendonly yes` before serving a QPU"
                 )
             self._replicas = int(about.get("connected_slaves", 0))
             try:

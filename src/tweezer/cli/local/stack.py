@@ -216,7 +216,7 @@ class Stack:
         if not self._redis.alive:
             self._redis_deaths += 1
             if self._redis_deaths > _REDIS_RESTARTS_MAX:
-                raise TweezerError(f"Redis keeps dying; see {self._redis.log_path}", code="child_died")
+                raise TweezerError(f"Redis crashes repeatedly; see {self._redis.log_path}", code="child_died")
             self._report("Redis died; restarting it with its data")
             self._redis.restart()
         for child in self._children:
