@@ -263,6 +263,16 @@ async def test_the_first_client_of_a_restarted_server_shuts_the_gate(server: Red
         assert not (await ours.recovery.gate()).is_shut
 
 
+async def test_the_first_mark_of_the_ledger_is_on_disk_and_later_ones_do_not_wait(valkey_server: RedisServer) -> None:
+    async with Store.open(Connect(url=valkey_server.url, namespace="marked")) as store:
+        waits = []
+        for _ in range(2):
+            await store.recovery.mark_ledger()
+            calls: dict[str, Any] = await store.redis.info("commandstats")
+            waits.append(calls["cmdstat_waitaof"]["calls"])
+    assert waits[0] == waits[1]
+
+
 async def test_a_listener_that_is_the_first_client_shuts_the_gate_too(server: RedisServer) -> None:
     async with Store.open(Connect(url=server.url)) as store, Redis.from_url(server.url) as plain:
         await store.recovery.mark_ledger()

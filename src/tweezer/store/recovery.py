@@ -7,6 +7,7 @@ until the recorder has compared Redis with the ledger, or a time limit has passe
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,17 +15,19 @@ from uuid import UUID
 
 import msgspec
 import structlog
+from redis import exceptions as redis_errors
 
 from tweezer.model.lifecycle import BatchStatus
 from tweezer.model.messages import stored_size
 from tweezer.store.keys import Key
-from tweezer.store.scripts import Scripts, ask, translating
+from tweezer.store.scripts import Scripts, ask, eval_command, translating
 
 log = structlog.get_logger(__name__)
 
 _BATCH_ID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _JOBS_MAX = 1000  # per call
 _BYTES_MAX = 1 << 20
+_DISK_MS = 5000
 
 
 class RestoredBatch(msgspec.Struct, frozen=True):
@@ -103,9 +106,15 @@ class Recovery:
         """Record that there is a ledger: from now on the gate is shut when Redis restarts.
 
         Returns the id of the entry up to which a ledger has recorded everything, where the stream may begin. For a
-        stream that was never trimmed this is the id before the first.
+        stream that was never trimmed this is the id before the first. The first mark is on Redis' disk when this
+        returns, if Redis can confirm that: without the mark, a restart would leave the gate open.
         """
-        _, trimmed = await self._scripts.call("mark_ledger")
+        with translating():
+            async with self._scripts.redis.client() as connection:  # WAITAOF waits for the writes of its connection
+                word, trimmed = await connection.execute_command(*eval_command(self._scripts.keys, "mark_ledger"))
+                if word == b"new":
+                    with contextlib.suppress(redis_errors.ResponseError):  # before Redis 7.2, or no append-only file
+                        await connection.execute_command("WAITAOF", 1, 0, _DISK_MS)
         return str(trimmed.decode())
 
     async def join_ledger(self, installation: str, *, force: bool = False) -> str | None:
