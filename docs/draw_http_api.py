@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent / "reference" / "http-api"
 EXAMPLES = FOLDER / "examples.json"
 
 _METHODS = ("get", "post", "put", "patch", "delete")
-_ROUTE = re.compile(r"^\| (GET|POST|PUT|PATCH|DELETE) \| `(\S+)` \| [^|]+ \| ([^|]+) \|$", re.MULTILINE)
+_ROUTE = re.compile(r"^\| (GET|POST|PUT|PATCH|DELETE) \| `(\S+)` \| ([^|]+) \|", re.MULTILINE)
 _ENVELOPE = ("status", "message", "code")
 _FORMATS = {"uuid": "UUID", "date-time": "time", "binary": "bytes"}
 

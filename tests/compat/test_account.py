@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.compat.clients import Client, ClientError
 from tests.compat.cloud import ADA, EMU_FREE, FOREIGN, NULL, PASSWORD, PROJECT, QPU, SECOND, Cloud
+from tests.support.docs import documented_routes
 
 pytestmark = pytest.mark.compat
 
@@ -25,6 +26,11 @@ NOBODY = "00000000-0000-8000-8000-000000000000"
 
 def test_every_public_method_of_the_client_is_called_by_some_test(client: Client) -> None:
     assert set(client.call("account.public_methods")) <= COVERED
+
+
+def test_the_page_of_routes_marks_those_that_the_client_calls(client_a: Client, client_b: Client) -> None:
+    marked = {path for _, path, _, also_in in documented_routes() if "pasqal-cloud" in also_in}
+    assert {*client_a.call("account.paths"), *client_b.call("account.paths"), "/oauth/token"} == marked
 
 
 def test_a_user_logs_in_with_name_and_password(client: Client) -> None:

@@ -10,13 +10,14 @@ from uuid import uuid4
 import pytest
 from starlette.routing import Route
 from tests.support.api_rig import ApiRig, bearer
+from tests.support.docs import documented_routes
 
+from tweezer.api.pasqal import THIRD_PARTY
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.settings import ApiSettings, Settings
 
-PAGE = Path(__file__).parents[2] / "docs" / "reference" / "http-api" / "index.md"
-SEEDS = {"001", "002", "client", "ours"}
+ALSO_IN = {"", "Pasqal's API", "pasqal-cloud", "Pasqal's API, pasqal-cloud"}
 ROLES = {
     "none",
     "user, read, operator",
@@ -26,7 +27,6 @@ ROLES = {
     "operator",
     "session",
 }
-_ROW = re.compile(r"\| (GET|POST|PUT|PATCH|DELETE) \| `(\S+)` \| ([^|]+) \| ([^|]+) \|")
 
 
 @pytest.fixture
@@ -35,10 +35,6 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database)
     rig = ApiRig(Settings(api=ApiSettings(requests_per_s=10_000, longpoll_s=0)), ledger)
     yield rig
     await rig.close()
-
-
-def rows() -> list[tuple[str, str, str, str]]:
-    return [(method, path, seed, role) for method, path, seed, role in _ROW.findall(PAGE.read_text())]
 
 
 async def test_the_page_has_every_route_of_the_application_once(rig: ApiRig) -> None:
@@ -50,15 +46,23 @@ async def test_the_page_has_every_route_of_the_application_once(rig: ApiRig) -> 
         if method != "HEAD"
     }
     assert all(isinstance(route, Route) for route in rig.app.router.routes)
-    told = [(method, path) for method, path, _, _ in rows()]
+    told = [(method, path) for method, path, _, _ in documented_routes()]
     assert sorted(told) == sorted(routes)
-    assert {seed for _, _, seed, _ in rows()} <= SEEDS
+
+
+def test_the_routes_that_exist_only_for_pasqals_clients_are_marked() -> None:
+    marks = {(method, path): also_in for method, path, _, also_in in documented_routes()}
+    assert set(marks.values()) == ALSO_IN
+    third_parties = {route: also_in for route, also_in in marks.items() if route[1].startswith(THIRD_PARTY)}
+    assert set(third_parties.values()) == {"pasqal-cloud"}
+    workloads = {also_in for (_, path), also_in in marks.items() if "/workloads" in path}
+    assert workloads == {"Pasqal's API", "Pasqal's API, pasqal-cloud"}
 
 
 async def test_every_route_answers_each_role_as_documented(rig: ApiRig) -> None:
     keys = {role: rig.key(role) for role in Role}
     rig.add_user("ada")
-    for method, path, _, told in rows():
+    for method, path, told, _ in documented_routes():
         assert told in ROLES
         called = re.sub(r"{\w+}", lambda _: str(uuid4()), path)
         if path.endswith("/stream"):
@@ -78,5 +82,5 @@ async def test_every_route_answers_each_role_as_documented(rig: ApiRig) -> None:
 
 
 def test_only_the_roles_user_and_operator_write() -> None:
-    writing = {told for method, path, _, told in rows() if method != "GET" and path != "/oauth/token"}
+    writing = {told for method, path, told, _ in documented_routes() if method != "GET" and path != "/oauth/token"}
     assert writing == {"user, operator", "operator", "session"}

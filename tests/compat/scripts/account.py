@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from door import Door
+from door import NEW, Door
 from pulser.json.abstract_repr.deserializer import deserialize_device
 
 
@@ -12,6 +12,14 @@ def public_methods(door: Door) -> list[str]:
     """Return the names of the client's public methods."""
     client = door.client()
     return sorted(name for name in dir(type(client)) if not name.startswith("_"))
+
+
+def paths(door: Door) -> list[str]:
+    """Return the paths that the client and its variant for OVH can call, without the log-in."""
+    third_party = door.third_party()
+    clients = (door.client(), third_party.cloud_client if NEW else third_party._sdk_connection)
+    urls = [url for client in clients for url in client._client._get_api_urls().values()]
+    return sorted({url.removeprefix(door.base) for url in urls})
 
 
 def token(door: Door) -> Any:

@@ -46,7 +46,7 @@ class Door:
         plain: bool = False,
     ) -> None:
         self.requests: list[dict[str, Any]] = []
-        self._base = base
+        self.base = base
         self._project = project
         self._key = key
         self._plain = plain
@@ -82,7 +82,7 @@ class Door:
 
     def _login(self) -> TokenProviderConf:
         return TokenProviderConf(
-            token_endpoint=f"{self._base}/oauth/token",
+            token_endpoint=f"{self.base}/oauth/token",
             public_client_id="local",
             audience="local",
             realm="local",
