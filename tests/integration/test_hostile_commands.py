@@ -1,6 +1,6 @@
 """Every command with wrong values for each option and argument: one sentence names it, and nothing changes.
 
-Commands and their parameters are those that click has, so that a new one is tested without being listed here.
+Commands and parameters come from click, so that new ones are tested without being listed here.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from tweezer.store.connection import Connect, Store
 DEVICE = "NULL"
 SOON_S = 20.0
 LONG = 3000
-"""The number of characters from which a message is too long to read."""
+"""A message with more characters is too long to read."""
 
 VALUES = {
     **TEXTS,
-    "half a surrogate pair": os.fsdecode(b"a\xed\xa0\x80b"),  # as a shell passes it
+    "half a surrogate pair": os.fsdecode(b"a\xed\xa0\x80b"),  # as Python decodes it from a shell
     "NaN": "NaN",
     "1e400": "1e400",
     "a depth of 10,000": "[" * DEPTH,
     "a word": "abc",
     "a negative number": "-7",
 }
-NEVER_TAKEN = ("NUL", "ESC", "half a surrogate pair")
+NEVER_ACCEPTED = ("NUL", "ESC", "half a surrogate pair")
 ENDLESS = {"demo", "up", "worker", "recorder", "courier", "scheduler", "api", "qpu-sim", "webhooks listen"}
-"""Commands that serve until a signal, if they accept the value."""
+"""Commands that run until a signal if they accept the value."""
 
 NO_QUESTIONS = {"delete", "projects delete", "webhooks remove", "dead-letters drop"}
 GIVEN = {
@@ -61,11 +61,11 @@ GIVEN = {
 }
 SHOWN = {"NUL": "\\x00", "ESC": "\\x1b", "half a surrogate pair": "\\udced", "U+202E": "\\u202e"}
 STATES = ("no job has ended yet", "the ledger is not empty")
-"""Reasons for which a command may stop before it reads a value."""
+"""Reasons for which a command may fail before it reads a value."""
 
 
 class Command(NamedTuple):
-    """A command. ``words`` call it; ``after`` follows its own arguments."""
+    """A command. It is called with ``words``, its own arguments, and ``after``."""
 
     name: str
     command: click.Command
@@ -74,7 +74,7 @@ class Command(NamedTuple):
 
 
 class Stuck(Exception):
-    """A command did not end."""
+    """A command did not end in time."""
 
 
 class Terminal:
@@ -128,7 +128,7 @@ class Terminal:
         return [values[str(parameter.name)]]
 
     def arguments(self, command: Command, wrong: click.Parameter, value: str) -> list[str]:
-        """Return the words of a call that is valid but for one parameter."""
+        """Return the arguments of a call in which only the parameter ``wrong`` may be invalid."""
         options, arguments = [], []
         for parameter in command.command.params:
             values = [value] if parameter is wrong else self.valid(parameter) if parameter.required else []
@@ -201,7 +201,7 @@ def commands() -> Iterator[Command]:
 
 
 def names(parameter: click.Parameter) -> set[str]:
-    """Return the names under which a message may refer to a parameter."""
+    """Return the names that a message may use for the parameter."""
     if isinstance(parameter, click.Option):
         words = {*parameter.opts}
     else:
@@ -213,34 +213,34 @@ def names(parameter: click.Parameter) -> set[str]:
 
 
 def complaint(command: Command, parameter: click.Parameter, name: str, value: str, ran: Result) -> str:
-    """Return what is wrong with how a call ended, or ''."""
+    """Describe what is wrong with the outcome of the call, or return ''."""
     is_path = isinstance(parameter.type, (click.Path, click.File))
     if ran.exception is not None and not isinstance(ran.exception, SystemExit):
         return f"raised {type(ran.exception).__name__}"
     if ran.exit_code in (0, 130):
-        return "was taken" if name in NEVER_TAKEN and not is_path else ""
+        return "was accepted" if name in NEVER_ACCEPTED and not is_path else ""
     if ran.exit_code not in (1, 2):
         return f"exited with {ran.exit_code}"
     if "Traceback" in ran.stderr or "bug" in ran.stderr:
         return "failed"
     if len(ran.stderr) > LONG:
         return f"has a message of {len(ran.stderr)} characters"
-    said = ran.stderr.strip().splitlines()[-1]
+    error = ran.stderr.strip().splitlines()[-1]
     shown = SHOWN.get(name, value)[:20]
-    if any(word in said for word in names(parameter)) or (shown and shown in said):
+    if any(word in error for word in names(parameter)) or (shown and shown in error):
         return ""
-    if (is_path and not value) or any(state in said for state in STATES):
+    if (is_path and not value) or any(state in error for state in STATES):
         return ""
     return "is not named"
 
 
 @pytest.mark.timeout(900 if FULL else 300)
-def test_a_hostile_value_is_refused_with_its_parameter_or_kept(terminal: Terminal) -> None:
+def test_a_hostile_value_is_stored_unchanged_or_refused_with_its_parameter(terminal: Terminal) -> None:
     complaints: list[str] = []
     seen: set[tuple[str, str]] = set()
-    asked = 0
+    calls = 0
     for command in commands():
-        written = terminal.everything()
+        before = terminal.everything()
         for parameter in command.command.params:
             if isinstance(parameter, click.Option) and parameter.is_flag:
                 continue
@@ -251,22 +251,22 @@ def test_a_hostile_value_is_refused_with_its_parameter_or_kept(terminal: Termina
                 values = {name: VALUES[name]}
             seen.add(known)
             if isinstance(parameter.type, (click.Path, click.File)):
-                values.pop("NUL", None)  # no shell can pass it
+                values.pop("NUL", None)  # a shell cannot pass it
                 if command.name in ENDLESS:
                     continue
             if command.name in ENDLESS:
-                wrong = (*NEVER_TAKEN, "NaN", "1e400") if "float" in parameter.type.name else NEVER_TAKEN
+                wrong = (*NEVER_ACCEPTED, "NaN", "1e400") if "float" in parameter.type.name else NEVER_ACCEPTED
                 values = {name: values[name] for name in wrong if name in values}
             for name, value in values.items():
                 ran = terminal.run(*terminal.arguments(command, parameter, value))
-                asked += 1
+                calls += 1
                 if problem := complaint(command, parameter, name, value, ran):
                     what = f"{command.name}: {parameter.opts[0]} = {name} {problem}"
                     complaints.append(f"{what}: {ran.output[-300:]!r} {ran.exception!r}"[:600])
                 if ran.exit_code in (0, 130):
                     terminal.furnish()
-                    written = terminal.everything()
-        if terminal.everything() != written:
-            complaints.append(f"{command.name} refuses, and changes something")
-    assert asked > 500
+                    before = terminal.everything()
+        if terminal.everything() != before:
+            complaints.append(f"{command.name} refuses the values, but changes something")
+    assert calls > 500
     assert not complaints, "\n".join(complaints)

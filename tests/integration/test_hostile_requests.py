@@ -1,6 +1,6 @@
 """Every HTTP route with wrong values for each parameter and field: the response names it, and nothing changes.
 
-Routes and their parameters are those of the OpenAPI document, so that a new one is tested without being listed here.
+Routes and parameters come from the OpenAPI document, so that new ones are tested without being listed here.
 """
 
 from __future__ import annotations
@@ -32,31 +32,32 @@ from tweezer.settings import ApiSettings, Settings
 
 LATER, LATEST = "2030-11-01T09:00:00Z", "2030-11-01T19:00:00Z"
 VALUES = {**TEXTS, **NUMBERS, **TYPES, **LARGE}
-LONG = 2000  # the number of characters from which a description is too long to read
-NEVER_TAKEN = ("NUL", "ESC", "half a surrogate pair")
+LONG = 2000  # a description with more characters is too long to read
+NEVER_ACCEPTED = ("NUL", "ESC", "half a surrogate pair")
 FORM = "application/x-www-form-urlencoded"
 NOT_SERVED = "/workloads"  # answers 501
 
 QUERIES = {"scope": "MONTH", "project_id": PROJECT}
-"""Parameters that a request of an operator needs."""
+"""Parameters that an operator's request needs."""
 
 NOT_SHOWN = {"jobs[0].sequence", "[0].sequence", "ed25519", "all"}
-"""Fields that no response has."""
+"""Fields that no response contains."""
 
-PASSED_OVER = {("signature", "link_expired"), ("expires", "not_found"), ("issued", "not_found")}
-"""Parameters of links: a wrong one makes the link invalid, and without a signature the others are not read."""
+LINK_ERRORS = {("signature", "link_expired"), ("expires", "not_found"), ("issued", "not_found")}
+"""Parameters of signed links, and the reason in the error: a wrong signature makes the whole link invalid, and
+without one the other parameters are not read."""
 
-OTHERS_NAMED = {
-    "device_type": "sequence_builder",  # without a device, that of the sequence
-    "is_emulator": "specs",  # they are invalid here; reading valid ones takes seconds
+NAMED_INSTEAD = {
+    "device_type": "sequence_builder",  # without a device, the sequence's device is used
+    "is_emulator": "specs",  # these specs are invalid, because reading valid ones takes seconds
     "active": "specs",
     "jobs": "project_id",
 }
-"""Fields that are valid, and the other field that is then wrong."""
+"""Fields whose value is accepted, and the other field, which the error names instead."""
 
 
 class Place(NamedTuple):
-    """The place of a value in a request. ``name`` is that of the field in errors."""
+    """The place of a value in a request. ``name`` is the name of the field in errors."""
 
     kind: str
     name: str
@@ -170,16 +171,16 @@ class Rig(ApiRig):
                 yield Place("body", f"{name}.x", (*path, "x"))
 
     def values(self, operation: Operation, place: Place) -> dict[str, Any]:
-        """Return the values for a place: in a short run only if no earlier route has the same place."""
+        """Return the values for a place. A short run tries only one of them if an earlier route has the same place."""
         values = dict(VALUES)
         if place.kind == "header" or operation.content_type == FORM:
             values = dict(TEXTS)
         elif place.kind != "body":
             values = {name: value for name, value in VALUES.items() if name not in LARGE}
         if place.kind in ("path", "query"):
-            del values["a million characters"]  # no client sends such a URL, and the server reads none
+            del values["a million characters"]  # clients do not send such long URLs, and the server does not read them
         if operation.is_stream:
-            return {name: values[name] for name in NEVER_TAKEN}  # the others may be taken, and then it does not end
+            return {name: values[name] for name in NEVER_ACCEPTED}  # a stream does not end if the value is accepted
         if FULL:
             return values
         if (place.kind, place.described) in self.seen:
@@ -234,7 +235,7 @@ class Rig(ApiRig):
         return await asyncio.wait_for(self.http.send(request), PATIENCE_S)
 
     async def everything(self) -> dict[Any, Any]:
-        """All that Redis and the ledger hold, but for the answers that repeated calls are given again."""
+        """Return everything in Redis and the ledger, except the responses that are kept for repeated calls."""
         held: dict[Any, Any] = {}
         redis: Any = self.store.redis
         for key in await redis.keys("*"):
@@ -248,7 +249,7 @@ class Rig(ApiRig):
 
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sqlite_template: Path) -> AsyncIterator[Rig]:
-    monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
+    monkeypatch.chdir(tmp_path)  # so that the developer's tweezer.toml is not read
     database = Database.open(OpenDatabase(f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'ledger.db')}"))
     settings = Settings(data_dir=tmp_path, api=ApiSettings(requests_per_s=100_000, longpoll_s=0))
     rig = Rig(settings, database)
@@ -260,44 +261,44 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sqlite_template: 
 
 
 def complaint(operation: Operation, place: Place, name: str, value: Any, answer: httpx.Response) -> str:
-    """What is wrong with an answer; '' if nothing is."""
+    """Describe what is wrong with the response, or return ''."""
     if NOT_SERVED in operation.path and answer.status_code == 501:
         return ""
     if answer.status_code >= 500:
         return "failed"
     if answer.status_code < 400:
-        if name in NEVER_TAKEN or (place.kind == "body" and (name in NUMBERS or name in LARGE)):
-            return "was taken"
+        if name in NEVER_ACCEPTED or (place.kind == "body" and (name in NUMBERS or name in LARGE)):
+            return "was accepted"
         shown = place.kind == "body" and place.name not in NOT_SHOWN and value not in (None, "", [], {})
         kept = not shown or _has(answer.json(), value)
         return "" if kept else "was changed"
-    told = answer.json()
+    error = answer.json()
     if operation.content_type == FORM:  # OAuth's errors, without a field
-        return "" if answer.status_code in (413, 429) or told["error_description"] else "has no description"
-    assert told["status"] == "fail"
-    assert told["code"] == str(answer.status_code)
-    field, description = told["data"]["field"], told["data"]["description"]
+        return "" if answer.status_code in (413, 429) or error["error_description"] else "has no description"
+    assert error["status"] == "fail"
+    assert error["code"] == str(answer.status_code)
+    field, description = error["data"]["field"], error["data"]["description"]
     if len(description) > LONG:
         return "has a long description"
     if field is not None and description.startswith(f"{field}: "):
         if field.startswith(place.name) or place.name.startswith(field):
             return ""
-        if place.name == "body" or field == OTHERS_NAMED.get(place.name):
+        if place.name == "body" or field == NAMED_INSTEAD.get(place.name):
             return ""
-        if (field == "body" and name in LARGE) or (field == "body" and told["data"]["reason"] == "body_too_large"):
+        if (field == "body" and name in LARGE) or (field == "body" and error["data"]["reason"] == "body_too_large"):
             return ""
         if place.path and isinstance(place.path[0], int) and field.partition("[")[0] in ("jobs", "tags"):
-            return ""  # a body that is a list has no name
+            return ""  # errors in a body that is a list begin with jobs or tags
         if operation.path.endswith("/rebatch") and place.kind == "query" and field == "jobs":
-            return ""  # none of the batch's jobs is so
+            return ""  # no job of the batch matches the filter
     if answer.status_code == 404 and place.kind in ("path", "query") and name not in ("NUL", "ESC"):
-        return ""  # there is nothing of that name
+        return ""  # nothing with this name exists
     if answer.status_code == 404 and str(value) in description:
         return ""
-    if (place.name, told["data"]["reason"]) in PASSED_OVER:
+    if (place.name, error["data"]["reason"]) in LINK_ERRORS:
         return ""
-    if operation.path.endswith("/rebatch") and told["data"]["reason"] == "open":
-        return ""  # the parameter is right, and the batch is not
+    if operation.path.endswith("/rebatch") and error["data"]["reason"] == "open":
+        return ""  # the parameter is valid, but the batch is still open
     return "does not name the field"
 
 
@@ -310,30 +311,30 @@ def _has(document: Any, value: Any) -> bool:
 
 
 @pytest.mark.timeout(900 if FULL else 300)
-async def test_a_hostile_value_is_refused_with_its_field_or_kept(rig: Rig) -> None:
+async def test_a_hostile_value_is_stored_unchanged_or_refused_with_its_field(rig: Rig) -> None:
     complaints = []
-    asked = 0
+    requests = 0
     for operation in rig.operations():
-        written = {} if operation.method == "GET" else await rig.everything()
+        before = {} if operation.method == "GET" else await rig.everything()
         for place in rig.places(operation):
             for name, value in rig.values(operation, place).items():
                 answer = await rig.send(rig.request(operation, place, value))
-                asked += 1
+                requests += 1
                 if problem := complaint(operation, place, name, value, answer):
                     what = f"{operation.method} {operation.path}: {place.kind} {place.name} = {name} {problem}"
                     complaints.append(f"{what}: {answer.status_code} {answer.text[:300]}")
                 if answer.status_code < 400 and operation.method != "GET":
                     await rig.furnish()
-                    written = await rig.everything()
-        if operation.method != "GET" and operation.content_type != FORM and await rig.everything() != written:
-            complaints.append(f"{operation.method} {operation.path} refuses, and changes something")
+                    before = await rig.everything()
+        if operation.method != "GET" and operation.content_type != FORM and await rig.everything() != before:
+            complaints.append(f"{operation.method} {operation.path} refuses the values, but changes something")
     assert not complaints, "\n".join(complaints)
-    assert asked > 1000
+    assert requests > 1000
     assert (await rig.http.get("/ready")).status_code == 200
     await rig.furnish()
 
 
-async def test_a_parameter_or_key_that_is_given_twice_is_refused_with_its_name(rig: Rig) -> None:
+async def test_the_error_for_a_repeated_parameter_or_key_names_it(rig: Rig) -> None:
     wrong = []
     for operation in rig.operations():
         if NOT_SERVED in operation.path:

@@ -1,4 +1,4 @@
-"""Plain arq messages become batches: taken in once, refused with a reason, kept while Redis is full."""
+"""Batches from plain arq messages: each is processed once, rejected with a reason, or kept while Redis is full."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ MAXMEMORY_MB = 20
 
 @pytest.fixture
 async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
-    """With the scheduler, which takes messages in, and a worker of the null device."""
-    place = f"sqlite:///{tmp_path / 'ledger.db'}"
-    database = Database.open(OpenDatabase(place), create=True)
+    """A site with a scheduler, which processes the messages, and a worker of the null device."""
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    database = Database.open(OpenDatabase(url), create=True)
     upgrade(database)
     database.close()
-    async with Site(real_redis_url, tmp_path, database_url=place) as site:
+    async with Site(real_redis_url, tmp_path, database_url=url) as site:
         scheduler = site.spawn("scheduler")
         await site.workers(1)
         await site.serves(scheduler)
@@ -59,19 +59,21 @@ async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
 
 @pytest.fixture
 async def pool(site: Site) -> AsyncIterator[ArqRedis]:
-    async with await pool_of(site.url) as pool:
+    async with await open_pool(site.url) as pool:
         yield pool
 
 
-async def pool_of(url: str, **options: Any) -> ArqRedis:
-    given = {"job_serializer": serialize, "job_deserializer": deserialize, **options}
-    return await create_pool(RedisSettings.from_dsn(as_user(url, RedisUser.SENDER)), default_queue_name=INTAKE, **given)
+async def open_pool(url: str, **options: Any) -> ArqRedis:
+    options = {"job_serializer": serialize, "job_deserializer": deserialize, **options}
+    return await create_pool(
+        RedisSettings.from_dsn(as_user(url, RedisUser.SENDER)), default_queue_name=INTAKE, **options
+    )
 
 
-async def answer(pool: ArqRedis, function: str, *arguments: Any, **options: Any) -> Any:
-    """Sends a message and waits for its result; raises what arq makes of a failure, with its text."""
+async def call(pool: ArqRedis, function: str, *arguments: Any, **options: Any) -> Any:
+    """Send a message and return its result; a failure raises SerializationError with its text."""
     message = await pool.enqueue_job(function, *arguments, **options)
-    assert message is not None, "arq took it for one that it has"
+    assert message is not None, "arq already has a message with this id"
     return await message.result(timeout=PATIENCE_S, poll_delay=0.02)
 
 
@@ -80,21 +82,21 @@ def submission(**fields: Any) -> dict[str, Any]:
 
 
 async def refusal(pool: ArqRedis, function: str, *arguments: Any, **options: Any) -> str:
-    with pytest.raises(SerializationError) as raised:  # arq's name for a failure that came as text
-        await answer(pool, function, *arguments, **options)
+    with pytest.raises(SerializationError) as raised:  # arq raises it for a failure that was sent as text
+        await call(pool, function, *arguments, **options)
     return str(raised.value)
 
 
-async def batches_made(site: Site) -> int:
+async def count_batches(site: Site) -> int:
     return len({event.batch_id for event in await site.events()})
 
 
-# ----------------------------------------------------------------------------------------------------- taking in
+# -------------------------------------------------------------------------------------------------- submitting
 
 
-async def test_a_message_becomes_a_batch_and_is_answered_with_its_id(site: Site, pool: ArqRedis) -> None:
+async def test_a_message_becomes_a_batch_and_returns_its_id(site: Site, pool: ArqRedis) -> None:
     wanted = submission(jobs=[{"runs": 3}, {"runs": 4}], name="scan", tags=["a", "b"], priority="HIGH")
-    batch = site.queue.batch(await answer(pool, "submit_batch", wanted))
+    batch = site.queue.batch(await call(pool, "submit_batch", wanted))
     first, second = await batch.results(PATIENCE_S)
     assert (first.counter, second.counter) == ({"0": 3}, {"0": 4})
     record = await batch.record()
@@ -104,15 +106,15 @@ async def test_a_message_becomes_a_batch_and_is_answered_with_its_id(site: Site,
 
 
 async def test_jobs_are_added_to_an_open_batch_and_a_batch_is_cancelled(site: Site, pool: ArqRedis) -> None:
-    batch_id = await answer(pool, "submit_batch", submission(open=True, jobs=[JOB]))
+    batch_id = await call(pool, "submit_batch", submission(open=True, jobs=[JOB]))
     more = {"batch_id": batch_id, "project": "ours", "jobs": [{"variables": {"sleep_s": 60}}, JOB]}
-    assert await answer(pool, "add_jobs", more) == 1
+    assert await call(pool, "add_jobs", more) == 1
     batch = site.queue.batch(batch_id)
     await site.running(batch)
     cancel = {"batch_id": batch_id, "project": "ours"}
-    assert await answer(pool, "cancel_batch", cancel) is None
+    assert await call(pool, "cancel_batch", cancel) is None
     record = await batch.wait(PATIENCE_S)
-    assert await answer(pool, "cancel_batch", cancel) is None, "that it has ended is fine"
+    assert await call(pool, "cancel_batch", cancel) is None, "cancelling an ended batch is not an error"
     assert record.status is BatchStatus.CANCELED
     assert record.counts[JobStatus.CANCELED] == 2
     await site.audit(batch)
@@ -121,14 +123,14 @@ async def test_jobs_are_added_to_an_open_batch_and_a_batch_is_cancelled(site: Si
 async def test_a_message_may_have_a_start_time_and_limits(site: Site, pool: ArqRedis) -> None:
     start = datetime.now(UTC) + timedelta(seconds=0.7)
     wanted = submission(not_before=start, limits={"job_timeout_s": 0.2}, jobs=[{"variables": {"sleep_s": 60}}])
-    batch = site.queue.batch(await answer(pool, "submit_batch", wanted))
+    batch = site.queue.batch(await call(pool, "submit_batch", wanted))
     (job,) = await batch.results(PATIENCE_S)
     assert (job.error or "").startswith("the job took longer than 0.2 s; raise job_timeout_s")
     assert (await site.starts(batch))[0] >= start.timestamp() * 1_000_000 - 1000
 
 
 async def test_waiting_messages_are_processed_once_a_scheduler_runs(real_redis_url: str, tmp_path: Path) -> None:
-    async with Site(real_redis_url, tmp_path) as site, await pool_of(site.url) as pool:
+    async with Site(real_redis_url, tmp_path) as site, await open_pool(site.url) as pool:
         await site.workers(1)
         message = await pool.enqueue_job("submit_batch", submission())
         assert message is not None
@@ -137,23 +139,23 @@ async def test_waiting_messages_are_processed_once_a_scheduler_runs(real_redis_u
         assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
 
 
-# ------------------------------------------------------------------------------------------------- repetitions
+# ------------------------------------------------------------------------------------------------- repeated messages
 
 
 async def test_a_message_delivered_twice_makes_one_batch(site: Site, pool: ArqRedis) -> None:
-    """As after a crash between the submit and arq's own finish: arq delivers it again."""
-    first = await answer(pool, "submit_batch", submission(), _job_id="once")
+    """If a process dies between its submit and the end of its arq job, arq delivers the message again."""
+    first = await call(pool, "submit_batch", submission(), _job_id="once")
     await site.store.redis.delete(result_key_prefix + "once")
-    assert await answer(pool, "submit_batch", submission(), _job_id="once") == first
-    assert await batches_made(site) == 1
+    assert await call(pool, "submit_batch", submission(), _job_id="once") == first
+    assert await count_batches(site) == 1
     await site.queue.batch(first).wait(PATIENCE_S)
 
 
 async def test_jobs_of_a_message_delivered_twice_are_added_once(site: Site, pool: ArqRedis) -> None:
-    batch_id = await answer(pool, "submit_batch", submission(open=True))
+    batch_id = await call(pool, "submit_batch", submission(open=True))
     more = {"batch_id": batch_id, "project": "ours", "jobs": [JOB] * 2}
     for _ in range(2):
-        assert await answer(pool, "add_jobs", more, _job_id="more") == 1
+        assert await call(pool, "add_jobs", more, _job_id="more") == 1
         await site.store.redis.delete(result_key_prefix + "more")
     batch = site.queue.batch(batch_id)
     await batch.close()
@@ -162,14 +164,14 @@ async def test_jobs_of_a_message_delivered_twice_are_added_once(site: Site, pool
 
 async def test_two_messages_with_one_idempotency_key_make_one_batch(site: Site, pool: ArqRedis) -> None:
     wanted = submission(idempotency_key="scan-7")
-    first = await answer(pool, "submit_batch", wanted)
-    assert await answer(pool, "submit_batch", wanted) == first
+    first = await call(pool, "submit_batch", wanted)
+    assert await call(pool, "submit_batch", wanted) == first
     assert "idempotency" in await refusal(pool, "submit_batch", submission(idempotency_key="scan-7", name="other"))
-    assert await batches_made(site) == 1
+    assert await count_batches(site) == 1
     await site.queue.batch(first).wait(PATIENCE_S)
 
 
-# ---------------------------------------------------------------------------------------------------- refusals
+# ---------------------------------------------------------------------------------------------------- rejected messages
 
 
 MALFORMED: list[tuple[str, Any, str]] = [
@@ -190,18 +192,18 @@ MALFORMED: list[tuple[str, Any, str]] = [
     ("cancel_batch", {"batch_id": str(UUID(int=7))}, str(UUID(int=7))),
     ("cancel_batch", {}, "batch_id"),
 ]
-"""Function, message, and what the answer must name."""
+"""The function, the message, and the text that the error must contain."""
 
 
-async def test_a_malformed_message_is_answered_with_an_error_that_names_the_field(site: Site, pool: ArqRedis) -> None:
-    answers = [await refusal(pool, function, message) for function, message, _ in MALFORMED]
-    unnamed = [(case, text) for case, text in zip(MALFORMED, answers, strict=True) if case[2] not in text]
+async def test_the_error_for_a_malformed_message_names_the_field(site: Site, pool: ArqRedis) -> None:
+    errors = [await refusal(pool, function, message) for function, message, _ in MALFORMED]
+    unnamed = [(case, text) for case, text in zip(MALFORMED, errors, strict=True) if case[2] not in text]
     assert unnamed == []
-    assert await batches_made(site) == 0
+    assert await count_batches(site) == 0
 
 
 def places(kind: Any, name: str = "") -> Iterator[str]:
-    """The fields of a message: each field of its struct, and of what is in it."""
+    """Yield the path of each field of a message, nested fields included."""
     for field in msgspec.structs.fields(kind):
         inner = f"{name}.{field.name}".removeprefix(".")
         yield inner
@@ -214,30 +216,30 @@ def places(kind: Any, name: str = "") -> Iterator[str]:
 
 
 def with_value(message: dict[str, Any], place: str, value: Any) -> Any:
-    """The message with a value at a place such as ``jobs[0].runs``."""
+    """Return the message with this value at a path such as ``jobs[0].runs``."""
     path = [int(part) if part.isdigit() else part for part in re.findall(r"\w+", place)]
     return replaced(message, path, value)
 
 
 OPEN = BatchDoc(device="NULL")
 LONG = 2000
-"""The number of characters from which a message is too long to read."""
+"""An error with more characters is too long to read."""
 
 HOSTILE = {name: value for name, value in {**TEXTS, **NUMBERS, **TYPES}.items() if value != HALF}
-"""Without half of a surrogate pair, which MessagePack cannot hold."""
+"""Half of a surrogate pair is left out, because MessagePack cannot contain it."""
 
 
 def complaint(place: str, error: SerializationError) -> str:
-    """What is wrong with how a message was refused; '' if nothing is."""
-    told = str(error)
-    if len(told) > LONG:
-        return f"has a message of {len(told)} characters"
-    if place in told or (place in ("project", "batch_id") and "there is no batch" in told):
+    """Describe what is wrong with the error, or return ''."""
+    text = str(error)
+    if len(text) > LONG:
+        return f"has an error of {len(text)} characters"
+    if place in text or (place in ("project", "batch_id") and "there is no batch" in text):
         return ""
-    return f"is not named: {told}"
+    return f"is not named in the error: {text}"
 
 
-async def test_a_hostile_value_is_refused_with_its_field_or_kept(site: Site, pool: ArqRedis) -> None:
+async def test_a_hostile_value_is_stored_unchanged_or_refused_with_its_field(site: Site, pool: ArqRedis) -> None:
     cases: list[tuple[str, str, Any, ArqJob]] = []
     opened = []
     for function, kind in (("submit_batch", SubmitBatch), ("add_jobs", AddJobs), ("cancel_batch", CancelBatch)):
@@ -255,14 +257,14 @@ async def test_a_hostile_value_is_refused_with_its_field_or_kept(site: Site, poo
     wrong = []
     for what, place, value, sent in cases:
         try:
-            taken = await sent.result(timeout=PATIENCE_S, poll_delay=0.01)
+            result = await sent.result(timeout=PATIENCE_S, poll_delay=0.01)
         except SerializationError as error:
             wrong += [f"{what} {problem}"] if (problem := complaint(place, error)) else []
             continue
         if value in (NUL, ESCAPE) or value in NUMBERS.values():
-            wrong.append(f"{what} was taken")
+            wrong.append(f"{what} was accepted")
         elif value and place in ("name", "tags[0]", "webhook"):
-            doc = (await site.store.reader.batch(UUID(taken), project=None)).doc
+            doc = (await site.store.reader.batch(UUID(result), project=None)).doc
             if value not in (doc.name, *doc.tags, doc.webhook):
                 wrong.append(f"{what} was changed")
     assert not wrong, "\n".join(wrong)
@@ -273,7 +275,7 @@ async def test_a_hostile_value_is_refused_with_its_field_or_kept(site: Site, poo
 
 
 async def test_the_batch_of_another_project_is_not_found(site: Site, pool: ArqRedis) -> None:
-    batch_id = await answer(pool, "submit_batch", submission(open=True))
+    batch_id = await call(pool, "submit_batch", submission(open=True))
     theirs = {"batch_id": batch_id, "project": "theirs"}
     assert "there is no batch" in await refusal(pool, "cancel_batch", theirs)
     assert "there is no batch" in await refusal(pool, "add_jobs", {**theirs, "jobs": [JOB]})
@@ -285,15 +287,15 @@ async def test_the_batch_of_another_project_is_not_found(site: Site, pool: ArqRe
             await queue.batch(batch_id).record()
 
 
-async def test_wrong_arguments_and_unknown_functions_are_answered(site: Site, pool: ArqRedis) -> None:
+async def test_wrong_arguments_and_unknown_functions_are_errors(site: Site, pool: ArqRedis) -> None:
     assert "submit_batch" in await refusal(pool, "submit_batch")
     assert "submit_batch" in await refusal(pool, "submit_batch", submission(), 3)
     assert "drop_everything" in await refusal(pool, "drop_everything", {})
-    assert await batches_made(site) == 0
+    assert await count_batches(site) == 0
 
 
 class Exploit:
-    """Leaves a trace where it is unpickled."""
+    """An object that creates the folder ``trace`` when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -304,7 +306,7 @@ class Exploit:
 
 async def test_a_pickled_message_is_refused_and_never_unpickled(site: Site, pool: ArqRedis, tmp_path: Path) -> None:
     trace = tmp_path / "unpickled"
-    async with await pool_of(site.url, job_serializer=None, job_deserializer=None) as naive:  # arq's own: pickle
+    async with await open_pool(site.url, job_serializer=None, job_deserializer=None) as naive:  # arq's default, pickle
         message = await naive.enqueue_job("submit_batch", Exploit(trace))
     assert message is not None
 
@@ -313,8 +315,8 @@ async def test_a_pickled_message_is_refused_and_never_unpickled(site: Site, pool
 
     await until(is_gone)
     assert not trace.exists()
-    assert await batches_made(site) == 0
-    batch = site.queue.batch(await answer(pool, "submit_batch", submission()))  # the intake goes on
+    assert await count_batches(site) == 0
+    batch = site.queue.batch(await call(pool, "submit_batch", submission()))  # later messages are still processed
     await batch.wait(PATIENCE_S)
 
 
@@ -329,18 +331,18 @@ def plain(message: dict[str, Any]) -> bytes:
         ({"job_serializer": plain, "job_deserializer": msgspec.msgpack.decode}, "MessagePack without a version"),
     ],
 )
-async def test_the_answer_to_a_message_has_its_serialisation(site: Site, options: dict[str, Any], kind: str) -> None:
-    async with await pool_of(site.url, **options) as sender:
+async def test_the_error_for_a_wrong_serialisation_can_be_read(site: Site, options: dict[str, Any], kind: str) -> None:
+    async with await open_pool(site.url, **options) as sender:
         with pytest.raises(SerializationError) as raised:
-            await answer(sender, "submit_batch", submission())
+            await call(sender, "submit_batch", submission())
     assert f"encoded as {kind}; call arq.create_pool with job_serializer=tweezer.model.wire" in str(raised.value)
-    assert await batches_made(site) == 0
+    assert await count_batches(site) == 0
 
 
 JUNK = (b"", b"\x80\x04N.", b"junk", b"\x92\x02\x80", b"\x91\x01", b"\xc0", b"\x92\x01\xc0", b"\x92\x01\x80")
 
 
-async def test_junk_is_dropped_and_the_intake_continues(site: Site, pool: ArqRedis) -> None:
+async def test_junk_is_dropped_and_later_messages_are_processed(site: Site, pool: ArqRedis) -> None:
     async def all_gone() -> bool:
         return bool(await pool.zcard(INTAKE) == 0)
 
@@ -349,8 +351,8 @@ async def test_junk_is_dropped_and_the_intake_continues(site: Site, pool: ArqRed
         await redis.set(f"{job_key_prefix}junk{number}", data, ex=600)
         await redis.zadd(INTAKE, {f"junk{number}": 1})
     await until(all_gone)
-    assert await batches_made(site) == 0
-    batch = site.queue.batch(await answer(pool, "submit_batch", submission()))
+    assert await count_batches(site) == 0
+    batch = site.queue.batch(await call(pool, "submit_batch", submission()))
     await batch.wait(PATIENCE_S)
 
 
@@ -359,7 +361,7 @@ async def test_junk_is_dropped_and_the_intake_continues(site: Site, pool: ArqRed
 
 @pytest.fixture
 def small_server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
-    """A server with little memory; the shared one comes first, which skips the test if there is no server."""
+    """A private server with little memory. The fixture of the shared server skips the test if none is installed."""
     with RedisServer(tmp_path / "redis", options={"maxmemory": f"{MAXMEMORY_MB}mb"}) as server:
         yield server
 
@@ -367,7 +369,7 @@ def small_server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
 async def test_while_redis_is_full_a_message_waits_and_is_processed_later(
     small_server: RedisServer, tmp_path: Path
 ) -> None:
-    async with Site(small_server.url, tmp_path) as site, await pool_of(site.url) as pool:
+    async with Site(small_server.url, tmp_path) as site, await open_pool(site.url) as pool:
         scheduler = site.spawn("scheduler")
         await site.workers(1)
         await site.serves(scheduler)
@@ -376,7 +378,7 @@ async def test_while_redis_is_full_a_message_waits_and_is_processed_later(
 
         async def full() -> bool:
             nonlocal number
-            # Again and again: buffers count as used memory, and shrink later.
+            # Repeatedly, because buffers that shrink later count as used memory, too.
             while (await redis.info("memory"))["used_memory"] < 0.85 * MAXMEMORY_MB * (1 << 20):
                 await redis.set(f"ballast{(number := number + 1)}", b"x" * 100_000)
             return bool(await redis.exists(site.store.keys(Key.FULL)))
@@ -392,18 +394,18 @@ async def test_while_redis_is_full_a_message_waits_and_is_processed_later(
         await redis.delete(*await redis.keys("ballast*"))
         batch = site.queue.batch(await message.result(timeout=PATIENCE_S, poll_delay=0.05))
         assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
-        assert await batches_made(site) == 1
+        assert await count_batches(site) == 1
 
 
 async def test_unusable_messages_are_parked_and_others_are_processed(
     site: Site, pool: ArqRedis, tmp_path: Path
 ) -> None:
-    """After any content of the queue its reader continues, and operators find the message among dead letters."""
+    """The scheduler continues after any content of the queue, and each unusable message becomes a dead letter."""
     database = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"), create=True)
     queue: Any = site.store.redis
 
     async def put(message_id: bytes | str, data: Any, score: float = 1) -> None:
-        await queue.set(job_key_prefix.encode() + _bytes(message_id), data)
+        await queue.set(job_key_prefix.encode() + _encode(message_id), data)
         await queue.zadd(INTAKE, {message_id: score})
 
     shape: dict[str, Any] = {"t": None, "f": "submit_batch", "a": [], "k": {}, "et": 1}
@@ -412,7 +414,7 @@ async def test_unusable_messages_are_parked_and_others_are_processed(
         await put(f"broken-{number}", serialize(shape | change))
     await put("junk", b"\xff\x00")
     await put("deep", serialize(shape | {"a": "XXX"}).replace(b"\xa3XXX", b"\x91" * DEPTH + b"\x90"))
-    await put("half", serialize(shape | {"a": ["aXXXb"]}).replace(b"XXX", b"\xed\xa0\x80"))  # of a surrogate pair
+    await put("half", serialize(shape | {"a": ["aXXXb"]}).replace(b"XXX", b"\xed\xa0\x80"))  # half of a surrogate pair
     await put("short", serialize({"f": "submit_batch"}))
     await put(b"\xff\xfe", serialize(shape))
     await put("endless", serialize(shape), float("-inf"))
@@ -425,18 +427,18 @@ async def test_unusable_messages_are_parked_and_others_are_processed(
         with database.read() as connection:
             return {letter.origin: letter.error for letter in list_letters(connection, consumer=Consumer.INTAKE)}
 
-    await until(lambda: len(parked()) == 13, "all are parked")
+    await until(lambda: len(parked()) == 13, "all messages to be parked")
     assert "Expected `str`, got `array` - at `$.f`" in parked()["broken-0"]
     assert "nested too deeply" in parked()["deep"]
     assert "UTF-8" in parked()["half"]
     assert "\\xff\\xfe" in parked()
-    await until(lambda: _is_empty(queue), "all are off the queue")
-    batch = site.queue.batch(await answer(pool, "submit_batch", submission()))
+    await until(lambda: _is_empty(queue), "an empty queue")
+    batch = site.queue.batch(await call(pool, "submit_batch", submission()))
     assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
 
     again = serialize(shape | {"a": [submission(name="again")]})
     await send_again(site.store, "again", again)
-    await until(lambda: _made(site, 2), "what is sent again is taken in")
+    await until(lambda: _has_batches(site, 2), "a batch from the retried message")
     database.close()
     await queue.delete("arq:retry:counted")
 
@@ -445,16 +447,16 @@ async def _is_empty(queue: Any) -> bool:
     return bool(await queue.zcard(INTAKE) == 0)
 
 
-async def _made(site: Site, count: int) -> bool:
-    return await batches_made(site) == count
+async def _has_batches(site: Site, count: int) -> bool:
+    return await count_batches(site) == count
 
 
-def _bytes(text: bytes | str) -> bytes:
+def _encode(text: bytes | str) -> bytes:
     return text if isinstance(text, bytes) else text.encode()
 
 
-async def test_a_message_that_alone_exceeds_a_quota_is_refused_with_the_quota(site: Site, pool: ArqRedis) -> None:
+async def test_the_error_for_a_message_that_alone_exceeds_a_quota_names_the_quota(site: Site, pool: ArqRedis) -> None:
     await site.store.quotas.set_limits({"ours": {"queued_jobs": 3}})
-    told = await refusal(pool, "submit_batch", submission(jobs=[JOB] * 4))
-    assert "queued_jobs: project ours may have 3 queued jobs; this call alone adds 4" in told
-    assert await batches_made(site) == 0
+    error = await refusal(pool, "submit_batch", submission(jobs=[JOB] * 4))
+    assert "queued_jobs: project ours may have 3 queued jobs; this call alone adds 4" in error
+    assert await count_batches(site) == 0

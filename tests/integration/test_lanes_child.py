@@ -1,4 +1,4 @@
-"""A lane and its process, with all kinds of misbehaviour of the backend."""
+"""A lane and its process, with every kind of misbehaviour of the backend."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ignore(progress: Progress) -> None:
 
 
 def running(pid: int) -> bool:
-    """Whether this process runs; one that is dead but not yet buried does not."""
+    """Return whether the process is running; a zombie is not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -79,34 +79,34 @@ async def run_act(lane: ChildLane, act: str, value: Any = None) -> dict[str, int
 
 
 @pytest.fixture(autouse=True)
-def importable_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the lane's process find the backend, and a program find this module."""
+def python_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let lanes import the backend, and programs import this module."""
     inherited = os.environ.get("PYTHONPATH")
-    here = os.pathsep.join((str(Path(__file__).parents[2]), str(Path(__file__).parent)))
-    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{inherited}" if inherited else here)
+    folders = os.pathsep.join((str(Path(__file__).parents[2]), str(Path(__file__).parent)))
+    monkeypatch.setenv("PYTHONPATH", f"{folders}{os.pathsep}{inherited}" if inherited else folders)
 
 
 @pytest.fixture
-async def lane(importable_here: None) -> AsyncIterator[ChildLane]:
+async def lane(python_path: None) -> AsyncIterator[ChildLane]:
     lane = await ChildLane.open(BACKEND, OPTIONS)
     yield lane
     await lane.close()
 
 
 async def begin(lane: ChildLane, work: JobWork) -> asyncio.Task[Outcome]:
-    """Start a job and wait for its first report, so that it is in the middle of its run."""
+    """Start a job and wait for its first report, so that it has begun."""
     reported = asyncio.Event()
     task = asyncio.create_task(lane.run(work, lambda progress: reported.set()))
     await asyncio.wait_for(reported.wait(), PATIENCE_S)
     return task
 
 
-def pid_of(lane: ChildLane) -> int:
+def get_pid(lane: ChildLane) -> int:
     assert lane.pid is not None
     return lane.pid
 
 
-async def test_output_of_a_library_corrupts_nothing(lane: ChildLane) -> None:
+async def test_the_output_of_a_library_does_not_corrupt_the_protocol(lane: ChildLane) -> None:
     await lane.prepare(batch())
     for _ in range(3):
         outcome = await lane.run(job("echo"), ignore)
@@ -123,8 +123,8 @@ async def test_a_batch_is_prepared_once(lane: ChildLane) -> None:
     assert (await lane.run(job("echo"), ignore)).result == Result({"prepared": 2})
 
 
-async def test_the_process_is_its_own_session_and_ignores_the_terminals_signals(lane: ChildLane) -> None:
-    pid = pid_of(lane)
+async def test_the_process_has_its_own_session_and_ignores_the_terminals_signals(lane: ChildLane) -> None:
+    pid = get_pid(lane)
     assert os.getsid(pid) == pid
     await lane.prepare(batch())
     os.kill(pid, signal.SIGINT)
@@ -157,14 +157,14 @@ async def test_a_lane_cannot_reach_files_network_or_processes(lane: ChildLane, t
 
 @LINUX
 async def test_a_jailed_lane_can_do_what_libraries_need(lane: ChildLane) -> None:
-    assert {name: error for name, error in (await run_act(lane, "work honestly")).items() if error} == {}
+    assert {name: error for name, error in (await run_act(lane, "use what libraries need")).items() if error} == {}
 
 
 @LINUX
 @pytest.mark.parametrize(("mode", "seccomp"), [(JailMode.ON, "2"), (JailMode.OFF, "0")])
 async def test_the_jail_is_off_only_if_the_operator_disables_it(mode: JailMode, seccomp: str) -> None:
     lane = await ChildLane.open(BACKEND, msgspec.structs.replace(OPTIONS, jail=mode))
-    status = read(f"/proc/{pid_of(lane)}/status")
+    status = read(f"/proc/{get_pid(lane)}/status")
     await lane.close()
     assert lane.jail == mode.value
     assert f"\nSeccomp:\t{seccomp}\n" in status
@@ -191,11 +191,11 @@ def test_scratch_folders_of_killed_workers_are_removed(tmp_path: Path, monkeypat
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     orphan = tmp_path / "tweezer-lane-orphan"
     orphan.mkdir()
-    lives = Scratch()
-    other = Scratch()
-    assert sorted(tmp_path.iterdir()) == sorted([lives.path, other.path])
-    lives.remove()
-    other.remove()
+    first = Scratch()
+    second = Scratch()
+    assert sorted(tmp_path.iterdir()) == sorted([first.path, second.path])
+    first.remove()
+    second.remove()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -235,17 +235,17 @@ async def test_a_process_that_dies_during_a_job_is_a_crash_and_is_replaced(
     assert outcome.fault is not None
     assert words in outcome.fault.message
     again = await lane.run(job("echo"), ignore)
-    assert again.result == Result({"prepared": 1})  # by the new process, which had no call to prepare
+    assert again.result == Result({"prepared": 1})  # the lane prepared the batch again in the new process
     assert lane.pid != pid
 
 
 async def test_a_process_killed_between_jobs_is_replaced_silently(lane: ChildLane) -> None:
     await lane.prepare(batch())
-    pid = pid_of(lane)
+    pid = get_pid(lane)
     os.kill(pid, signal.SIGKILL)
     await until(lambda: not running(pid))
     outcome = await lane.run(job("echo"), ignore)
-    assert outcome.kind in (OutcomeKind.DONE, OutcomeKind.RETRY)  # its end may be noticed only under the job
+    assert outcome.kind in (OutcomeKind.DONE, OutcomeKind.RETRY)  # the lane may notice the death only during the job
     assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
 
 
@@ -261,17 +261,17 @@ async def test_a_job_that_checks_for_a_cancel_is_cancelled_softly(lane: ChildLan
 
 async def test_a_job_that_never_checks_for_a_cancel_is_killed(lane: ChildLane) -> None:
     await lane.prepare(batch())
-    pid = pid_of(lane)
-    task = await begin(lane, job("deaf"))
-    asked = time.monotonic()
+    pid = get_pid(lane)
+    task = await begin(lane, job("ignore cancels"))
+    began = time.monotonic()
     await lane.cancel()
     assert (await asyncio.wait_for(task, PATIENCE_S)).kind is OutcomeKind.CANCELED
-    assert time.monotonic() - asked < OPTIONS.soft_cancel_s + PATIENCE_S / 2
+    assert time.monotonic() - began < OPTIONS.soft_cancel_s + PATIENCE_S / 2
     assert not running(pid)
     assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
 
 
-async def test_a_cancel_without_a_job_does_not_touch_the_next_one(lane: ChildLane) -> None:
+async def test_a_cancel_without_a_job_does_not_affect_the_next_job(lane: ChildLane) -> None:
     await lane.prepare(batch())
     await lane.cancel()
     assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
@@ -279,7 +279,7 @@ async def test_a_cancel_without_a_job_does_not_touch_the_next_one(lane: ChildLan
     assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
 
 
-async def test_a_cancel_while_the_process_is_replaced_does_not_wait_for_it(lane: ChildLane) -> None:
+async def test_a_cancel_does_not_wait_for_the_replacement_of_the_process(lane: ChildLane) -> None:
     await lane.prepare(batch())
     await lane.run(job("exit", 1), ignore)
     task = asyncio.create_task(lane.run(job("echo"), ignore))
@@ -288,7 +288,7 @@ async def test_a_cancel_while_the_process_is_replaced_does_not_wait_for_it(lane:
     assert (await asyncio.wait_for(task, PATIENCE_S)).kind is OutcomeKind.CANCELED
 
 
-@pytest.mark.parametrize("act", ["solve", "deaf"])
+@pytest.mark.parametrize("act", ["solve", "ignore cancels"])
 async def test_a_job_ends_at_its_time_limit(lane: ChildLane, act: str) -> None:
     await lane.prepare(batch(limits=Limits(job_timeout_s=0.2)))
     outcome = await asyncio.wait_for(lane.run(job(act), ignore), PATIENCE_S)
@@ -302,7 +302,7 @@ async def test_a_job_ends_at_its_time_limit(lane: ChildLane, act: str) -> None:
 async def test_a_job_that_takes_too_much_memory_ends_with_advice() -> None:
     lane = await ChildLane.open(BACKEND, LaneOptions(memory_limit_mb=400, watch_interval_s=0.02))
     await lane.prepare(batch())
-    pid = pid_of(lane)
+    pid = get_pid(lane)
     outcome = await asyncio.wait_for(lane.run(job("hog"), ignore), PATIENCE_S)
     assert (outcome.kind, outcome.cause) == (OutcomeKind.ERROR, FaultKind.OUT_OF_MEMORY)
     assert outcome.fault is not None
@@ -315,7 +315,7 @@ async def test_a_job_that_takes_too_much_memory_ends_with_advice() -> None:
 
 async def test_a_memory_error_is_out_of_memory_and_the_process_is_replaced(lane: ChildLane) -> None:
     await lane.prepare(batch())
-    pid = pid_of(lane)
+    pid = get_pid(lane)
     outcome = await lane.run(job("memory_error"), ignore)
     assert (outcome.kind, outcome.cause) == (OutcomeKind.ERROR, FaultKind.OUT_OF_MEMORY)
     assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
@@ -333,12 +333,12 @@ async def test_progress_is_reported_but_not_too_often(lane: ChildLane) -> None:
 @pytest.mark.parametrize(
     ("sequence", "kind", "words"),
     [
-        ("refuse", FaultKind.USER, "sequence: is not to its liking"),
+        ("refuse", FaultKind.USER, "sequence: is not accepted here"),
         ("fault", FaultKind.INTERNAL, "KeyError"),
         ("crash", FaultKind.CRASH, "exited with code 4"),
     ],
 )
-async def test_a_batch_that_cannot_be_prepared_has_a_reason(
+async def test_the_error_for_a_batch_that_cannot_be_prepared_has_a_reason(
     lane: ChildLane, sequence: str, kind: FaultKind, words: str
 ) -> None:
     with pytest.raises(ExecutionError) as raised:
@@ -357,9 +357,9 @@ async def test_preparing_has_a_time_limit() -> None:
     await lane.close()
 
 
-async def test_a_task_that_is_cancelled_leaves_a_usable_lane(lane: ChildLane) -> None:
+async def test_a_lane_remains_usable_after_its_task_is_cancelled(lane: ChildLane) -> None:
     await lane.prepare(batch())
-    pid = pid_of(lane)
+    pid = get_pid(lane)
     task = await begin(lane, job("solve"))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -370,8 +370,8 @@ async def test_a_task_that_is_cancelled_leaves_a_usable_lane(lane: ChildLane) ->
 
 async def test_closing_a_lane_gives_its_job_back_and_leaves_no_process(lane: ChildLane) -> None:
     await lane.prepare(batch())
-    pid = pid_of(lane)
-    task = await begin(lane, job("deaf"))
+    pid = get_pid(lane)
+    task = await begin(lane, job("ignore cancels"))
     await lane.close()
     outcome = await asyncio.wait_for(task, PATIENCE_S)
     assert (outcome.kind, outcome.cause) == (OutcomeKind.RETRY, FaultKind.TRANSIENT)
@@ -399,7 +399,7 @@ from {Path(__file__).stem} import BACKEND, ChildLane, OPTIONS, batch, begin, job
 async def main():
     lane = await ChildLane.open(BACKEND, OPTIONS)
     await lane.prepare(batch())
-    task = await begin(lane, job("deaf"))
+    task = await begin(lane, job("ignore cancels"))
     print("pid", lane.pid, flush=True)
     await task
 asyncio.run(main())
@@ -417,10 +417,10 @@ asyncio.run(main())
 
 
 async def test_a_lane_ends_with_its_socket_even_in_the_middle_of_a_job(lane: ChildLane) -> None:
-    """What ends it where the kernel offers no signal at the worker's death."""
+    """Where the kernel cannot send a signal at the worker's death, the closed socket ends the process."""
     await lane.prepare(batch())
-    pid = pid_of(lane)
-    task = await begin(lane, job("deaf"))
+    pid = get_pid(lane)
+    task = await begin(lane, job("ignore cancels"))
     assert lane._child is not None
     lane._child._writer.close()
     await until(lambda: not running(pid))

@@ -1,4 +1,4 @@
-"""EMU_FRESNEL for real: QuTiP within the limits of a machine and with its noise."""
+"""EMU_FRESNEL with its real emulator: QuTiP, with the limits and the noise of a machine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RESTLESS = dataclasses.replace(AnalogDevice, name="RESTLESS", noise_model=NOISE)
 
 
 def pulsed(device: Any = AnalogDevice, omega: float = 0.0, duration_ns: int = 400) -> str:
-    """Two atoms on a layout, and a pulse that by default does nothing: every 1 is an error of detection."""
+    """Return two atoms on a layout with one pulse. By default it has no amplitude: each 1 is a detection error."""
     layout = RegisterLayout([(6.0 * column, 6.0 * row) for column in range(4) for row in range(4)])
     sequence: Sequence[Any] = Sequence(layout.define_register(0, 1, qubit_ids=("q0", "q1")), device)
     sequence.declare_channel("channel", "rydberg_global")
@@ -77,7 +77,7 @@ async def refusal(lane: ChildLane, work: JobWork) -> Fault:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def lane() -> AsyncIterator[ChildLane]:
-    """Of EMU_FRESNEL as it is without configuration."""
+    """A lane of EMU_FRESNEL without configuration."""
     lane = await make_adapter(Binding("machine")).open_lane()
     assert isinstance(lane, ChildLane)
     yield lane
@@ -86,7 +86,7 @@ async def lane() -> AsyncIterator[ChildLane]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def twin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ChildLane]:
-    """Of a machine whose specs the operator gave."""
+    """A lane of a machine whose specs the operator provides."""
     specs = tmp_path_factory.mktemp("specs") / "twin.json"
     specs.write_text(MACHINE.to_abstract_repr())
     lane = await make_adapter(Binding("machine", specs=specs)).open_lane()
@@ -95,7 +95,7 @@ async def twin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ChildL
     await lane.close()
 
 
-async def test_without_a_file_clients_get_the_specs_of_a_real_device(lane: ChildLane) -> None:
+async def test_without_a_specs_file_clients_get_the_specs_of_a_real_device(lane: ChildLane) -> None:
     specs = get_specs("EMU_FRESNEL", Binding("machine"))
     assert specs is not None
     device = deserialize_device(specs.text)
@@ -104,7 +104,7 @@ async def test_without_a_file_clients_get_the_specs_of_a_real_device(lane: Child
     assert await counter(lane, job()) == {"00": 100}
 
 
-async def test_a_sequence_for_no_real_device_is_refused(lane: ChildLane) -> None:
+async def test_a_sequence_for_a_virtual_device_is_refused(lane: ChildLane) -> None:
     await lane.prepare(batch(pulsed(MockDevice)))
     fault = await refusal(lane, job())
     assert fault.field == "sequence"
@@ -113,11 +113,11 @@ async def test_a_sequence_for_no_real_device_is_refused(lane: ChildLane) -> None
 
 async def test_more_runs_than_the_machine_allows_are_refused(lane: ChildLane, twin: ChildLane) -> None:
     assert AnalogDevice.max_runs == 2000
-    for each, most in ((lane, 2000), (twin, 500)):
-        await each.prepare(batch(pulsed()))
-        fault = await refusal(each, job(most + 1))
+    for machine, limit in ((lane, 2000), (twin, 500)):
+        await machine.prepare(batch(pulsed()))
+        fault = await refusal(machine, job(limit + 1))
         assert fault.field == "runs"
-        assert f"at most {most}" in fault.message
+        assert f"at most {limit}" in fault.message
 
 
 async def test_a_sequence_must_fit_the_machine_of_the_operators_specs(twin: ChildLane) -> None:
@@ -134,7 +134,7 @@ async def test_a_sequence_must_fit_the_machine_of_the_operators_specs(twin: Chil
     assert fault.message.endswith(expected)
 
 
-async def test_the_machines_errors_are_there_unless_the_client_has_its_own(twin: ChildLane) -> None:
+async def test_the_machines_noise_applies_unless_the_client_gives_a_noise_model(twin: ChildLane) -> None:
     await twin.prepare(batch(pulsed()))
     counted = await counter(twin, job(400))
     assert sum(counted.values()) == 400
@@ -145,20 +145,20 @@ async def test_the_machines_errors_are_there_unless_the_client_has_its_own(twin:
     ).to_abstract_repr()
     await twin.prepare(batch(pulsed(), backend_configuration=own))
     assert await counter(twin, job()) == {"00": 100}
-    asked = json.dumps(json.loads(own) | {"prefer_device_noise_model": True})
-    await twin.prepare(batch(pulsed(), backend_configuration=asked))
+    prefers_device = json.dumps(json.loads(own) | {"prefer_device_noise_model": True})
+    await twin.prepare(batch(pulsed(), backend_configuration=prefers_device))
     assert await counter(twin, job()) != {"00": 100}
 
 
-async def test_random_noise_costs_no_shot_and_the_seed_decides(lane: ChildLane) -> None:
+async def test_random_noise_keeps_the_number_of_shots_and_depends_on_the_seed(lane: ChildLane) -> None:
     await lane.prepare(batch(pulsed(RESTLESS, omega=6.0)))
     first = await counter(lane, job(101, 5))
-    assert sum(first.values()) == 101  # of 40 trajectories with 3 shots each
+    assert sum(first.values()) == 101  # although 40 trajectories with 3 shots each have 120
     assert await counter(lane, job(101, 5)) == first
     assert await counter(lane, job(101, 6)) != first
 
 
 async def test_a_missing_file_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="cannot be read") as raised:
-        make_adapter(Binding("machine", specs=tmp_path / "none.json"))
+        make_adapter(Binding("machine", specs=tmp_path / "missing.json"))
     assert raised.value.field == "specs"

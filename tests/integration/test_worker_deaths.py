@@ -116,7 +116,7 @@ async def test_a_draining_worker_takes_no_more_work(site: Site) -> None:
 @pytest.mark.parametrize("action", ["terminate", "kill"])
 async def test_no_lane_survives_its_worker(site: Site, action: str) -> None:
     (worker,) = await site.workers(1, MISBEHAVING, lanes=2)
-    batch = await site.submit([{"act": "deaf"}], device=MISBEHAVING)
+    batch = await site.submit([{"act": "ignore cancels"}], device=MISBEHAVING)
     await site.running(batch)
     lanes = worker.lanes()
     assert len(lanes) == 2
@@ -190,7 +190,7 @@ async def test_a_worker_that_was_stopped_for_less_than_its_lease_loses_nothing(s
 async def test_a_worker_that_takes_its_own_lost_ticket_again_keeps_its_lanes_and_leases(site: Site) -> None:
     """Its old lane is still being stopped while another has the ticket: its solver does not check for a cancel."""
     (zombie,) = await site.workers(1, MISBEHAVING, lanes=2, test_soft_cancel_s=2)
-    batch = await site.submit([{"act": "deaf"}], device=MISBEHAVING)
+    batch = await site.submit([{"act": "ignore cancels"}], device=MISBEHAVING)
 
     await site.running(batch)
     zombie.freeze()
@@ -209,13 +209,13 @@ async def test_a_worker_that_takes_its_own_lost_ticket_again_keeps_its_lanes_and
     zombie.thaw()
     await until(runs_again, "another execution than those whose lease was lost")
     (before,) = await batch.jobs()
-    others = [await site.submit([{"act": "deaf"}], device=MISBEHAVING)]
+    others = [await site.submit([{"act": "ignore cancels"}], device=MISBEHAVING)]
     await site.running(batch, *others)
     await batch.cancel()
     assert (await batch.wait(PATIENCE_S)).status is BatchStatus.CANCELED
     (job,) = await site.audit(batch)
     assert job.attempt == before.attempt, "its lease was kept while it ran"
-    others.append(await site.submit([{"act": "deaf"}], device=MISBEHAVING))
+    others.append(await site.submit([{"act": "ignore cancels"}], device=MISBEHAVING))
     await site.running(*others)
     for each in others:
         await each.cancel()

@@ -79,7 +79,7 @@ async def test_a_cancelled_batch_frees_its_lanes_within_two_seconds(site: Site) 
 
 async def test_a_solver_that_never_checks_for_a_cancel_is_cancelled_too(site: Site) -> None:
     (worker,) = await site.workers(1, MISBEHAVING, test_soft_cancel_s=0.5)
-    batch = await site.submit([{"act": "deaf"}, {"act": "echo"}], device=MISBEHAVING)
+    batch = await site.submit([{"act": "ignore cancels"}, {"act": "echo"}], device=MISBEHAVING)
     await site.renewed(batch)
     await batch.cancel_jobs([0])
     assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE

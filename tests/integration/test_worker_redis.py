@@ -108,7 +108,7 @@ async def test_a_cancel_is_received_after_a_restart_of_redis(site: Site, server:
 @pytest.mark.parametrize("device", ["NULL", MISBEHAVING])
 async def test_a_worker_stopped_while_redis_is_down_ends(site: Site, server: RedisServer, device: str) -> None:
     (worker,) = await site.workers(1, device)
-    job = {"sleep_s": 60, "act": "deaf"}
+    job = {"sleep_s": 60, "act": "ignore cancels"}
     batch = await site.submit([job], device=device)
     await site.running(batch)
     lanes = worker.lanes()

@@ -1,4 +1,4 @@
-"""A lane backend that hangs, crashes, leaks or returns a result, as a test asks."""
+"""A lane backend that hangs, crashes, leaks or returns a result, as the test specifies."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tweezer.model.messages import BatchWork, Fault, JobWork, Result
 
 
 class MisbehavingBackend:
-    """A backend that does in the lane's process what the batch's sequence or the job's variables ask for."""
+    """A backend that misbehaves as the batch's sequence or the job's variable ``act`` specifies."""
 
     def __init__(self, watch: Watch, memo_bytes: int) -> None:
         self.evolutions = 0
         self._watch = watch
         self._prepared = 0
-        print("a library that likes to talk", flush=True)  # noqa: T201  # the point of the test
+        print("output of a library", flush=True)  # noqa: T201  # the point of the test
 
     def prepare(self, batch: BatchWork) -> None:
         match batch.doc.sequence:
@@ -28,7 +28,7 @@ class MisbehavingBackend:
             case "crash":
                 os._exit(4)
             case "refuse":
-                raise Refusal(Fault("user", "is not to its liking", "sequence"))
+                raise Refusal(Fault("user", "is not accepted here", "sequence"))
             case "fault":
                 raise KeyError("an unexpected error")
         self._prepared += 1
@@ -37,13 +37,13 @@ class MisbehavingBackend:
         value: Any = job.spec.variables.get("value")
         match job.spec.variables["act"]:
             case "echo":
-                print("chatty " * 1000, flush=True)  # noqa: T201  # as above
+                print("output " * 1000, flush=True)  # noqa: T201  # as above
             case "environment":
-                return _told({f"{name}={value}": 1 for name, value in os.environ.items()})
+                return _with_counter({f"{name}={value}": 1 for name, value in os.environ.items()})
             case "escape":
-                return _told(jail_attempts.outcomes(jail_attempts.escapes(str(value))))
-            case "work honestly":
-                return _told(jail_attempts.outcomes(jail_attempts.needs()))
+                return _with_counter(jail_attempts.outcomes(jail_attempts.escapes(str(value))))
+            case "use what libraries need":
+                return _with_counter(jail_attempts.outcomes(jail_attempts.needs()))
             case "refuse":
                 raise Refusal(Fault("invalid", "is missing", "variables.omega"))
             case "fault":
@@ -58,17 +58,17 @@ class MisbehavingBackend:
                 hoard = []
                 while True:
                     hoard.append(bytearray(os.urandom(1 << 20)) * 10)
-            case "solve":  # until aborted
+            case "solve":  # until a cancel
                 while True:
                     time.sleep(0.005)
                     self._watch.advance(0.5)
-            case "deaf":  # like a solver that never checks for an abort
+            case "ignore cancels":  # like a solver that never checks for a cancel
                 self._watch.advance(0.25)
                 time.sleep(0.02)
                 self._watch.advance(0.25)
                 time.sleep(600)
-        return _told({"prepared": self._prepared})
+        return _with_counter({"prepared": self._prepared})
 
 
-def _told(counter: dict[str, int]) -> Execution:
+def _with_counter(counter: dict[str, int]) -> Execution:
     return Execution(Result(counter), preparation_s=0.0, device_s=0.0)
