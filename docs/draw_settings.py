@@ -28,7 +28,7 @@ from tweezer.settings import SETTINGS, Setting
 PAGE = Path(__file__).parent / "reference" / "settings.md"
 
 _BLOCK = re.compile(r"(<!-- drawn: settings -->\n).*?(<!-- end -->)", re.DOTALL)
-_HEAD = "| key | variable | default | unit | range | read by | meaning |\n| --- | --- | --- | --- | --- | --- | --- |"
+_HEAD = "| key and variable | default, range | read by | meaning |\n| --- | --- | --- | --- |"
 _UNITS = {"_per_s": "1/s", "_s": "s", "_mb": "MiB", "_kb": "KiB"}
 _DEFAULTS = {"data_dir": "~/.local/share/tweezer"}  # computed when it is needed
 
@@ -53,7 +53,8 @@ def _row(setting: Setting, meaning: str) -> str:
     default = _code(_DEFAULTS.get(setting.key) or _format(setting.field.default))
     unit = next((unit for end, unit in _UNITS.items() if setting.name.endswith(end)), "")
     extra: Any = setting.field.json_schema_extra
-    cells = (f"`{setting.name}`", f"`{setting.variable}`", default, unit, _range(setting), extra["read_by"], meaning)
+    value = "<br>".join(filter(None, (f"{default} {unit}".strip(), _range(setting))))
+    cells = (f"`{setting.name}`<br>`{setting.variable}`", value, extra["read_by"], meaning)
     return f"| {' | '.join(cells)} |"
 
 
@@ -74,6 +75,8 @@ def _format(default: object) -> str:
 def _range(setting: Setting) -> str:
     """Return the limits of a number, from pydantic's metadata."""
     bounds = {name: value for constraint in setting.field.metadata for name, value in _bounds(constraint)}
+    if {"ge", "le"} <= bounds.keys():
+        return f"{bounds['ge']:g} to {bounds['le']:.10g}"
     least = f"≥ {bounds['ge']:g}" if "ge" in bounds else f"> {bounds['gt']:g}" if "gt" in bounds else ""
     most = f"≤ {bounds['le']:.10g}" if "le" in bounds else ""
     return ", ".join(filter(None, (least, most)))

@@ -290,7 +290,7 @@ def test_the_tables_of_settings_are_what_their_generator_makes() -> None:
     page = (DOCS / "reference/settings.md").read_text()
     assert generator.drawn(page) == page, "run `python docs/draw_settings.py`"
     for setting in SETTINGS.values():
-        assert re.search(rf"^\| `{setting.name}` \| `{setting.variable}` \|", page, re.MULTILINE)
+        assert re.search(rf"^\| `{setting.name}`<br>`{setting.variable}` \|", page, re.MULTILINE)
     with pytest.raises(ValueError, match="no block for the settings"):
         generator.drawn("")
 
