@@ -56,7 +56,13 @@ _STYLE = """\
     .box { fill: #d7f0ec; stroke: #00796b; stroke-width: 1.5; } .end { fill: #eceff1; stroke: #546e7a; }
     .line { stroke: #b0bec5; stroke-dasharray: 4 4; } .row { stroke: #455a64; stroke-width: 1.6; fill: none; }
     .row { marker-end: url(#arrow); } text { fill: #263238; text-anchor: middle; } .name { font-weight: 600; }
-    .event { font-size: 12px; stroke: #fafbfc; stroke-width: 5px; paint-order: stroke; }"""
+    .event { font-size: 12px; stroke: #fafbfc; stroke-width: 5px; paint-order: stroke; }
+    .page { fill: #fafbfc; stroke: #cfd8dc; } .head { fill: #455a64; }
+    @media (prefers-color-scheme: dark) {
+      .box { fill: #0f3d38; stroke: #26a69a; } .end { fill: #2b323d; stroke: #78909c; }
+      .line { stroke: #546e7a; } .row { stroke: #90a4ae; } text { fill: #eceff1; }
+      .event { stroke: #1b1e27; } .page { fill: #1b1e27; stroke: #37474f; } .head { fill: #90a4ae; }
+    }"""
 
 
 def diagram(
@@ -82,9 +88,9 @@ def diagram(
             f"  <title>The transitions of {subject}</title>",
             f"  <style>\n{_STYLE}\n  </style>",
             '  <marker id="arrow" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" markerHeight="8"',
-            '          orient="auto"><path d="M0 0 L10 5 L0 10 z" fill="#455a64"/>',
+            '          orient="auto"><path class="head" d="M0 0 L10 5 L0 10 z"/>',
             "  </marker>",
-            f'  <rect x="1" y="1" width="{width - 2}" height="{height - 2}" rx="10" fill="#fafbfc" stroke="#cfd8dc"/>',
+            f'  <rect x="1" y="1" width="{width - 2}" height="{height - 2}" rx="10" class="page"/>',
             *(line for status, x in columns.items() for line in _column(status, x, height, is_end=status in over)),
             *(
                 line
