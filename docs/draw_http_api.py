@@ -51,6 +51,22 @@ def draw() -> dict[str, str]:
     return {f"http {tag}": "\n\n".join(text for _, text in sorted(sections)) for tag, sections in found.items()}
 
 
+def link_routes(page: str) -> str:
+    """Return the page with a link from each route in its table to the description of the route."""
+    places = {
+        (method.upper(), path): f"{operation['tags'][0].replace(' ', '-')}.md#{operation['operationId']}"
+        for path, operations in load_document()["paths"].items()
+        for method, operation in operations.items()
+        if method in _METHODS
+    }
+
+    def link(match: re.Match[str]) -> str:
+        code, place = f"`{match[2]}`", places.get((match[1], match[2]))  # not for routes such as /openapi.json
+        return match[0].replace(code, f"[{code}]({place})") if place else match[0]
+
+    return _ROUTE.sub(link, page)
+
+
 class _Operation:
     def __init__(self, operation: Mapping[str, Any], schemas: Mapping[str, Schema]) -> None:
         self._operation = operation
@@ -58,8 +74,9 @@ class _Operation:
 
     def draw(self, method: str, path: str, roles: str, example: Mapping[str, Any]) -> Iterator[str]:
         operation = self._operation
-        yield f"## `{method} {path}` {{ #{operation['operationId']} }}"
-        yield f"**{operation['summary'].removesuffix('.')}.** {operation.get('description', '')}".strip()
+        summary = operation["summary"].removesuffix(".")
+        yield f'## `{method} {path}` {{ #{operation["operationId"]} data-toc-label="{summary}" }}'
+        yield f"**{summary}.** {operation.get('description', '')}".strip()
         yield f"*Roles:* {roles}."
         if operation.get("parameters"):
             yield "**Parameters**"
