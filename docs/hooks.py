@@ -44,6 +44,8 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     def keep_inside(match: re.Match[str]) -> str:
         return match["text"] if posixpath.normpath(posixpath.join(folder, match["to"])).startswith("..") else match[0]
 
+    if page.parent is None:  # a page without a section: its navigation would have one entry
+        page.meta.setdefault("hide", ["navigation"])
     if page.file.src_uri == "reference/http-api/index.md":
         markdown = draw_http_api.link_routes(markdown)
     return fill(_LINK.sub(keep_inside, markdown))
