@@ -346,6 +346,36 @@ def test_every_error_is_in_the_table_with_its_code() -> None:
         assert told[kind.__name__] == (kind.code, "yes" if kind.retryable else "no")
 
 
+def codes_of_errors(path: Path) -> Iterator[str]:
+    """Return the codes of errors in a source file: `code = "…"` of a class, and `code="…"` of a call."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.keyword(arg="code", value=value):
+                pass
+            case ast.Assign(targets=[ast.Name(id="code")], value=value):
+                pass
+            case _:
+                continue
+        values = (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,)
+        yield from (each.value for each in values if isinstance(each, ast.Constant) and isinstance(each.value, str))
+
+
+_NOT_RAISED_BY_THE_LIBRARY = {
+    *("execution", "duty_ended", "superseded", "not_durable"),  # within the processes
+    *("backup", "installation"),  # by commands and processes; their users read the message
+    *("disabled", "overlaps", "secrets_key", "specs_unchecked"),  # by commands and the HTTP API
+}
+
+
+def test_the_table_of_errors_has_exactly_the_codes_of_the_library() -> None:
+    others = [PACKAGE / folder for folder in ("adapters/remote", "api", "cli", "qpu_sim")]
+    files = [file for file in PACKAGE.rglob("*.py") if not any(file.is_relative_to(folder) for folder in others)]
+    codes = set(itertools.chain.from_iterable(map(codes_of_errors, files)))
+    assert codes >= _NOT_RAISED_BY_THE_LIBRARY
+    rows = table_rows((DOCS / "reference/errors.md").read_text(), "class", "`code`", "retryable", "when")
+    assert {code for row in rows for code in _SPAN.findall(row[1])} == codes - _NOT_RAISED_BY_THE_LIBRARY
+
+
 def test_every_code_of_a_fault_is_explained() -> None:
     rows = table_rows((DOCS / "reference/errors.md").read_text(), "code", "meaning")
     explained = {code for row in rows for code in _SPAN.findall(row[0])}
