@@ -213,16 +213,16 @@ def enable(options: Options, *, endpoint_id: UUID, as_json: bool) -> None:
 
 @webhooks.command(name="disable")
 @_id
-@click.option("--why", default=_BY_HAND, show_default=True, help="Reason, for people.")
+@click.option("--reason", default=_BY_HAND, show_default=True, help="Reason, shown to the users of the endpoint.")
 @json_option
 @pass_options
-def disable(options: Options, *, endpoint_id: UUID, why: str, as_json: bool) -> None:
+def disable(options: Options, *, endpoint_id: UUID, reason: str, as_json: bool) -> None:
     """Disable an endpoint: hold its events.
 
     After `tweezer webhooks enable`, `tweezer webhooks resend` sends the held events.
     """
     with _writing(options) as connection:
-        ledger_endpoints.disable_endpoint(connection, endpoint_id, why)
+        ledger_endpoints.disable_endpoint(connection, endpoint_id, reason)
         found = find_endpoint(connection, endpoint_id)
     _show_endpoint(found, "is disabled: its events are held.", as_json=as_json)
 

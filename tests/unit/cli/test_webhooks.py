@@ -149,7 +149,7 @@ def test_endpoints_of_other_projects_and_of_batches_are_listed_when_asked_for(li
 def test_an_endpoint_is_disabled_enabled_and_removed(line: Line) -> None:
     identity = line.json("add", URL)["id"]
     line.deliver(identity, "e1")
-    assert "is disabled: its events are held." in line.output("disable", identity, "--why", "it is being moved")
+    assert "is disabled: its events are held." in line.output("disable", identity, "--reason", "it is being moved")
     assert "it is being moved" in line.output("list")
     assert "enable it first" in line.refused("test", identity)
     result = line.call("enable", identity)
