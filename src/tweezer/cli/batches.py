@@ -85,7 +85,8 @@ def submit(
 
     \b
     tweezer submit ring.json --runs 500 --var delta_final=20
-    tweezer submit ring.json --job runs=500,delta_final=10 --job runs=100,delta_final=20
+    tweezer submit ring.json --job runs=500,delta_final=10 \\
+        --job runs=100,delta_final=20
     tweezer submit ring.json --runs 500 --jobs sweep.jsonl --wait
     """
     sequence = _text(sequence_file)

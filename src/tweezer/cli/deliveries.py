@@ -62,7 +62,11 @@ def moment(text: str) -> datetime:
 _endpoint = click.option("--endpoint", type=click.UUID, metavar="ID", help="Select deliveries to this endpoint.")
 _batch = click.option("--batch", type=click.UUID, metavar="ID", help="Select events of this batch.")
 _type = click.option(
-    "--type", "type_", type=click.Choice([it.value for it in EventType]), metavar="TYPE", help="Select this event type."
+    "--type",
+    "type_",
+    type=click.Choice([it.value for it in EventType]),
+    metavar="TYPE",
+    help="Select events of this type.",
 )
 _since = click.option(
     "--since", type=moment, metavar="TIME", help="Select deliveries since 2h (ago), or a time in ISO 8601."

@@ -68,10 +68,12 @@ _pass_device = click.decorators.pass_meta_key("device")
 def maintenance(context: click.Context, device: str) -> None:
     """Plan maintenance of a device.
 
-    The device starts no jobs during a maintenance window, and beforehand no batch that would not end in time.
+    The device starts no jobs during a maintenance window. Before the window, it starts no batch that would not end in
+    time.
 
     \b
-    tweezer maintenance FRESNEL add --from 2027-01-31T08:00 --to 2027-01-31T12:00 --reason "new lens"
+    tweezer maintenance FRESNEL add --from 2027-01-31T08:00 \\
+        --to 2027-01-31T12:00 --reason "new lens"
     tweezer maintenance FRESNEL list
     tweezer maintenance FRESNEL remove 5f3a90c1
     """

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     "types",
     multiple=True,
     type=click.Choice([it.value for it in EventType]),
-    help="Show only events of this type; may be repeated.",
+    metavar="TYPE",
+    help="Show only events of this type, such as job.done; may be repeated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, as in the API.")
 @pass_options

@@ -231,8 +231,10 @@ def to_json(received: Received) -> bytes:
 @click.option(
     "--answer", default="204", show_default=True, metavar="STATUS,…", help="HTTP statuses to respond with, in turn."
 )
-@click.option("--retry-after", type=click.IntRange(0), metavar="S", help="Send Retry-After with failures.")
-@click.option("--slow", "slow_s", type=click.FloatRange(0), default=0.0, metavar="S", help="Delay each response.")
+@click.option("--retry-after", type=click.IntRange(0), metavar="S", help="Send Retry-After: S with failures.")
+@click.option(
+    "--slow", "slow_s", type=click.FloatRange(0), default=0.0, metavar="S", help="Delay each response by S seconds."
+)
 @click.option("--hang", "hang_s", type=click.FloatRange(0), metavar="S", help="Send nothing for S seconds, then close.")
 @click.option("--reset", is_flag=True, help="Close each connection at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per webhook.")

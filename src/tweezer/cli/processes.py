@@ -276,7 +276,10 @@ def _misbehaviour(name: str, help: str, **given: Any) -> Callable[[Any], Any]:
 @_misbehaviour("time-scale", "Multiply both durations by this factor  [default: 1].", type=_AT_LEAST_0)
 @_misbehaviour("answer-seconds", "Delay of each response, after the request was carried out  [default: 0].")
 @click.option(
-    "--down", multiple=True, metavar="FROM:TO", help="Be DOWN between these seconds after the start; may be repeated."
+    "--down",
+    multiple=True,
+    metavar="FROM:TO",
+    help="Report DOWN between these seconds after the start; may be repeated.",
 )
 @_misbehaviour("fail", "Share of jobs that end in ERROR.", type=_PROBABILITY)
 @_misbehaviour("hang", "Share of jobs that run until they are cancelled.", type=_PROBABILITY)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -48,6 +49,19 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
+
+
+def all_commands(command: click.Command = main, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Return the words that call each command and subcommand, without its arguments and options."""
+    yield words
+    if isinstance(command, click.Group):
+        if words:  # the arguments of a group come before the subcommand
+            words += ("FRESNEL",) * sum(isinstance(each, click.Argument) for each in command.params)
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from all_commands(inner, (*words, name))
 
 
 def refused(result: Result, code: int) -> str:
@@ -176,6 +190,15 @@ HEAVY = {
     "redis", "sqlalchemy", "structlog", "uvicorn",
 }  # fmt: skip
 """Libraries that take longer to import than everything that the list of commands needs."""
+
+
+def test_no_help_is_wider_than_a_terminal_of_80_columns() -> None:
+    wide: list[str] = []
+    for words in all_commands():
+        shown = CliRunner(env={"COLUMNS": "80"}).invoke(main, [*words, "--help"], prog_name="tweezer")
+        assert shown.output.startswith(f"Usage: {' '.join(('tweezer', *words)).replace('FRESNEL', 'DEVICE')} ["), words
+        wide += [line for line in shown.output.splitlines() if len(line) > 80]
+    assert not wide
 
 
 @pytest.mark.parametrize("option", ["--help", "-h", "--version"])
