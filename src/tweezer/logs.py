@@ -71,6 +71,7 @@ def configure(format: LogFormat = "auto", level: LogLevel = "INFO", *, stream: T
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _drop_colored_copy,
                 structlog.processors.format_exc_info,
                 redact,
                 _console_renderer(stream) if console else structlog.processors.JSONRenderer(default=str),
@@ -88,6 +89,12 @@ def configure(format: LogFormat = "auto", level: LogLevel = "INFO", *, stream: T
         routed.handlers.clear()
         routed.propagate = True
     logging.getLogger("arq.worker").setLevel("WARNING")  # it logs each cron job twice
+
+
+def _drop_colored_copy(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Remove uvicorn's second copy of a message, a template with terminal colours."""
+    event.pop("color_message", None)
+    return event
 
 
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

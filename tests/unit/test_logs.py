@@ -83,6 +83,14 @@ def test_handlers_of_libraries_are_removed(name: str, stream: io.StringIO) -> No
     assert not library.handlers
 
 
+def test_the_coloured_copy_of_a_message_of_uvicorn_is_not_logged(stream: io.StringIO) -> None:
+    logs.configure("json", stream=stream)
+    logging.getLogger("uvicorn.error").info("Started [%d]", 1, extra={"color_message": "Started [\x1b[36m%d\x1b[0m]"})
+    (line,) = lines(stream)
+    assert line["event"] == "Started [1]"
+    assert "color_message" not in line
+
+
 def test_the_level_filters_structlog_and_the_standard_library(stream: io.StringIO) -> None:
     logs.configure("json", "WARNING", stream=stream)
     structlog.get_logger("tweezer").info("quiet")
