@@ -1,6 +1,7 @@
 """Rehearse with a simulated QPU: run jobs, cancel two, and check that the machine received each job only once.
 
-Start the machine and a Tweezer that uses it, each in its own terminal, then run this script in a third:
+Stop any running `tweezer up`. Start the machine and a Tweezer that uses it, each in a separate terminal, then run this
+script in a third:
 
     tweezer qpu-sim --job-seconds 5
     TWEEZER_CONFIG=examples/qpu.toml tweezer up --device FRESNEL
