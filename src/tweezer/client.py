@@ -30,7 +30,15 @@ from tweezer.ledger.config import OpenDatabase
 from tweezer.model.arguments import check_flag, check_indices, check_list, check_path, check_seconds, shown
 from tweezer.model.cancels import check_by, user_at_host
 from tweezer.model.checks import MAX_DEVICE_LENGTH, MAX_KEY_LENGTH, MAX_NAME_LENGTH, check_text
-from tweezer.model.errors import Conflict, InvalidInput, NotFound, ResultUnavailable, TweezerError, Unavailable
+from tweezer.model.errors import (
+    Conflict,
+    InvalidInput,
+    NotFound,
+    ResultUnavailable,
+    TweezerError,
+    Unavailable,
+    install_command,
+)
 from tweezer.model.events import Event, words_of_news
 from tweezer.model.ids import DEFAULT_PROJECT, is_namespace, is_project_id, new_batch_id, split_job_id
 from tweezer.model.lifecycle import JOB_BY_LETTER, JobStatus
@@ -626,7 +634,7 @@ class AsyncQueue(Handle):
                 from tweezer.ledger.queries.queries import Queries
             except ModuleNotFoundError as error:
                 raise TweezerError(
-                    f"reading the ledger needs {error.name}: pip install 'tweezer[server]'", code="missing_extra"
+                    f"reading the ledger needs {error.name}; run {install_command('server')}", code="missing_extra"
                 ) from error
             self._queries = await asyncio.to_thread(Queries.open, self._ledger)
         return self._queries

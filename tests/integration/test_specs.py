@@ -79,7 +79,9 @@ def test_an_invalid_file_of_specs_is_named(tmp_path: Path) -> None:
 
 def test_without_pulser_external_specs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(specs, "_ask_pulser", lambda text: subprocess.CompletedProcess([], 3, "", "No module named …"))
-    with pytest.raises(TweezerError, match=r"cannot be checked, because Pulser is not installed here: pip install"):
+    with pytest.raises(
+        TweezerError, match=r"because Pulser is not installed here; run `pip install '\.\[emulators\]'`"
+    ):
         check_specs(make_virtual_specs("X").text)
 
 

@@ -22,7 +22,7 @@ from tests.support.docs import DOCS, load_generator
 import tweezer
 from tweezer.adapters.registry import DEVICE_KINDS
 from tweezer.cli import main
-from tweezer.model.errors import FaultKind, TweezerError
+from tweezer.model.errors import FaultKind, TweezerError, install_command
 from tweezer.model.events import read_events
 from tweezer.model.lifecycle import BatchEvent, BatchStatus, JobEvent, JobStatus
 from tweezer.settings import CONFIG_VARIABLE, PREFIX, SECRET_FILES, SETTINGS
@@ -330,6 +330,11 @@ def test_every_public_name_is_in_the_reference() -> None:
     page = (DOCS / "reference/python.md").read_text()
     missing = [name for name in tweezer.__all__ if not re.search(rf"\b{name}\b", page)]
     assert not missing
+
+
+def test_errors_suggest_the_same_command_to_install_an_extra_as_the_readme() -> None:
+    command = install_command("all").split("`")[1]
+    assert f"`{command}`" in (ROOT / "README.md").read_text()
 
 
 def all_errors(root: type[TweezerError] = TweezerError) -> Iterator[type[TweezerError]]:

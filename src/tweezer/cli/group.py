@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from tweezer.cli import show
-from tweezer.model.errors import InvalidInput, TweezerError
+from tweezer.model.errors import InvalidInput, TweezerError, install_command
 
 FAILED = 1
 INTERRUPTED = 130
@@ -85,7 +85,7 @@ class CommandGroup(click.Group):
             if (error.name or "tweezer").startswith("tweezer"):
                 raise
             raise TweezerError(
-                f"`tweezer {cmd_name}` needs {error.name}: pip install 'tweezer[server]'", code="missing_extra"
+                f"`tweezer {cmd_name}` needs {error.name}; run {install_command('server')}", code="missing_extra"
             ) from error
         _check_values(command)
         return command

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from tweezer.cli import show
-from tweezer.model.errors import TweezerError, Unavailable
+from tweezer.model.errors import TweezerError, Unavailable, install_command
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -228,7 +228,7 @@ def require(command: str, extra: str, *modules: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise TweezerError(
-            f"`tweezer {command}` needs {' and '.join(missing)}: pip install 'tweezer[{extra}]'", code="missing_extra"
+            f"`tweezer {command}` needs {' and '.join(missing)}; run {install_command(extra)}", code="missing_extra"
         )
 
 

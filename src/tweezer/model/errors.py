@@ -30,6 +30,11 @@ class TweezerError(Exception):
         return _rebuild, (type(self), *self.args), self.__dict__
 
 
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra, for messages. Tweezer is on no package index yet."""
+    return f"`pip install '.[{extra}]'` in a checkout of Tweezer"
+
+
 def _rebuild(kind: type[TweezerError], *arguments: Any) -> TweezerError:
     return kind.__new__(kind, *arguments)
 

@@ -345,7 +345,7 @@ def test_pause_requires_either_batches_or_a_device_with_a_reason() -> None:
 
 def test_a_missing_extra_is_named() -> None:
     require("api", "server", "json")
-    with pytest.raises(TweezerError, match=r"`tweezer api` needs no_such_module: pip install 'tweezer\[server\]'"):
+    with pytest.raises(TweezerError, match=r"`tweezer api` needs no_such_module; run `pip install '\.\[server\]'`"):
         require("api", "server", "json", "no_such_module")
 
 

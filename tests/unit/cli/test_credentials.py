@@ -22,7 +22,7 @@ from tweezer.ledger.access.links import ensure_link_keys
 from tweezer.ledger.access.users import find_login, find_user
 from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database
-from tweezer.model.errors import Conflict, InvalidInput
+from tweezer.model.errors import Conflict, InvalidInput, install_command
 from tweezer.settings import ApiSettings, DatabaseSettings, Settings
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -280,7 +280,7 @@ def test_the_base_install_reports_which_extra_to_install(group: str) -> None:
     program = f"import sys; sys.modules['sqlalchemy'] = None; from tweezer.cli import main; main(['{group}', 'list'])"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr == f"Error: `tweezer {group}` needs sqlalchemy: pip install 'tweezer[server]'\n"
+    assert ran.stderr == f"Error: `tweezer {group}` needs sqlalchemy; run {install_command('server')}\n"
 
 
 # -- the key of `tweezer up` ----------------------------------------------------------------------------

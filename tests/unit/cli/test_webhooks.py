@@ -28,6 +28,7 @@ from tweezer.ledger.access.projects import find_project
 from tweezer.ledger.access.vault import KEY_FILE
 from tweezer.ledger.database import Database
 from tweezer.ledger.schema import now_ms
+from tweezer.model.errors import install_command
 from tweezer.model.signatures import check_secret
 from tweezer.model.webhooks import EventType
 from tweezer.webhooks.deliveries import (
@@ -334,7 +335,7 @@ def test_the_base_install_reports_which_extra_to_install() -> None:
     program = "import sys; sys.modules['sqlalchemy'] = None; from tweezer.cli import main; main(['webhooks', 'list'])"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr == "Error: `tweezer webhooks` needs sqlalchemy: pip install 'tweezer[server]'\n"
+    assert ran.stderr == f"Error: `tweezer webhooks` needs sqlalchemy; run {install_command('server')}\n"
 
 
 def test_a_rotation_waits_no_longer_than_necessary(line: Line) -> None:

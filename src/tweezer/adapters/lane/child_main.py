@@ -40,7 +40,7 @@ from tweezer.adapters.lane.messages import (
     read_body_size,
     unpack_for_child,
 )
-from tweezer.model.errors import FaultKind
+from tweezer.model.errors import FaultKind, install_command
 from tweezer.model.messages import Fault, Outcome, OutcomeKind
 
 _PR_SET_PDEATHSIG = 1
@@ -200,7 +200,7 @@ def _suggest_remedy(error: Exception) -> str:
     if not isinstance(error, ModuleNotFoundError):
         return ""
     extra = "torch" if error.name in _TORCH_MODULES else "emulators"
-    return f"; install it where the worker runs: pip install 'tweezer[{extra}]'"
+    return f"; install it where the worker runs, with {install_command(extra)}"
 
 
 def _load(backend: str) -> Callable[..., Backend]:

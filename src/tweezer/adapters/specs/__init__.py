@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 from tweezer.adapters.lane.jail.home import build_environment, scratch
-from tweezer.model.errors import InvalidInput, TweezerError
+from tweezer.model.errors import InvalidInput, TweezerError, install_command
 from tweezer.model.specs import DeviceSpecs, read_specs
 
 _TIMEOUT_S = 60.0
@@ -56,7 +56,7 @@ def check_specs(text: str, *, field: str = "specs") -> DeviceSpecs:
     ended = _ask_pulser(text)
     if ended.returncode == _NO_PULSER:
         raise TweezerError(
-            f"{field}: cannot be checked, because Pulser is not installed here: pip install 'tweezer[emulators]'",
+            f"{field}: cannot be checked, because Pulser is not installed here; run {install_command('emulators')}",
             code="missing_extra",
         )
     if ended.returncode != 0:

