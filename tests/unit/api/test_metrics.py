@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import insert
+from tests.support.docs import DOCS
 
 from tweezer.api.app import create_app
 from tweezer.api.metrics import AnswerTimes, Metrics
@@ -223,6 +225,21 @@ async def test_the_text_is_declared_as_prometheus_expects_it(rig: MeasuredApi) -
     assert "# TYPE tweezer_leases_lost_total counter" in response.text
     assert "# TYPE tweezer_jobs gauge" in response.text
     assert f"# TYPE {ANSWERS} histogram" in response.text
+
+
+async def test_the_monitoring_page_has_exactly_the_metrics_of_the_code(
+    rig: MeasuredApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def info() -> dict[str, int]:
+        return {}
+
+    monkeypatch.setattr(rig.store.reader, "server_info", info)  # fakeredis has no INFO
+    exported = set(re.findall(r"^# TYPE (\w+)", (await rig.get("/metrics")).text, re.MULTILINE))
+    assert len(exported) > 20
+    page = (DOCS / "operations/monitoring.md").read_text()
+    rows = re.findall(r"^\| ((?:`tweezer_\w+`(?:, )?)+) \| (?:`\w+`(?:, )?)* ?\|", page, re.MULTILINE)
+    assert sorted(re.findall(r"tweezer_\w+", " ".join(rows))) == sorted(exported)
+    assert {name.removesuffix("_count") for name in re.findall(r"\btweezer_\w+", page)} == exported
 
 
 async def test_responses_are_counted_by_route_and_not_by_path(rig: MeasuredApi) -> None:
