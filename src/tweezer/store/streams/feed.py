@@ -360,7 +360,7 @@ class EntryGroup:
         """Return the id of the group's oldest entry that is not acknowledged.
 
         Raises NotFound; Unavailable if Redis has restarted since this reader read its entries: an earlier entry may
-        then be missing here although nobody has processed it, so the entries must be read again.
+        then be missing here although no reader has processed it, so the entries must be read again.
         """
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.get(self._server)
