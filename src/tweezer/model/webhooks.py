@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterator
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -145,7 +145,7 @@ class DeviceData(msgspec.Struct, frozen=True):
     """``data`` of ``device.*``. reason: for people. until: ISO 8601, if known."""
 
     device: str
-    status: str
+    status: Literal["up", "down", "paused", "maintenance"]
     reason: str | None = None
     until: Time | None = None
 
