@@ -38,6 +38,12 @@ def test_every_operation_has_an_example(document: dict[str, Any]) -> None:
     assert set(EXAMPLES) == set(operations(document))
 
 
+def test_every_operation_documents_the_internal_error(document: dict[str, Any]) -> None:
+    described = [operation["responses"]["500"] for operation in operations(document).values()]
+    assert all(each == described[0] for each in described)
+    assert described[0]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Failure"}
+
+
 def test_bodies_of_examples_fit_the_document(document: dict[str, Any]) -> None:
     for name, operation in operations(document).items():
         example = EXAMPLES[name]

@@ -33,6 +33,7 @@ _DESCRIPTIONS = {
     422: "A parameter or the body is malformed: `detail` lists the problems.",
     429: "Too many requests, or a quota of the project is used up: `data.field` names the quota. Wait for the time in "
     "`Retry-After`.",
+    500: "A bug in Tweezer, or a damaged record. The server's log has the details.",
     503: "Redis or the database does not respond, or the service is overloaded. Try again after the time in "
     "`Retry-After`.",
 }
@@ -61,6 +62,9 @@ class DescribedAPI(FastAPI):
         """Return the OpenAPI document; it is generated once."""
         if self.openapi_schema is None:
             document = super().openapi()
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    operation["responses"] |= _INTERNAL
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             for name, schema in _named.items():
                 known = schemas.setdefault(name, schema)  # an enum that parameters use
@@ -165,3 +169,7 @@ def _name(kind: Any) -> str:
 
 def _json(schema: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
+
+
+_INTERNAL = {"500": describe_response(Failure, _DESCRIPTIONS[500], status=500)[500]}
+"""The error that every operation can return."""
