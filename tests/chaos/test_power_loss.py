@@ -1,4 +1,4 @@
-"""Redis loses the end of its append-only file while real processes work: what was announced remains true."""
+"""Redis loses the end of its append-only file while processes work: recorded events and sent webhooks remain valid."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tweezer.webhooks.endpoints import create_endpoint
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.redis, pytest.mark.timeout(180)]
 
 
-class Plant:
+class Installation:
     """An installation whose Redis can lose its last writes, with its ledger."""
 
     def __init__(self, site: Site, file: AppendOnlyFile, database: Database, witness: Path) -> None:
@@ -49,7 +49,7 @@ class Plant:
         return any(event.index == index and event.status is status for event in self.events(batch))
 
     def executions(self) -> Counter[str]:
-        """Return how often each job ran to its end."""
+        """Return the number of complete executions of each job."""
         return Counter(line.split()[0] for line in self.witness.read_text("utf-8").splitlines())
 
     async def start(self, process: str) -> Process:
@@ -73,7 +73,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 @pytest.fixture
-async def plant(tmp_path: Path, real_redis_url: str, database: Database) -> AsyncIterator[Plant]:
+async def installation(tmp_path: Path, real_redis_url: str, database: Database) -> AsyncIterator[Installation]:
     options = {"auto-aof-rewrite-percentage": "0"}
     folder, witness = tmp_path / "redis", tmp_path / "witness"
     url = str(database.engine.url)
@@ -85,24 +85,28 @@ async def plant(tmp_path: Path, real_redis_url: str, database: Database) -> Asyn
             WITNESS_FILE.removeprefix("TWEEZER_").lower(): witness,
         }
         async with Site(server.url, tmp_path, **settings) as site:
-            yield Plant(site, AppendOnlyFile(server), database, witness)
+            yield Installation(site, AppendOnlyFile(server), database, witness)
 
 
-async def test_a_settle_before_the_ledger_has_restored_makes_no_job_run_again(plant: Plant) -> None:
-    site = plant.site
-    recorder = await plant.start("recorder")
-    (worker,) = await site.workers(1, WITNESSED, worker_lease_s=PATIENCE_S)  # Redis may take long to start
-    hold = hold_file(plant.witness)
+async def test_a_settle_before_the_restore_from_the_ledger_repeats_no_job(installation: Installation) -> None:
+    site = installation.site
+    recorder = await installation.start("recorder")
+    (worker,) = await site.workers(
+        1, WITNESSED, worker_lease_s=PATIENCE_S
+    )  # the lease must outlast a slow start of Redis
+    hold = hold_file(installation.witness)
     hold.write_text("0")
     batch = await site.submit([{"sleep_s": 0.5}] * 3, device=WITNESSED)
     await site.held(batch)
-    await recorder.wait_logged("recorder.active")  # the kept file then knows of the ledger, so the gate can shut
-    plant.file.keep()
+    await recorder.wait_logged(
+        "recorder.active"
+    )  # the kept file then records that there is a ledger, so the gate can shut
+    installation.file.keep()
     hold.write_text("1")
-    await until(lambda: plant.has_recorded(batch, 0, JobStatus.DONE), "the end of the first job in the ledger")
+    await until(lambda: installation.has_recorded(batch, 0, JobStatus.DONE), "the end of the first job in the ledger")
     recorder.kill()
-    before = plant.events(batch)
-    await asyncio.to_thread(plant.file.restart, losing_s=0.001)
+    before = installation.events(batch)
+    await asyncio.to_thread(installation.file.restart, losing_s=0.001)
 
     hold.unlink()
 
@@ -110,11 +114,11 @@ async def test_a_settle_before_the_ledger_has_restored_makes_no_job_run_again(pl
         return any("Redis has restarted" in entry["error"] for entry in worker.logged("store.unavailable"))
 
     await until(waits, "a settle that waits for the gate")
-    await plant.start("recorder")
+    await installation.start("recorder")
     assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
-    await until(lambda: plant.has_recorded(batch, 2, JobStatus.DONE), "the end of the last job in the ledger")
-    assert set(plant.executions().values()) == {1}
-    events = plant.events(batch)
+    await until(lambda: installation.has_recorded(batch, 2, JobStatus.DONE), "the end of the last job in the ledger")
+    assert set(installation.executions().values()) == {1}
+    events = installation.events(batch)
     assert events[: len(before)] == before
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     assert Counter(event.index for event in events if event.status is JobStatus.DONE) == {0: 1, 1: 1, 2: 1}
@@ -122,12 +126,12 @@ async def test_a_settle_before_the_ledger_has_restored_makes_no_job_run_again(pl
 
 @pytest.mark.parametrize("wait_s", [30.0, 0.0], ids=["gate", "no gate"])
 async def test_webhooks_of_events_that_redis_lost_are_sent_by_couriers_that_were_behind(
-    plant: Plant, wait_s: float
+    installation: Installation, wait_s: float
 ) -> None:
-    site = plant.site
+    site = installation.site
     async with Receiver() as receiver:
-        plant.register(receiver.url("/"))
-        recorder, courier = await plant.start("recorder"), await plant.start("courier")
+        installation.register(receiver.url("/"))
+        recorder, courier = await installation.start("recorder"), await installation.start("courier")
         await site.workers(1, NULL, redis_restore_wait_s=wait_s)
 
         def webhook_ids(batch: AsyncBatch) -> set[str]:
@@ -137,22 +141,22 @@ async def test_webhooks_of_events_that_redis_lost_are_sent_by_couriers_that_were
         first = await site.submit([{}])
         await until(lambda: len(webhook_ids(first)) == 2, "the webhooks of the first batch")
         await recorder.wait_logged("recorder.active")
-        plant.file.keep()
+        installation.file.keep()
         courier.freeze()
         lost = await site.submit([{}, {}])
         assert (await lost.wait(PATIENCE_S)).status is BatchStatus.DONE
         await until(
-            lambda: any(event.status is BatchStatus.DONE for event in plant.events(lost)),
+            lambda: any(event.status is BatchStatus.DONE for event in installation.events(lost)),
             "the end of the lost batch in the ledger",
         )
         recorder.kill()
-        await asyncio.to_thread(plant.file.restart, losing_s=0.001)
+        await asyncio.to_thread(installation.file.restart, losing_s=0.001)
         courier.thaw()
         later = await site.submit([{}])
         if not wait_s:
             await until(lambda: len(webhook_ids(later)) == 2, "the webhooks of a batch after the loss")
-        await plant.start("recorder")
+        await installation.start("recorder")
         await until(lambda: len(webhook_ids(later)) == 2, "the webhooks of a batch after the loss")
         await until(lambda: len(webhook_ids(lost)) == 3, "the webhooks of the lost batch")
         ids = [(it.id, it.body) for it in receiver.received]
-        assert len({identity for identity, _ in ids}) == len(set(ids)), "one id, one body"
+        assert len({identity for identity, _ in ids}) == len(set(ids)), "a webhook id has more than one body"

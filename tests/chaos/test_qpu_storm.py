@@ -1,7 +1,8 @@
-"""A storm over a QPU: its workers are killed, stopped and drained while Redis restarts, and the machine's own journal
-shows that no job was submitted twice.
+"""Random failures of a QPU's workers and of Redis: the machine's journal shows that no job was submitted twice.
 
-CI runs a third of it. Run all of it, with the figures as JSON in a file, by
+Workers are killed, stopped and drained while Redis restarts.
+
+CI runs about a third of it. To run all of it, and write the figures as JSON to a file:
 
     TWEEZER_TEST_FULL=1 TWEEZER_STORM_FIGURES=/tmp/qpu-storm.json pytest tests/chaos/test_qpu_storm.py -s
 """
@@ -52,28 +53,29 @@ SEQUENCE = Path(__file__).with_name("sequence.json").read_text("utf-8")
 WORKERS, BATCHES = 3, 10
 SUBMIT_TIMEOUT_S = 1.0
 FROZEN_S = (1.1, 2.5)
-"""How long a process is stopped, in leases: when it continues, another process has its device."""
+"""How long a process is stopped, in leases: long enough for another process to take its device."""
 
 STOPS = "before:0.03,after:0.03"
 """The probabilities that a process stops itself around the last check of its lease before a submit."""
 
 LATE_S = 3.0
-"""How long after a stop a process may act without a lease: one write to a socket."""
+"""How long after a stop a process may still complete one write to a socket without a lease."""
 
 LOST_S = 1.0
-"""How much of its file Redis loses, in seconds."""
+"""Redis loses the writes of this many seconds."""
 
-UNEASY_S = LOST_S + LEASE_S + SUBMIT_TIMEOUT_S + 3.0
-"""How long after a loss a holder that Redis forgot may continue."""
+FORGOTTEN_S = LOST_S + LEASE_S + SUBMIT_TIMEOUT_S + 3.0
+"""How long after a loss a holder may continue although Redis has lost its ticket."""
 
 PATIENCE_S = 90.0
 
 
-class Weather(msgspec.Struct, frozen=True):
+class Mishaps(msgspec.Struct, frozen=True):
     """The number of mishaps of each kind.
 
     ``cuts`` are restarts of Redis in which it loses the end of its file. In ``set_backs`` the machine forgets its jobs,
-    and their ids restart; not together with cuts, because a job that both forget is lost for good.
+    and their ids restart; this is not combined with cuts, because a
+    job that both lose cannot be recovered.
     """
 
     jobs: int
@@ -85,7 +87,7 @@ class Weather(msgspec.Struct, frozen=True):
     set_backs: int = 0
 
     @property
-    def mishaps(self) -> list[str]:
+    def names(self) -> list[str]:
         return [
             *["kill"] * self.kills,
             *["freeze"] * self.freezes,
@@ -97,21 +99,21 @@ class Weather(msgspec.Struct, frozen=True):
 
 
 LOSING = effort(
-    short=Weather(jobs=40, kills=6, freezes=2, drains=2, restarts=2, cuts=1),
-    full=Weather(jobs=200, kills=30, freezes=10, drains=10, restarts=10, cuts=3),
+    short=Mishaps(jobs=40, kills=6, freezes=2, drains=2, restarts=2, cuts=1),
+    full=Mishaps(jobs=200, kills=30, freezes=10, drains=10, restarts=10, cuts=3),
 )
 """Redis may lose its last second."""
 
 LOSSLESS = effort(
-    short=Weather(jobs=30, kills=4, freezes=1, drains=1, restarts=1, cuts=0, set_backs=1),
-    full=Weather(jobs=80, kills=12, freezes=2, drains=2, restarts=2, cuts=0, set_backs=3),
+    short=Mishaps(jobs=30, kills=4, freezes=1, drains=1, restarts=1, cuts=0, set_backs=1),
+    full=Mishaps(jobs=80, kills=12, freezes=2, drains=2, restarts=2, cuts=0, set_backs=3),
 )
 """Each write is on the disk before it is answered."""
 
 
 @pytest.fixture(params=["valkey", "redis"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
-    """A private server; the shared one comes first, which skips the test if there is no server."""
+    """A private server. The fixture of the shared one skips the test if none is installed."""
     request.getfixturevalue(f"{request.param}_server")
     with RedisServer(
         tmp_path / "redis",
@@ -150,7 +152,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 class Storm:
-    """The mishaps of workers and Redis, from a seed. Times are on the host's monotonic clock, as in the journal."""
+    """Mishaps of workers and Redis, chosen with a seed. Times are on the host's monotonic clock, as in the journal."""
 
     def __init__(self, site: Site, qpu: QpuProcess, file: AppendOnlyFile, witness: Path, seed: int) -> None:
         self._site = site
@@ -166,21 +168,21 @@ class Storm:
         self.batches: list[AsyncBatch] = []
         self.workers = [self._new() for _ in range(WORKERS)]
 
-    async def rage(self, weather: Weather) -> None:
-        """Cause all mishaps in a random order, each while there is work; submit the batches meanwhile."""
-        mishaps = weather.mishaps
+    async def run(self, planned: Mishaps) -> None:
+        """Cause all mishaps in a random order, and submit the batches meanwhile."""
+        mishaps = planned.names
         self._random.shuffle(mishaps)
         for number, mishap in enumerate(mishaps):
             while len(self.batches) < BATCHES and len(self.batches) * len(mishaps) <= number * BATCHES:
-                self.batches.append(await self._submit(weather.jobs // BATCHES))
+                self.batches.append(await self._submit(planned.jobs // BATCHES))
             await self._pass(self._random.uniform(0.2, 1.2))
-            await until(self._has_weather, "a worker to strike")
+            await until(self._has_target, "a running worker")
             await self._strike(mishap)
         while len(self.batches) < BATCHES:
-            self.batches.append(await self._submit(weather.jobs // BATCHES))
+            self.batches.append(await self._submit(planned.jobs // BATCHES))
 
-    async def calm(self) -> None:
-        """Cause no more mishaps, and continue the processes that stopped themselves."""
+    async def finish(self) -> None:
+        """Wait until all batches are done; no more mishaps, but continue processes that stopped themselves."""
         ended = asyncio.gather(*(batch.wait(PATIENCE_S) for batch in self.batches))
         while not ended.done():
             await self._pass(0.1)
@@ -188,7 +190,7 @@ class Storm:
             assert record.status is BatchStatus.DONE
 
     async def _submit(self, jobs: int) -> AsyncBatch:
-        """Submit a batch that Redis does not lose, because a lost submit could not be checked."""
+        """Submit a batch and protect it from later losses, because a lost submit could not be checked."""
         doc = BatchDoc(device=DEVICE, sequence=SEQUENCE)
         batch_id = await self._site.store.commands.submit(
             new_batch_id(), self._site.queue.project, doc, [Job(runs=20)] * jobs
@@ -209,7 +211,7 @@ class Storm:
     def _restore(self) -> None:
         now = time.monotonic()
         for worker in self.workers:
-            if worker.alive and worker not in self._frozen and _stands_still(worker):
+            if worker.alive and worker not in self._frozen and _is_stopped(worker):
                 self.mishaps["stopped itself"] += 1
                 self._frozen[worker] = now + self._random.uniform(*FROZEN_S) * LEASE_S
         for worker in [worker for worker, until_s in self._frozen.items() if until_s <= now]:
@@ -218,7 +220,7 @@ class Storm:
             worker.thaw()
         self.workers = [worker if worker.alive else self._new() for worker in self.workers]
 
-    def _has_weather(self) -> bool:
+    def _has_target(self) -> bool:
         self._restore()
         return any(self._is_up(worker) for worker in self.workers)
 
@@ -249,7 +251,7 @@ class Storm:
                 await asyncio.to_thread(self._qpu.ask, "POST", "/sim/reset")
 
     async def _victim(self, up: list[Process]) -> Process:
-        """Choose a worker: mostly the one that has the machine."""
+        """Choose a worker, usually the one that has the machine."""
         redis: Any = self._site.store.redis
         for raw in await redis.zrange(self._site.store.keys(Key.LEASES, DEVICE), 0, -1):
             batch_id, _, number = raw.decode().rpartition(":")
@@ -260,7 +262,7 @@ class Storm:
         return self._random.choice(up)
 
     async def _catch(self, victim: Process) -> None:
-        """Stop the process, and note whether it was between an intent and the machine's id of the job."""
+        """Stop the process, and note the jobs that have an intent but no id from the machine yet."""
         victim.signal(signal.SIGSTOP)
         redis: Any = self._site.store.redis
         for batch in self.batches:
@@ -283,18 +285,18 @@ class Storm:
         )
 
 
-class Oracle:
-    """The comparison of the machine's journal and the ledger with the queue's record of each job."""
+class Checks:
+    """Compare the machine's journal and the ledger with the queue's record of each job."""
 
-    def __init__(self, storm: Storm, site: Site, qpu: QpuProcess, database: Database, asked: set[UUID]) -> None:
+    def __init__(self, storm: Storm, site: Site, qpu: QpuProcess, database: Database, cancelled: set[UUID]) -> None:
         self._storm = storm
         self._site = site
         self._database = database
-        self._asked = asked
+        self._cancelled = cancelled
         self._witness = storm.witness
-        self._lost_sight = storm.mishaps["restart"] + storm.mishaps["cut"] + storm.mishaps["set back"]
+        self._restarts = storm.mishaps["restart"] + storm.mishaps["cut"] + storm.mishaps["set back"]
         self._lines = read_journal(qpu.journal)
-        self._tallies = qpu.witnessed()
+        self._tallies = qpu.read_tallies()
         self.figures: Counter[str] = Counter()
 
     async def check(self) -> None:
@@ -308,10 +310,10 @@ class Oracle:
         self.figures["submits caught without an id"] = len(self._storm.caught)
         stops = len(self._witness.read_text().splitlines()) if self._witness.exists() else 0
         self.figures["stops around the last check"] = stops
-        assert self.figures["unknown"] <= uncertain + len(self._storm.caught) + stops + self._lost_sight
+        assert self.figures["unknown"] <= uncertain + len(self._storm.caught) + stops + self._restarts
 
     def _check_job(self, name: str, job: Any) -> None:
-        """Check that the job has one outcome, which agrees with the machine."""
+        """Check that the job has one outcome, and that it agrees with the machine's."""
         tally = self._tallies.get(name)
         self.figures["jobs"] += 1
         self.figures[job.status.value] += 1
@@ -328,7 +330,7 @@ class Oracle:
                     assert tally is not None
                     assert tally.displaced
             case JobStatus.CANCELED:
-                assert job.id in self._asked
+                assert job.id in self._cancelled
             case _:
                 pytest.fail(f"{name} has not ended: {job.status}")
 
@@ -340,12 +342,14 @@ class Oracle:
         self.figures["submitted"] = sum(tally.submits for tally in self._tallies.values())
         self.figures["lost replies"] = sum(tally.lost_replies for tally in self._tallies.values())
         canceled = [name for name, tally in self._tallies.items() if tally.cancels - tally.displaced > 0]
-        self.figures["cancels without a request"] = sum(UUID(name) not in self._asked for name in canceled)
+        self.figures["cancels without a request"] = sum(UUID(name) not in self._cancelled for name in canceled)
         assert not self.figures["cancels without a request"]
 
     def _check_displaced(self) -> None:
-        """Check that each displaced submit, or the one that displaced it, came from a stopped or forgotten process."""
-        submits: dict[int | None, JournalEntry] = {}  # since the ids restarted
+        """Check that each displacement involves a process that was stopped, or whose ticket Redis lost."""
+        submits: dict[
+            int | None, JournalEntry
+        ] = {}  # by the machine's id; after a restart of the ids, later submits replace earlier ones
         for line in self._lines:
             if line.event is JournalEvent.SUBMIT:
                 submits[line.uid] = line
@@ -353,7 +357,7 @@ class Oracle:
                 continue
             by = submits[line.displaced_by]
             late = self._is_late(by) or self._is_late(submits[line.uid])
-            lost = any(-UNEASY_S < by.t - at < UNEASY_S for at in self._storm.cut)
+            lost = any(-FORGOTTEN_S < by.t - at < FORGOTTEN_S for at in self._storm.cut)
             self.figures["displaced after a stop" if late else "displaced after a loss"] += 1
             assert late or lost, f"{line.job} was displaced by {by}"
 
@@ -365,7 +369,7 @@ class Oracle:
     async def check_events(self) -> None:
         """Check that events are numbered without a gap, that none follows a job's end, and that the records agree.
 
-        Each starts at the status in which the previous one ended, unless Redis lost an event between them.
+        Each event starts at the status at which the previous one ended, unless Redis lost an event between them.
         """
         for batch in self._storm.batches:
             events = self._events(batch.id)
@@ -400,31 +404,33 @@ class Oracle:
 
 
 @pytest.mark.timeout(560)
-async def test_in_a_storm_no_job_is_submitted_twice_and_none_is_lost(
+async def test_in_a_storm_no_job_is_lost_or_submitted_twice(
     server: RedisServer, qpu: QpuProcess, database: Database, tmp_path: Path
 ) -> None:
     seed = random.randrange(1_000_000)
-    weather = LOSSLESS if server.kind == "redis" else LOSING
+    planned = LOSSLESS if server.kind == "redis" else LOSING
     settings = {"database_url": str(database.engine.url), "data_dir": tmp_path}
     async with Site(server.url, tmp_path, **settings) as site:
         recorder = site.spawn("recorder")
         await site.serves(recorder)
-        await recorder.wait_logged("recorder.active")  # what Redis keeps includes that there is a ledger
+        await recorder.wait_logged(
+            "recorder.active"
+        )  # the protected part of the file then records that there is a ledger
         began = time.monotonic()
         storm = Storm(site, qpu, AppendOnlyFile(server), tmp_path / "witness", seed)
         await site.serves(storm.workers[0])
-        asked: set[UUID] = set()
-        cancelling = asyncio.create_task(cancel_some(storm, asked))
+        cancelled: set[UUID] = set()
+        cancelling = asyncio.create_task(cancel_some(storm, cancelled))
         try:
-            await storm.rage(weather)
-            await storm.calm()
+            await storm.run(planned)
+            await storm.finish()
         finally:
             cancelling.cancel()
-        oracle = Oracle(storm, site, qpu, database, asked)
+        checks = Checks(storm, site, qpu, database, cancelled)
         try:
-            await oracle.check()
-            await until(oracle.is_recorded, "the ends of all batches in the ledger")
-            await oracle.check_events()
+            await checks.check()
+            await until(checks.is_recorded, "the ends of all batches in the ledger")
+            await checks.check_events()
             await site.idle()
         finally:
             figures = {
@@ -433,19 +439,19 @@ async def test_in_a_storm_no_job_is_submitted_twice_and_none_is_lost(
                 "seconds": round(time.monotonic() - began),
                 "processes": len(site.processes),
                 **storm.mishaps,
-                **oracle.figures,
+                **checks.figures,
             }
             report(figures)
 
 
-async def cancel_some(storm: Storm, asked: set[UUID]) -> None:
-    """Cancel a running job now and then."""
+async def cancel_some(storm: Storm, cancelled: set[UUID]) -> None:
+    """Cancel a running job every few seconds."""
     while True:
         await asyncio.sleep(3)  # the interval between cancels
         for batch in storm.batches[-3:]:
             running = [job for job in await batch.jobs() if job.status is JobStatus.RUNNING]
             if running:
-                asked.add(running[0].id)
+                cancelled.add(running[0].id)
                 await batch.cancel_jobs([running[0].index])
                 break
 
@@ -459,7 +465,7 @@ def report(figures: dict[str, Any]) -> None:
             file.write(f"{line}\n")
 
 
-def _stands_still(worker: Process) -> bool:
+def _is_stopped(worker: Process) -> bool:
     try:
         return bool(psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED)
     except psutil.NoSuchProcess:

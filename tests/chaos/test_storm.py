@@ -1,4 +1,4 @@
-"""A storm: workers are killed, stopped and drained at random while Redis restarts, and the records remain right."""
+"""Workers are killed, stopped and drained at random while Redis restarts, and the records remain correct."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ MISHAPS = ("kill", "kill", "freeze", "terminate")
 
 @pytest.fixture
 def server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
-    """A server that may be killed; the shared one comes first, which skips the test if there is no server."""
+    """A private server that may be killed. The fixture of the shared one skips the test if none is installed."""
     with RedisServer(tmp_path / "redis") as server:
         yield server
 
 
 class Storm:
-    """The mishaps of the workers, from a seed."""
+    """Mishaps of workers, chosen with a seed."""
 
     def __init__(self, site: Site, witness: Path, seed: int) -> None:
         self._site = site
@@ -48,7 +48,7 @@ class Storm:
         self.mishaps: Counter[str] = Counter()
 
     async def strike(self) -> None:
-        """Cause one mishap for a worker; replace dead ones, and continue those that were stopped for long enough."""
+        """Replace dead workers, continue those that were stopped for long enough, and cause one mishap."""
         self._restore()
         victim = self._random.choice(self.workers)
         if victim in self._frozen or not victim.logged("worker.started"):
@@ -64,7 +64,7 @@ class Storm:
             case "terminate":
                 victim.terminate()
 
-    async def calm(self) -> None:
+    async def finish(self) -> None:
         """Cause no more mishaps, and wait until all workers are up."""
         self._frozen = dict.fromkeys(self._frozen, 0.0)
         self._restore()
@@ -75,7 +75,7 @@ class Storm:
         now = time.monotonic()
         for worker in [worker for worker, until_s in self._frozen.items() if until_s <= now]:
             del self._frozen[worker]
-            if worker.alive:  # it may have been killed while it was stopped
+            if worker.alive:  # the worker may have been killed while it was stopped
                 worker.thaw()
         self.workers = [worker if worker.alive else self._new() for worker in self.workers]
 
@@ -106,11 +106,11 @@ async def test_a_storm_loses_nothing_and_ends_every_job_once(server: RedisServer
                 restarts += 1
             await storm.strike()
             await asyncio.sleep(draw.uniform(0.1, 0.5))  # the interval between mishaps, not a wait for a condition
-        await storm.calm()
+        await storm.finish()
         for batch in batches:
             assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
-        await check_the_books(site, batches, witness, cancelled)
-        await check_that_nothing_stays(site)
+        await check_records(site, batches, witness, cancelled)
+        await check_leftovers(site)
         print(dict(storm.mishaps), f"{len(site.processes)} processes")  # noqa: T201  # as above
     assert len(batches) == BATCHES
     assert min(storm.mishaps[mishap] for mishap in MISHAPS) > 0
@@ -122,9 +122,9 @@ async def cancel_some(draw: random.Random, batches: list[AsyncBatch], cancelled:
     cancelled |= {job_id(batch.id, index) for index in indices}
 
 
-async def check_the_books(site: Site, batches: list[AsyncBatch], witness: Path, cancelled: set[UUID]) -> None:
+async def check_records(site: Site, batches: list[AsyncBatch], witness: Path, cancelled: set[UUID]) -> None:
     """Check that each job ended once, by a complete execution on a lane, and that events and counters agree."""
-    witnessed = seen_by(witness)
+    witnessed = read_executions(witness)
     executions = {execution: job for job, execution in witnessed}
     assert len(executions) == len(witnessed)
     attempts = 0
@@ -145,12 +145,12 @@ async def check_the_books(site: Site, batches: list[AsyncBatch], witness: Path, 
     print(f"{len(witnessed)} executions, {attempts} attempts of {BATCHES * JOBS} jobs")  # noqa: T201
 
 
-def seen_by(witness: Path) -> list[tuple[str, str]]:
-    """Return the job and the execution of each line."""
+def read_executions(witness: Path) -> list[tuple[str, str]]:
+    """Return the job and the execution of each line of the file."""
     return [(job, execution) for job, execution in map(str.split, witness.read_text(encoding="utf-8").splitlines())]
 
 
-async def check_that_nothing_stays(site: Site) -> None:
+async def check_leftovers(site: Site) -> None:
     """Check that every key has an owner or an expiry, and that no worker is listed after all have ended."""
     await site.idle()
     for worker in site.processes:

@@ -1,4 +1,4 @@
-"""A storm over webhooks: receivers misbehave, couriers are killed, Redis restarts; healthy receivers miss nothing."""
+"""Receivers misbehave, couriers are killed and Redis restarts: healthy receivers still get every webhook."""
 
 from __future__ import annotations
 
@@ -48,26 +48,28 @@ KILLS, RESTARTS = effort(short=(8, 2), full=(20, 3))
 COURIERS = 2
 BATCHES, JOBS = effort(short=15, full=30), 12
 STANDSTILL_S = 120.0
-"""How long no webhook may arrive: those of a dead courier are free after HOLD_S, and the next sweep finds them."""
+"""The longest time without progress: a dead courier's webhooks are free after HOLD_S, and the next sweep finds them."""
 LOST_S = 0.7
-"""About how much of its file Redis loses in one of its restarts, in seconds."""
+"""In one of its restarts, Redis loses the writes of about this many seconds."""
 
 WELL = ("/well", "/well/theirs", "/well/webhook")
-DELAYED = ("/slow", "/mended")
+DELAYED = ("/slow", "/repaired")
 STATUS = {"/error": 500, "/hang": None, "/reset": None, "/redirect": 302}
 GONE, GONE_AFTER = "/gone", 10
 
 
 def _lasting(it: Received) -> dict[str, Any]:
-    """Return the parts that never change: a courier that died may have sent a webhook before it was written down."""
+    """Return the parts that never change. Others may: a courier may die after it sent a webhook and before it recorded
+    this, and a webhook sent again has the current state of the batch.
+    """
     return {name: value for name, value in it.data.items() if name not in ("jobs", "open", "tags")}
 
 
-class Public:
-    """The receivers, on one port; their paths distinguish them."""
+class Receivers:
+    """Healthy and misbehaving receivers on one port, distinguished by path."""
 
     def __init__(self) -> None:
-        self.mended = False
+        self.repaired = False
         self._gone = 0
         self.receiver = Receiver(self._answer)
 
@@ -83,8 +85,8 @@ class Public:
                 return web.Response(status=302, headers={"Location": "/well"})
             case "/slow":
                 return Slow()
-            case "/mended":
-                return 200 if self.mended else 503
+            case "/repaired":
+                return 200 if self.repaired else 503
             case "/gone":
                 self._gone += 1
                 return 500 if self._gone <= GONE_AFTER else 410
@@ -135,7 +137,7 @@ class File:
 
 @pytest.fixture
 def server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
-    """A server that may be killed; the shared one comes first, which skips the test if there is no server."""
+    """A private server that may be killed. The fixture of the shared one skips the test if none is installed."""
     with RedisServer(tmp_path / "redis", kind="redis", options={"auto-aof-rewrite-percentage": "0"}) as server:
         yield server
 
@@ -149,7 +151,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 def register(database: Database, receiver: Receiver) -> None:
-    """Register the endpoints of two projects: each has a healthy one, and the first has all that misbehave."""
+    """Register the endpoints of two projects: each has a healthy one, and the first also has all that misbehave."""
     with database.write() as connection:
         for project, path in (
             ("ours", WELL[0]),
@@ -162,7 +164,7 @@ def register(database: Database, receiver: Receiver) -> None:
 
 
 class Storm:
-    """The mishaps of couriers and Redis, from a seed."""
+    """Mishaps of couriers and Redis, chosen with a seed."""
 
     def __init__(self, site: Site, file: File, seed: int) -> None:
         self._site = site
@@ -178,7 +180,7 @@ class Storm:
         return self.kills >= KILLS and self.restarts >= RESTARTS
 
     async def strike(self) -> None:
-        """Kill a courier and start another one; now and then kill Redis instead."""
+        """Kill a courier and start another one, or at certain times restart Redis."""
         self._file.look()
         up = [courier for courier in self.couriers if courier.logged("courier.started")]
         if self.restarts < RESTARTS and self.kills >= (self.restarts + 1) * KILLS // (RESTARTS + 1):
@@ -201,7 +203,7 @@ async def test_in_a_storm_every_event_reaches_healthy_receivers_with_one_id(
     seed = random.randrange(1_000_000)
     print("seed of the storm:", seed)  # noqa: T201  # shown when the test fails
     draw = random.Random(seed)
-    public = Public()
+    receivers = Receivers()
     settings = {
         "database_url": str(database.engine.url),
         "data_dir": tmp_path,
@@ -211,7 +213,7 @@ async def test_in_a_storm_every_event_reaches_healthy_receivers_with_one_id(
         "webhook_endpoint_connections": CONNECTIONS,
     }
     async with (
-        public.receiver as receiver,
+        receivers.receiver as receiver,
         Site(server.url, tmp_path, **settings) as site,
         site.connect("theirs") as theirs,
     ):
@@ -227,23 +229,23 @@ async def test_in_a_storm_every_event_reaches_healthy_receivers_with_one_id(
             if len(batches) < BATCHES:
                 webhook = draw.choice([None, receiver.url(WELL[2])])
                 jobs = [{"runs": 1, "variables": {"sleep_s": draw.uniform(0.0, 0.05)}} for _ in range(JOBS)]
-                door = draw.choice([site.queue, site.queue, theirs]) if webhook is None else site.queue
-                batches.append(await door.submit(None, jobs, device=NULL, webhook=webhook))
+                queue = draw.choice([site.queue, site.queue, theirs]) if webhook is None else site.queue
+                batches.append(await queue.submit(None, jobs, device=NULL, webhook=webhook))
                 if webhook:
                     with_webhook.add(batches[-1].id)
             await storm.strike()
-            public.mended = storm.kills > KILLS / 2
+            receivers.repaired = storm.kills > KILLS / 2
             await asyncio.sleep(draw.uniform(0.2, 0.5))  # the interval between mishaps, not a wait for a condition
         print(f"the storm lasted {time.monotonic() - began:.0f} s")  # noqa: T201
         ended = {batch.id for batch in batches if await is_over(batch)}
         print(f"{len(batches) - len(ended)} batches were lost with the end of the file")  # noqa: T201
-        oracle = Oracle(database, receiver, tmp_path, ended, with_webhook)
-        await dwindled(oracle.running)
-        await dwindled(oracle.untold)
-        await dwindled(oracle.undelivered)
-        oracle.check_receipts(storm.lost_us)
-        oracle.check_who_misbehaves()
-        oracle.check_who_is_gone()
+        checks = Checks(database, receiver, tmp_path, ended, with_webhook)
+        await drained(checks.running)
+        await drained(checks.missing)
+        await drained(checks.undelivered)
+        checks.check_receipts(storm.lost_us)
+        checks.check_attempts()
+        checks.check_gone()
 
 
 async def has_joined(site: Site) -> bool:
@@ -253,26 +255,26 @@ async def has_joined(site: Site) -> bool:
     return bool(await redis.exists(stream) and await redis.xinfo_groups(stream))
 
 
-async def dwindled(left: Callable[[], Counter[str]]) -> None:
-    """Wait until nothing is left, as long as the rest keeps shrinking."""
+async def drained(left: Callable[[], Counter[str]]) -> None:
+    """Wait until nothing is left; fail if the number does not decrease for STANDSTILL_S."""
     least, deadline = math.inf, 0.0
     while remains := left():
         if remains.total() < least:
             least, deadline = remains.total(), time.monotonic() + STANDSTILL_S
-        assert time.monotonic() < deadline, f"{left.__name__} for {STANDSTILL_S:g} s: {remains}"
+        assert time.monotonic() < deadline, f"{left.__name__}: no progress for {STANDSTILL_S:g} s: {remains}"
         await asyncio.sleep(0.3)  # the receivers need their share of this process
 
 
 async def is_over(batch: AsyncBatch) -> bool:
-    """Wait for the end of the batch; return whether it exists: Redis may have lost it before it was recorded."""
+    """Wait for the end of the batch; return False if Redis lost the batch before it was recorded."""
     try:
         return (await batch.wait(STANDSTILL_S)).status.terminal
     except NotFound:
         return False
 
 
-class Oracle:
-    """The comparison of the events in the ledger with what the receivers got."""
+class Checks:
+    """Compare the events in the ledger with what the receivers got."""
 
     def __init__(
         self,
@@ -293,7 +295,7 @@ class Oracle:
         over = {event.batch_id for event, _ in self._events() if event.index is None and event.status.terminal}
         return Counter(str(batch_id) for batch_id in set(self._batches) - over)
 
-    def untold(self) -> Counter[str]:
+    def missing(self) -> Counter[str]:
         """Return the number of events that have not reached healthy receivers, by path."""
         return +Counter({path: len(self._missing(path)) for path in WELL})
 
@@ -307,39 +309,39 @@ class Oracle:
     def check_receipts(self, lost_us: tuple[int, int]) -> None:
         """Check the signatures, that each event has one id, that the chain has no gap, and that each event happened.
 
-        Events that Redis lost before they were recorded are excepted.
+        Events that Redis lost before they were recorded are an exception.
         """
         secrets = self._secrets()
         happened = {event.id for event, _ in self._events()}
-        unheard: set[str] = set()
+        lost: set[str] = set()
         for it in self._receiver.received:
             it.verify(secrets[it.path])
             if it.type.startswith(("job.", "batch.")) and it.id not in happened:
                 assert lost_us[0] <= int(it.id.rpartition(":")[2]) <= lost_us[1], f"{it.id} never happened"
-                unheard.add(it.data["batch_id"])
+                lost.add(it.data["batch_id"])
         for path in WELL:
             by_batch: dict[str, dict[int, Received]] = defaultdict(dict)
             for it in self._receiver.received:
-                if it.path == path and it.data.get("batch_id", "") not in {"", *unheard}:
+                if it.path == path and it.data.get("batch_id", "") not in {"", *lost}:
                     first = by_batch[it.data["batch_id"]].setdefault(it.data["sequence"], it)
                     assert (it.id, _lasting(it)) == (first.id, _lasting(first))
-            for told in by_batch.values():
-                chain = [(told[sequence].data["previous_sequence"], sequence) for sequence in sorted(told)]
+            for received in by_batch.values():
+                chain = [(received[sequence].data["previous_sequence"], sequence) for sequence in sorted(received)]
                 assert [before for before, _ in chain] == [None, *(sequence for _, sequence in chain[:-1])]
         times = Counter((it.path, it.id) for it in self._receiver.received if it.path in WELL)
         print(f"{len(happened)} events, {len(times)} of them at healthy receivers")  # noqa: T201
-        print(f"{times.total() - len(times)} repeats, {len(unheard)} batches whose events were lost")  # noqa: T201
+        print(f"{times.total() - len(times)} repeats, {len(lost)} batches whose events were lost")  # noqa: T201
 
-    def check_who_misbehaves(self) -> None:
-        """Check that each delivery has the status of its attempts, and that each noted attempt was made."""
+    def check_attempts(self) -> None:
+        """Check that the status of each delivery follows from its attempts, and that each recorded attempt was made."""
         made = Counter((it.path, it.id) for it in self._receiver.received)
-        noted: Counter[tuple[str, str]] = Counter()
+        recorded: Counter[tuple[str, str]] = Counter()
         statuses: dict[str, Counter[str]] = defaultdict(Counter)
         paths = {endpoint.id: self._path(endpoint) for endpoint in self._endpoints()}
         for row in self._rows():
             path, log = paths[row.endpoint], read_log(row.log)
             statuses[path][row.status] += 1
-            noted[path, row.event] = len(log)
+            recorded[path, row.event] = len(log)
             assert row.attempts == len(log) <= made[path, row.event]
             assert [attempt.number for attempt in log] == list(range(1, len(log) + 1))
             if path in STATUS:
@@ -349,27 +351,27 @@ class Oracle:
             elif path in WELL:
                 assert (row.status, log[-1].status) == (DELIVERED, 204)
         assert statuses["/error"][EXHAUSTED] or statuses["/error"][PENDING]
-        # A killed courier could not write down its last attempts.
-        print(f"{noted.total()} attempts noted, {made.total() - noted.total()} more were made")  # noqa: T201
-        assert made.total() - noted.total() <= KILLS * CONNECTIONS * len(paths)
+        # A killed courier could not record its last attempts.
+        print(f"{recorded.total()} attempts recorded, {made.total() - recorded.total()} more were made")  # noqa: T201
+        assert made.total() - recorded.total() <= KILLS * CONNECTIONS * len(paths)
 
-    def check_who_is_gone(self) -> None:
+    def check_gone(self) -> None:
         """Check that a receiver that answered 410 gets nothing more, and that its project is informed."""
         (gone,) = [endpoint for endpoint in self._endpoints() if self._path(endpoint) == GONE]
         assert gone.disabled is not None
         assert {row.status for row in self._rows() if row.endpoint == gone.id} <= {HELD, EXHAUSTED}
-        told = {it.id for it in self._receiver.received if it.type == "endpoint.disabled" and it.path == WELL[0]}
-        assert len(told) == 1
+        notices = {it.id for it in self._receiver.received if it.type == "endpoint.disabled" and it.path == WELL[0]}
+        assert len(notices) == 1
 
     def _missing(self, path: str) -> set[str]:
         subscribed = (endpoint.subscribed for endpoint in self._endpoints() if self._path(endpoint) == path)
         types = next(subscribed, frozenset(EventType))  # a batch's webhook has no endpoint before its first event
-        told = {it.id for it in self._receiver.received if it.path == path}
+        received = {it.id for it in self._receiver.received if it.path == path}
         return {
             event.id
             for event, project in self._events()
             if event.type in types and self._concerns(path, event, project)
-        } - told
+        } - received
 
     def _concerns(self, path: str, event: Event, project: str) -> bool:
         if path == WELL[2]:
@@ -392,7 +394,7 @@ class Oracle:
             return list_endpoints(connection)
 
     def _secrets(self) -> dict[str, str]:
-        """Return the secret that signs for each path; batches of two projects never share one."""
+        """Return the signing secret of each path; batches of two projects never share one."""
         with self._database.write() as connection:
             return {
                 self._path(it): ensure_secrets(connection, self._vault, it.secret_owner)[0].text

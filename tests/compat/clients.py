@@ -30,14 +30,14 @@ class ClientError(Exception):
 class Client:
     """An interpreter that calls the client by scripts until the end of the session.
 
-    requests: those of the last call that were answered, in order. took_s: how long it took.
+    requests: the answered requests of the last call, in order. took_s: the duration of the last call.
     """
 
     def __init__(self, python: str, name: str) -> None:
         self.name = name
         self.requests: list[dict[str, Any]] = []
         self.took_s = 0.0
-        self.door: Mapping[str, Any] = {}
+        self.access: Mapping[str, Any] = {}
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("TWEEZER_", "PYTHON"))}
         self._process = subprocess.Popen(
             [python, "-W", "ignore", str(_SERVE)],
@@ -61,18 +61,18 @@ class Client:
                 pipe.close()
 
     def call(self, function: str, *, through: Mapping[str, Any] | None = None, **arguments: Any) -> Any:
-        """Call a function of the scripts at the usual door with changes; return its result or raise ClientError."""
-        call = {"function": function, "door": {**self.door, **(through or {})}, "arguments": arguments}
+        """Call a function of a script; return its result or raise ClientError. ``through`` changes the access."""
+        call = {"function": function, "access": {**self.access, **(through or {})}, "arguments": arguments}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(call) + "\n")
         self._process.stdin.flush()
-        told = json.loads(self._process.stdout.readline() or '{"error": {"type": "ended", "message": ""}}')
-        self.requests = told.get("requests", [])
-        self.took_s = told.get("took_s", 0.0)
-        if error := told.get("error"):
+        reply = json.loads(self._process.stdout.readline() or '{"error": {"type": "ended", "message": ""}}')
+        self.requests = reply.get("requests", [])
+        self.took_s = reply.get("took_s", 0.0)
+        if error := reply.get("error"):
             raise ClientError(error["type"], error["message"])
-        return told["answer"]
+        return reply["answer"]
 
     def paths(self, *, ending: str = "") -> list[str]:
         """Return the paths of the last call's requests that end with this text."""

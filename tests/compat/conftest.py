@@ -49,13 +49,13 @@ def cloud(interpreter_a: Client, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.fixture
 def client_a(interpreter_a: Client, cloud: Cloud) -> Client:
     """Stack A with the key of a project."""
-    return _at_the_door(interpreter_a, cloud)
+    return _give_access(interpreter_a, cloud)
 
 
 @pytest.fixture
 def client_b(interpreter_b: Client, cloud: Cloud) -> Client:
     """Stack B with the key of a project."""
-    return _at_the_door(interpreter_b, cloud)
+    return _give_access(interpreter_b, cloud)
 
 
 @pytest.fixture(params=["a", "b"])
@@ -65,6 +65,6 @@ def client(request: pytest.FixtureRequest) -> Client:
     return client
 
 
-def _at_the_door(client: Client, cloud: Cloud) -> Client:
-    client.door = {"base": cloud.base, "project": PROJECT, "key": cloud.key}
+def _give_access(client: Client, cloud: Cloud) -> Client:
+    client.access = {"base": cloud.base, "project": PROJECT, "key": cloud.key}
     return client

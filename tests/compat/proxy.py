@@ -18,20 +18,20 @@ _BAD_GATEWAY = b'{"status": "error", "message": "Bad Gateway", "code": "502"}'
 
 
 class Fault(StrEnum):
-    """The fault that a POST meets."""
+    """What goes wrong with a POST."""
 
     IN_THE_BODY = auto()
-    """Half of its body is passed on; then both connections are cut."""
+    """The proxy forwards half of the body, then cuts both connections."""
     BEFORE_THE_ANSWER = auto()
-    """All of it is passed on, together with the end of the connection; the client is cut off, too."""
+    """The proxy forwards the whole request, and cuts both connections before there is a response."""
     AT_THE_GATEWAY = auto()
-    """As before, but the client gets a 502, after which it retries by itself."""
+    """As BEFORE_THE_ANSWER, but the client gets a 502, after which it retries by itself."""
 
 
 class Proxy:
-    """A proxy that passes on everything, except that the next POSTs meet one of the ``faults`` each.
+    """A proxy that forwards everything, except that each of the next POSTs gets one of the ``faults``.
 
-    ``posts`` counts the POSTs.
+    ``posts`` is the number of POSTs so far.
     """
 
     def __init__(self, base: str) -> None:
@@ -63,7 +63,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 class _Exchange(socketserver.StreamRequestHandler):
-    """Pass on one request and its response, then close the connection."""
+    """Forward one request and its response, then close the connection."""
 
     timeout = _PATIENCE_S
     server: _Server
@@ -80,7 +80,7 @@ class _Exchange(socketserver.StreamRequestHandler):
         kept = [line for line in lines[1:-1] if not line.lower().startswith(b"connection:")]
         head = b"".join([lines[0], *kept, b"Connection: close\r\n\r\n"])
         with contextlib.suppress(ConnectionError):
-            self._pass_on(head, body, fault=self._fault(lines[0]))
+            self._forward(head, body, fault=self._fault(lines[0]))
 
     def _fault(self, line: bytes) -> Fault | None:
         proxy = self.server.proxy
@@ -89,7 +89,7 @@ class _Exchange(socketserver.StreamRequestHandler):
         proxy.posts += 1
         return proxy.faults.popleft() if proxy.faults else None
 
-    def _pass_on(self, head: bytes, body: bytes, *, fault: Fault | None) -> None:
+    def _forward(self, head: bytes, body: bytes, *, fault: Fault | None) -> None:
         with socket.create_connection(self.server.upstream, timeout=_PATIENCE_S) as upstream:
             if fault is not None:
                 # MSG_MORE: the kernel sends the rest together with the end of the connection, before any response

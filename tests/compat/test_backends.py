@@ -13,10 +13,10 @@ pytestmark = pytest.mark.compat
 
 
 def test_an_emulation_gives_shots_and_observables(client: Client) -> None:
-    told = client.call("backends.emulate", shots=70)
-    assert (told["status"], told["atoms"]) == ("DONE", ["q0", "q1", "q2", "q3"])
-    assert sum(told["counts"].values()) == 70
-    assert [len(row) for row in told["occupation"]] == [4, 4]
+    result = client.call("backends.emulate", shots=70)
+    assert (result["status"], result["atoms"]) == ("DONE", ["q0", "q1", "q2", "q3"])
+    assert sum(result["counts"].values()) == 70
+    assert [len(row) for row in result["occupation"]] == [4, 4]
 
 
 def test_the_single_run_of_the_old_connection_is_a_placeholder(client: Client) -> None:
@@ -50,7 +50,7 @@ def test_an_unsupported_option_of_the_old_backend_is_refused(client_b: Client) -
 
 def test_a_missing_emulator_is_reported(client: Client) -> None:
     with pytest.raises(ClientError, match="400: device_type: there is no device 'EMU_SV'; the devices are EMU_FREE"):
-        client.call("backends.emulate_elsewhere")
+        client.call("backends.emulate_on_a_missing_device")
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +67,11 @@ def emulators(cloud: Cloud) -> Iterator[None]:
 @pytest.mark.usefixtures("emulators")
 @pytest.mark.parametrize("kind", [EMU_SV, EMU_MPS])
 def test_state_vectors_and_tensor_networks_give_shots_and_observables(client: Client, kind: str) -> None:
-    told = client.call("backends.emulate_with_tensors", kind=kind, shots=70, dt=50, log_level=20)
-    assert (told["status"], told["atoms"]) == ("DONE", ["q0", "q1", "q2"])
-    assert (sum(told["counts"].values()), sum(told["by_default"].values())) == (70, 1000)
-    assert told["tags"] == ["bitstrings", "correlation_matrix", "energy", "occupation"]
-    assert [len(row) for row in told["occupation"]] == [3, 3]
+    result = client.call("backends.emulate_with_tensors", kind=kind, shots=70, dt=50, log_level=20)
+    assert (result["status"], result["atoms"]) == ("DONE", ["q0", "q1", "q2"])
+    assert (sum(result["counts"].values()), sum(result["by_default"].values())) == (70, 1000)
+    assert result["tags"] == ["bitstrings", "correlation_matrix", "energy", "occupation"]
+    assert [len(row) for row in result["occupation"]] == [3, 3]
 
 
 @pytest.mark.emulator
@@ -93,10 +93,10 @@ def test_a_machine_is_emulated_within_its_limits(client: Client) -> None:
 
 
 def test_an_open_batch_takes_run_after_run(client: Client) -> None:
-    told = client.call("backends.emulate_in_an_open_batch")
-    assert [len(jobs) for jobs in told["jobs"]] == [1, 1]
-    assert told["jobs"][0] != told["jobs"][1]
-    assert (len(told["batches"]), told["found"]) == (1, [1, 1])
+    result = client.call("backends.emulate_in_an_open_batch")
+    assert [len(jobs) for jobs in result["jobs"]] == [1, 1]
+    assert result["jobs"][0] != result["jobs"][1]
+    assert (len(result["batches"]), result["found"]) == (1, [1, 1])
 
 
 def test_results_are_read_for_some_jobs_of_a_batch(client: Client) -> None:
@@ -109,12 +109,12 @@ def test_missing_results_are_left_out_of_the_available_ones(client: Client) -> N
     done, _, failed = (job["id"] for job in batch["jobs"])
     for job_id in (done, failed):
         client.call("batches.read_job", job_id=job_id, wait=True)
-    told = client.call("backends.results_of", batch_id=batch["id"])
-    assert (told["available"], told["counts"]) == (
+    result = client.call("backends.results_of", batch_id=batch["id"])
+    assert (result["available"], result["counts"]) == (
         [done],
         [{"0": 10}],
     )  # from the counter: there are no serialised results
-    assert (told["error"], told["because"][:34]) == ("RemoteResultsError", "The results are not yet available,")
+    assert (result["error"], result["because"][:34]) == ("RemoteResultsError", "The results are not yet available,")
     client.call("batches.cancel", batch_id=batch["id"])
 
 
@@ -126,10 +126,10 @@ def test_the_connection_fetches_the_devices(client: Client) -> None:
 
 def test_a_qpu_is_found_by_the_device_of_the_sequence(client: Client) -> None:
     job_params = [{"runs": 10, "variables": {"omega": omega}} for omega in (0.0, 4.0)]
-    told = client.call("backends.run_on_the_qpu", job_params=job_params)
-    assert told["status"] == "DONE"
-    assert told["counts"][0] == {"00": 10}
-    assert sum(told["counts"][1].values()) == 10
+    result = client.call("backends.run_on_the_qpu", job_params=job_params)
+    assert result["status"] == "DONE"
+    assert result["counts"][0] == {"00": 10}
+    assert sum(result["counts"][1].values()) == 10
 
 
 def test_a_qpu_takes_an_open_batch(client: Client) -> None:

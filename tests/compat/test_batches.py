@@ -78,7 +78,7 @@ def test_an_open_batch_is_filled_and_closed(client: Client) -> None:
 def test_a_batch_can_be_closed_in_every_way(client: Client) -> None:
     one, other = (client.call("batches.create_null", jobs=[], open=True)["id"] for _ in range(2))
     assert client.call("batches.close", batch_id=one)["open"] is False
-    assert [told["open"] for told in client.call("batches.close_the_older_way", batch_id=other)] == [False, False]
+    assert [answer["open"] for answer in client.call("batches.close_the_older_way", batch_id=other)] == [False, False]
 
 
 def test_all_jobs_of_a_large_batch_are_listed_in_order(client: Client) -> None:
@@ -193,8 +193,8 @@ def test_batches_are_found_by_every_filter(client: Client, cloud: Cloud) -> None
         ({"start_date": (now + timedelta(hours=1)).isoformat()}, []),
         ({"end_date": (now + timedelta(hours=1)).replace(tzinfo=None).isoformat()}, [batch["id"]]),
     ):
-        told = client.call("batches.find_batches", id=both, **filters)
-        assert (sorted(told["ids"]), told["total"]) == (sorted(found), len(found)), filters
+        answer = client.call("batches.find_batches", id=both, **filters)
+        assert (sorted(answer["ids"]), answer["total"]) == (sorted(found), len(found)), filters
 
 
 def test_jobs_are_found_by_every_filter(client: Client, cloud: Cloud) -> None:
@@ -218,8 +218,8 @@ def test_jobs_are_found_by_every_filter(client: Client, cloud: Cloud) -> None:
         ({"start_date": (now - timedelta(hours=1)).isoformat()}, [bad, good]),
         ({"end_date": (now - timedelta(hours=1)).isoformat()}, []),
     ):
-        told = client.call("batches.find_jobs", **({"id": [good, bad]} | filters))
-        assert (told["ids"], told["total"]) == (found, len(found)), filters
+        answer = client.call("batches.find_jobs", **({"id": [good, bad]} | filters))
+        assert (answer["ids"], answer["total"]) == (found, len(found)), filters
 
 
 def test_more_batches_than_a_page_holds_are_found_page_by_page(client: Client, cloud: Cloud) -> None:

@@ -63,9 +63,9 @@ def test_a_submit_that_is_cut_again_and_again_makes_one_batch(client: Client, pr
 @FAULTS
 def test_jobs_that_are_added_over_a_cut_connection_are_there_once(client: Client, proxy: Proxy, fault: Fault) -> None:
     proxy.faults += [fault]
-    told = client.call("backends.add_over_a_new_way", base=proxy.base)
+    found = client.call("backends.add_over_another_base", base=proxy.base)
     assert proxy.posts == 2
-    assert told == {"jobs": 1}
+    assert found == {"jobs": 1}
 
 
 def test_two_equal_calls_make_two_batches(client: Client, proxy: Proxy, since: Since) -> None:

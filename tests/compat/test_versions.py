@@ -23,15 +23,15 @@ def test_an_old_client_reads_batches_of_newer_ones(
 ) -> None:
     """If a configuration has the shots, the newest release submits no ``runs``, and the previous one ``runs: 1``."""
     for client, runs in ((client_a, 70), (client_b, 1)):
-        told = client.call("backends.emulate", shots=70)
-        recorded(cloud, [told["batch"]])
-        read = _read(find_interpreter(stack), cloud, told["batch"])
+        batch = client.call("backends.emulate", shots=70)
+        recorded(cloud, [batch["batch"]])
+        read = _read(find_interpreter(stack), cloud, batch["batch"])
         assert read["version"].startswith(version)
         assert (read["status"], read["device"]) == ("DONE", "EMU_FREE")
         (job,) = read["jobs"]
         assert job["runs"] == read["runs"][job["id"]] == runs
-        assert job["counter"] == told["counts"]
-        assert told["batch"] in read["batches"]
+        assert job["counter"] == batch["counts"]
+        assert batch["batch"] in read["batches"]
         assert all(isinstance(found, int) for found in read["runs"].values())
 
 

@@ -55,20 +55,20 @@ class Service:
         return int(await redis.xlen(self.site.store.keys(Key.EVENTS)))
 
     async def settled(self) -> None:
-        """Wait until every process has noted how its calls ended."""
+        """Wait until every process has recorded the ends of its calls."""
         redis: Any = self.site.store.redis
 
-        async def noted() -> bool:
+        async def recorded() -> bool:
             seconds, micros = await redis.time()
             now = 1000 * int(seconds) + int(micros) // 1000
             found = [value for name in await redis.keys("tweezer:calls:*") for value in await redis.hvals(name)]
             return all(int(value.split()[0]) <= now for value in found)
 
-        await until(noted, "calls that are noted")
+        await until(recorded, "the record of all calls")
 
     @contextlib.asynccontextmanager
     async def redis_waiting(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """Let all writes to Redis wait until the block ends; yield a function that waits for such a write."""
+        """Delay all writes to Redis until the block ends; yield a function that waits until a write is delayed."""
         redis: Any = self.site.store.redis
         await redis.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
 
@@ -82,7 +82,7 @@ class Service:
     def sending(
         self, content: Any = None, *, part: float = 1.0, at: int = 0, packed: bool = False
     ) -> Iterator[socket.socket]:
-        """Open a connection, send a submit or a part of it, and read nothing."""
+        """Open a connection and send a submit or a part of it, without reading the response."""
         data = json.dumps(body() if content is None else content, separators=(",", ":")).encode()
         data = gzip.compress(data) if packed else data
         headers = {"Host": "h", "Content-Length": str(len(data)), **self.headers}
@@ -127,14 +127,14 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
-def fall_silent(connection: socket.socket) -> None:
+def shut_down(connection: socket.socket) -> None:
     connection.shutdown(socket.SHUT_RDWR)
 
 
-CUTS: list[Callable[[socket.socket], None]] = [close, reset, fall_silent]
+CUTS: list[Callable[[socket.socket], None]] = [close, reset, shut_down]
 
 
-async def test_equal_submits_in_a_loop_are_as_many_batches(service: Service) -> None:
+async def test_equal_submits_in_a_loop_make_one_batch_each(service: Service) -> None:
     async with httpx.AsyncClient(headers=service.headers, timeout=PATIENCE_S) as http:
         for url in service.urls * 20:
             assert (await http.post(url + PATH, json=body())).status_code == 200
@@ -154,7 +154,7 @@ async def test_a_request_that_is_cut_before_its_end_writes_nothing(service: Serv
         assert await service.written() == number + 1
 
 
-async def test_a_submit_that_is_cut_before_its_answer_counts_once(service: Service) -> None:
+async def test_a_submit_whose_connection_is_cut_before_the_response_counts_once(service: Service) -> None:
     for number, (cut, at) in enumerate(itertools.product(CUTS, (0, 1))):
         async with service.redis_waiting() as reached:
             with service.sending(packed=True) as connection:
@@ -167,7 +167,7 @@ async def test_a_submit_that_is_cut_before_its_answer_counts_once(service: Servi
         assert (await service.post(at=at))["id"] != again["id"]
 
 
-async def test_a_submit_that_is_cut_within_its_answer_counts_once(service: Service) -> None:
+async def test_a_submit_whose_connection_is_cut_during_the_response_counts_once(service: Service) -> None:
     for number, (cut, at) in enumerate(itertools.product(CUTS, (0, 1))):
         with service.sending(body(**LARGE)) as connection:
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
@@ -178,7 +178,7 @@ async def test_a_submit_that_is_cut_within_its_answer_counts_once(service: Servi
         assert (await service.post(body(**LARGE), at=at))["id"] != again["id"]
 
 
-async def test_a_slowly_read_response_is_complete_once_it_was_read(service: Service) -> None:
+async def test_a_response_that_was_read_slowly_counts_as_received(service: Service) -> None:
     with service.sending(body(**LARGE)) as connection:
         head = b""
         while not head.endswith(b"}}"):
@@ -188,9 +188,7 @@ async def test_a_slowly_read_response_is_complete_once_it_was_read(service: Serv
     assert await service.written() == 2
 
 
-async def test_a_submit_whose_process_was_killed_before_all_of_its_answer_was_sent_counts_once(
-    service: Service,
-) -> None:
+async def test_a_submit_counts_once_if_its_process_dies_while_it_responds(service: Service) -> None:
     large = body(**LARGE)
     with service.sending(large):
 

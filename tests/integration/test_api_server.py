@@ -153,7 +153,7 @@ class Setting:
         return int(number)
 
     async def held(self, path: str, batch: AsyncBatch) -> asyncio.Task[httpx.Response]:
-        """Send a request and wait until it is held: the API listens to the news of the batch."""
+        """Send a request and wait until the API holds it, which it does once it has subscribed to the batch."""
         request = asyncio.create_task(self.http.get(path))
 
         async def listening() -> bool:
@@ -218,7 +218,7 @@ async def test_many_requests_for_one_batch_are_held_on_one_connection(setting: S
     assert {answer.json()["data"]["status"] for answer in answers} == {"CANCELED"}
 
 
-async def test_a_client_that_leaves_ends_its_hold(setting: Setting) -> None:
+async def test_a_held_request_ends_when_its_client_disconnects(setting: Setting) -> None:
     batch = await setting.submit(60)
     request = await setting.held(f"/api/v1/batches/{batch.id}/status", batch)
     request.cancel()
@@ -233,7 +233,7 @@ async def test_a_client_that_leaves_ends_its_hold(setting: Setting) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-async def test_a_server_that_is_asked_to_stop_answers_held_requests(setting: Setting, how: signal.Signals) -> None:
+async def test_a_server_that_stops_answers_held_requests(setting: Setting, how: signal.Signals) -> None:
     batch = await setting.submit(60)
     request = await setting.held(f"/api/v1/batches/{batch.id}/status", batch)
     setting.server.process.send_signal(how)
@@ -297,13 +297,13 @@ async def test_without_redis_every_route_reports_it_in_json_until_it_is_back(tmp
 
 
 def _exchange(port: int, request: bytes, *, hang_up: bool) -> bytes:
-    """Return what the server sends until it closes the connection; with ``hang_up`` close our side after sending."""
+    """Return everything that the server sends. With ``hang_up``, shut down our side after sending."""
     with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as connection:
         connection.sendall(request)
         if hang_up:
             connection.shutdown(socket.SHUT_WR)
         answer = b""
-        with contextlib.suppress(ConnectionResetError):  # the rest of the request that it did not read
+        with contextlib.suppress(ConnectionResetError):  # the server did not read the whole request
             while data := connection.recv(65536):
                 answer += data
         return answer
@@ -353,8 +353,10 @@ NOT_HTTP = [
 ]
 
 
-async def test_bytes_that_are_not_http_are_refused_and_do_no_harm(real_redis_url: str, tmp_path: Path) -> None:
-    """uvicorn's parser refuses it, or the header limits, or the routes: which one depends on the parser."""
+async def test_bytes_that_are_not_http_are_refused_and_the_server_continues(
+    real_redis_url: str, tmp_path: Path
+) -> None:
+    """Depending on uvicorn's parser, the parser, the header limits or the routes refuse them."""
     async with serving(real_redis_url, tmp_path) as server, httpx.AsyncClient(base_url=await server.url()) as http:
         port = http.base_url.port
         assert port is not None

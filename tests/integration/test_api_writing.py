@@ -65,7 +65,7 @@ class Setting:
     def raw(self, *parts: bytes) -> bytes:
         """Send bytes to the API and read until it closes the connection."""
         with socket.create_connection(self.address, timeout=PATIENCE_S) as connection:
-            with contextlib.suppress(OSError):  # it may be closed while we send; the response counts
+            with contextlib.suppress(OSError):  # the API may close it while we send; only the response matters
                 for part in parts:
                     connection.sendall(part)
             answer = b""
@@ -123,7 +123,7 @@ async def setting(real_redis_url: str, tmp_path: Path, database_url: str, key: s
         headers = {"Authorization": f"Bearer {key}", "User-Agent": "PasqalCloudSDK/0.24.0"}
         async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE_S) as http:
             yield Setting(site, api, url, http, key)
-            assert (await http.get("/health")).status_code == 200  # it survived
+            assert (await http.get("/health")).status_code == 200  # the API survived all requests
 
 
 async def test_a_batch_can_be_used_entirely_over_http(setting: Setting) -> None:
@@ -160,11 +160,11 @@ async def test_many_clients_at_once_repeat_one_call(setting: Setting) -> None:
 async def test_a_client_that_sends_too_much_gets_the_error_while_sending(setting: Setting) -> None:
     too_much = b" " * (8 * MIB)
     before = await setting.written()
-    said = setting.head("Content-Type: application/json", f"Content-Length: {len(too_much)}")
-    assert await setting.refused(said, too_much) == (413, "body_too_large")
-    unsaid = setting.head("Content-Type: application/json", "Transfer-Encoding: chunked")
+    with_length = setting.head("Content-Type: application/json", f"Content-Length: {len(too_much)}")
+    assert await setting.refused(with_length, too_much) == (413, "body_too_large")
+    chunked = setting.head("Content-Type: application/json", "Transfer-Encoding: chunked")
     chunks = [b"10000\r\n" + b" " * 65_536 + b"\r\n"] * 128
-    assert await setting.refused(unsaid, *chunks, b"0\r\n\r\n") == (413, "body_too_large")
+    assert await setting.refused(chunked, *chunks, b"0\r\n\r\n") == (413, "body_too_large")
     strange = f"Authorization: Bearer {setting.key[:-4]}aaaa"
     head = f"POST /api/v1/batches HTTP/1.1\r\nHost: h\r\n{strange}\r\nContent-Length: 400000\r\n\r\n"
     assert await setting.refused(head.encode(), b" " * 400_000) == (401, "unauthorized")
@@ -215,14 +215,14 @@ async def test_trailers_do_not_become_headers(setting: Setting) -> None:
     assert await setting.refused(head, chunk + trailer) == (401, "unauthorized")
 
 
-async def test_a_log_in_is_refused_before_it_is_read(setting: Setting) -> None:
+async def test_a_log_in_that_is_too_large_is_refused_before_it_is_read(setting: Setting) -> None:
     form = ("Content-Type: application/x-www-form-urlencoded", f"Content-Length: {16 * MIB}")
     head = "\r\n".join(["POST /oauth/token HTTP/1.1", "Host: h", *form, "", ""]).encode()
     assert await setting.refused(head) == (413, "body_too_large")
-    unsaid = b"POST /core-fast/oauth/token HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n"
+    chunked = b"POST /core-fast/oauth/token HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n"
     chunk = b"%x\r\n%b\r\n" % (FORM_MAX, b"x" * FORM_MAX)
     kind = f"{form[0]}\r\n\r\n".encode()
-    assert await setting.refused(unsaid + kind, chunk, b"1\r\nx\r\n") == (413, "body_too_large")
+    assert await setting.refused(chunked + kind, chunk, b"1\r\nx\r\n") == (413, "body_too_large")
 
 
 async def test_a_body_that_ends_early_writes_nothing(setting: Setting) -> None:
@@ -238,7 +238,7 @@ async def test_a_body_that_ends_early_writes_nothing(setting: Setting) -> None:
 
 
 @pytest.mark.slow
-async def test_bombs_do_not_grow_the_process(setting: Setting) -> None:
+async def test_compression_bombs_do_not_exhaust_memory(setting: Setting) -> None:
     about = psutil.Process(setting.api.pid)
     small = (await setting.http.get("/health"), about.memory_info().rss)[1]
     zeros, nested = gzip.compress(b"0" * (80 * MIB)), gzip.compress(b'{"jobs":' + b"[" * (60 * MIB))
@@ -321,10 +321,10 @@ async def test_a_response_that_is_not_read_is_abandoned(
         await Response(b"x" * size)(scope, receive, send)
 
     async with bare_server(ResponseLimitsMiddleware(large), connected) as address:
-        with socket.socket() as deaf:
-            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-            deaf.connect(address)
-            deaf.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n" + head + b"\r\n")
+        with socket.socket() as silent:
+            silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            silent.connect(address)
+            silent.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n" + head + b"\r\n")
             await until(lambda: bool(held))
             most = 0
 
@@ -345,14 +345,14 @@ async def test_connections_of_one_address_are_limited_and_others_connect(
         api, url = await site.api()
         assert psutil.Process(api.pid).rlimit(psutil.RLIMIT_NOFILE) == (min(FILES_MAX, 65_536), FILES_MAX)
         address = ("127.0.0.1", httpx.URL(url).port or 0)
-        asked = b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+        request = b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 
         def ask(source: str) -> bytes:
             with (
                 socket.create_connection(address, PATIENCE_S, source_address=(source, 0)) as connection,
                 contextlib.suppress(ConnectionError),
             ):
-                connection.sendall(asked)
+                connection.sendall(request)
                 return b"".join(iter(lambda: connection.recv(65_536), b""))
             return b""
 
@@ -363,10 +363,10 @@ async def test_connections_of_one_address_are_limited_and_others_connect(
             assert b" 200 " in await asyncio.to_thread(ask, "127.0.0.2")
             idle.pop().close()
 
-            async def comes_in() -> bool:
+            async def is_served() -> bool:
                 return b" 200 " in await asyncio.to_thread(ask, "127.0.0.1")
 
-            await until(comes_in)
+            await until(is_served)
         finally:
             for connection in idle:
                 connection.close()

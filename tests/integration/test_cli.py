@@ -80,7 +80,7 @@ class Up:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()  # its children die with it
+        self.process.kill()  # its children end with it
         self.process.wait()
 
     @property
@@ -154,7 +154,7 @@ def test_a_batch_is_submitted_watched_and_read(up: Up) -> None:
 def test_a_batch_runs_through_real_commands(up: Up, tmp_path: Path) -> None:
     (tmp_path / "sequence.json").write_text("{}")
     submit = ("submit", str(tmp_path / "sequence.json"), "--device", "NULL", "--runs", "4")
-    for arguments, said in (
+    for arguments, expected in (
         (("watch",), "1/1 jobs · DONE\n"),
         (("results",), "  0  █"),
         (("results", "--plot", str(tmp_path / "plot.png")), f"Wrote the plot to {tmp_path / 'plot.png'}.\n"),
@@ -166,7 +166,7 @@ def test_a_batch_runs_through_real_commands(up: Up, tmp_path: Path) -> None:
         batch = ran.stdout.strip()
         assert (ran.returncode, ran.stderr) == (0, "")
         ran = tweezer("--redis", up.redis_url, *arguments, batch)
-        assert said in ran.stdout + ran.stderr
+        assert expected in ran.stdout + ran.stderr
 
 
 def test_stdout_of_a_submit_that_waits_is_the_id_alone(up: Up) -> None:
@@ -187,7 +187,7 @@ def test_waiting_for_a_batch_whose_job_fails_ends_with_exit_code_1(up: Up) -> No
     assert failed.stderr == "Error: no job has a result; job 0 is ERROR: no atoms\n"
 
 
-def test_a_sum_lists_the_jobs_without_a_result(up: Up) -> None:
+def test_the_sum_of_results_lists_jobs_without_a_result(up: Up) -> None:
     options = ("--job", "runs=3", "--job", 'runs=1,fail="no atoms"', "--job", "runs=4")
     batch = up.tweezer("submit", "-", "--device", "NULL", *options, "--wait", input="{}").stdout.strip()
     total = json.loads(up.call("results", batch, "--sum", "--json"))
@@ -195,7 +195,7 @@ def test_a_sum_lists_the_jobs_without_a_result(up: Up) -> None:
     assert "7 shots of 2 of 3 jobs" in up.call("results", batch, "--sum")
 
 
-def test_jobs_of_a_file_are_added_to_an_open_batch_which_is_closed(up: Up, tmp_path: Path) -> None:
+def test_jobs_from_a_file_are_added_to_an_open_batch_that_is_then_closed(up: Up, tmp_path: Path) -> None:
     batch = up.submit("--open")
     lines = tmp_path / "jobs.jsonl"
     lines.write_text('{"runs": 1}\n{"runs": 2}\n')
@@ -222,10 +222,10 @@ def test_a_running_batch_and_one_of_its_jobs_are_cancelled(up: Up) -> None:
     assert re.search(r" 2 +the watchdog\n", shown)
     assert re.search(rf"all +.*@{re.escape(socket.gethostname())}\n", shown)
     assert "outcome: 1 prevented, 2 stopped" in shown
-    told = json.loads(up.call("status", batch, "--json"))
-    assert [cancel["jobs"] for cancel in told["cancels"]] == ["2", "*"]
-    assert [job["cancel_outcome"] for job in told["jobs"]] == ["stopped", "stopped", "prevented"]
-    assert told["jobs"][2]["cancel_attempts"][0]["by"] == "the watchdog"
+    status = json.loads(up.call("status", batch, "--json"))
+    assert [cancel["jobs"] for cancel in status["cancels"]] == ["2", "*"]
+    assert [job["cancel_outcome"] for job in status["jobs"]] == ["stopped", "stopped", "prevented"]
+    assert status["jobs"][2]["cancel_attempts"][0]["by"] == "the watchdog"
 
 
 def test_several_batches_are_cancelled_and_the_errors_reported(up: Up) -> None:
@@ -306,18 +306,18 @@ def test_ctrl_c_ends_watch(up: Up) -> None:
     assert watching.stdout is not None
     assert "0/1 jobs" in watching.stdout.readline()
     watching.send_signal(signal.SIGINT)
-    _, said = watching.communicate(timeout=PATIENCE_S)
+    _, output = watching.communicate(timeout=PATIENCE_S)
     assert watching.returncode == 130
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     up.call("cancel", batch)
 
 
-# --- the processes of up: each test has its own
+# --- the processes of up: each test starts a separate one
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_any_server")
-def test_ctrl_c_ends_everything_in_order_and_keeps_what_is_queued(tmp_path: Path) -> None:
+def test_ctrl_c_ends_everything_in_order_and_keeps_queued_batches(tmp_path: Path) -> None:
     with Up(tmp_path) as up:
         up.wait_ready()
         up.call("pause", "--device", "NULL", "--reason", "test")
@@ -336,7 +336,7 @@ def test_ctrl_c_ends_everything_in_order_and_keeps_what_is_queued(tmp_path: Path
 
 @pytest.mark.chaos
 @pytest.mark.usefixtures("_any_server")
-def test_what_up_started_dies_with_it(tmp_path: Path) -> None:
+def test_processes_that_up_started_end_with_it(tmp_path: Path) -> None:
     with Up(tmp_path) as up:
         up.wait_ready()
         family = psutil.Process(up.process.pid).children(recursive=True)
@@ -348,7 +348,7 @@ def test_what_up_started_dies_with_it(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.usefixtures("_any_server")
-def test_a_child_that_dies_is_started_again_and_redis_too(tmp_path: Path) -> None:
+def test_a_child_or_a_redis_that_dies_is_restarted(tmp_path: Path) -> None:
     with Up(tmp_path) as up:
         up.wait_ready()
         batch = up.submit("--job", "sleep_s=1", "--job", "runs=1")
@@ -369,7 +369,7 @@ def test_a_child_that_dies_is_started_again_and_redis_too(tmp_path: Path) -> Non
         assert up.children()["worker"].pid != worker.pid
 
 
-def test_up_that_cannot_start_reports_why_and_leaves_nothing(tmp_path: Path, real_redis_url: str) -> None:
+def test_an_up_that_cannot_start_reports_why_and_leaves_no_processes(tmp_path: Path, real_redis_url: str) -> None:
     taken = str(urlsplit(real_redis_url).port)
     ran = tweezer("up", "--device", "NULL", "--data", str(tmp_path), "--port", taken)
     assert ran.returncode == 1

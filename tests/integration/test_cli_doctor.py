@@ -42,7 +42,7 @@ def ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sqlite_template: Pat
 
 
 def doctor(url: str, *arguments: str) -> Result:
-    """Return its report to the operator, unless the URL names another user."""
+    """Run the doctor as the operator, unless the URL names another user."""
     if "@" not in url:
         url = as_user(url, RedisUser.OPERATOR)
     return CliRunner().invoke(main, ["--redis", url, "doctor", *arguments])
@@ -69,7 +69,7 @@ def test_a_normal_server_is_healthy(kind: ServerKind, request: pytest.FixtureReq
 
 @pytest.mark.parametrize("key", ["intake", "scheduler", "courier", "devices", "events"])
 def test_a_key_of_another_type_is_named_with_advice(real_redis_url: str, key: str) -> None:
-    """The processes that read it wait until it is removed, and report it only in their logs."""
+    """The processes that read the key wait until it is removed, and report it only in their logs."""
     client = redis.Redis.from_url(real_redis_url)
     client.set(f"tweezer:{key}", "junk")
     found = findings(real_redis_url)
@@ -178,7 +178,7 @@ def test_a_missing_ledger_fails_without_being_created(real_redis_url: str, ledge
     assert not ledger.exists()
 
 
-def test_a_ledger_of_another_step_fails(real_redis_url: str, ledger: Path) -> None:
+def test_a_ledger_of_another_schema_step_fails(real_redis_url: str, ledger: Path) -> None:
     with sqlite3.connect(ledger) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0000'")
     connection.close()
@@ -265,7 +265,7 @@ async def test_the_couriers_are_checked(real_redis_url: str, ledger: Path) -> No
         assert await courier() == ("OK", "1 running, up to date")
 
 
-async def test_a_courier_is_not_behind_for_what_a_restored_ledger_has_forgotten(
+async def test_a_courier_is_not_behind_because_a_restored_ledger_lacks_old_events(
     real_redis_url: str, ledger: Path
 ) -> None:
     async with Store.open(Connect(url=real_redis_url)) as store:

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Terminal:
-    """A device with one lane whose worker is the test, and commands on its queue."""
+    """A device with one lane, for which the test acts as the worker, and commands on its queue."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -197,6 +197,6 @@ def drain(terminal: Terminal) -> subprocess.Popen[str]:
 
 
 def next_line(process: subprocess.Popen[str]) -> str:
-    """Return the next line of its progress."""
+    """Return the next line of the progress output."""
     assert process.stderr is not None
     return process.stderr.readline()

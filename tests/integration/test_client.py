@@ -78,7 +78,7 @@ def connect(site: Site, **options: Any) -> tweezer.AsyncQueue:
     return site.connect("ours", **options)
 
 
-# -------------------------------------------------------------------------------------------- a batch's whole life
+# -------------------------------------------------------------------------------------------- the lifecycle of a batch
 
 
 async def test_a_batch_is_submitted_waited_for_and_read(worked: Site) -> None:
@@ -105,12 +105,14 @@ async def test_jobs_are_yielded_as_they_end_each_once(worked: Site) -> None:
     batch = await worked.submit([{"sleep_s": sleep_s} if sleep_s else {} for sleep_s in sleeps])
     seen = [job.index async for job in batch.finished(PATIENCE_S)]
     assert sorted(seen) == [0, 1, 2, 3, 4]
-    assert seen != [0, 1, 2, 3, 4], "they came as they ended"
+    assert seen != [0, 1, 2, 3, 4], "jobs are yielded in the order in which they end"
     assert seen.index(1) < seen.index(3)
-    assert [job.index async for job in batch.finished()] == [0, 1, 2, 3, 4], "once all have ended: in their order"
+    assert [job.index async for job in batch.finished()] == [0, 1, 2, 3, 4], (
+        "after their end, jobs are yielded in order"
+    )
 
 
-async def test_the_first_finished_job_comes_while_others_still_run(worked: Site) -> None:
+async def test_the_first_finished_job_is_yielded_while_others_run(worked: Site) -> None:
     batch = await worked.submit([{}, {"sleep_s": 60}])
     async for job in batch.finished(PATIENCE_S):
         assert job.index == 0
@@ -178,7 +180,7 @@ async def test_a_paused_batch_is_resumed(unserved: Site) -> None:
     assert (await batch.record()).status is BatchStatus.PENDING
 
 
-async def test_a_forgotten_batch_is_gone(worked: Site) -> None:
+async def test_a_forgotten_batch_is_not_found(worked: Site) -> None:
     batch = await worked.submit([{}])
     record = await batch.wait(PATIENCE_S)
     job = (await batch.jobs())[0]
@@ -446,11 +448,11 @@ async def test_a_wait_that_is_cancelled_leaves_the_others_alone(worked: Site) ->
 
 
 async def test_a_wait_can_be_cancelled_at_any_moment(unserved: Site) -> None:
-    """Even if Python 3.11 swallows the cancellation because a reply of Redis arrives at the same moment."""
+    """Python 3.11 may swallow a cancellation if a reply of Redis arrives at the same moment."""
     batch = await unserved.submit([{}])
     for turn in range(120):
         wait = asyncio.create_task(batch.wait(PATIENCE_S) if turn % 2 else collected(batch))
-        for _ in range(turn // 3):  # later and later
+        for _ in range(turn // 3):  # each time a little later
             await asyncio.sleep(0)
         wait.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -472,7 +474,7 @@ async def test_changes_yields_every_change_of_a_batch(worked: Site) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
-    """A server that the test may kill; the shared one comes first, which skips the test if there is no server."""
+    """A server that the test may kill. The fixture of the shared one skips the test if none is installed."""
     with RedisServer(tmp_path / "redis") as server:
         yield server
 
@@ -492,14 +494,14 @@ async def test_calls_wait_until_redis_is_back(server: RedisServer, tmp_path: Pat
         assert (await batch.record()).status is BatchStatus.PAUSED
 
 
-async def test_a_submit_whose_answer_was_lost_is_repeated_and_makes_one_batch(worked: Site) -> None:
+async def test_a_submit_whose_reply_is_lost_is_repeated_and_makes_one_batch(worked: Site) -> None:
     """The connection breaks after Redis has executed the call: it is repeated with its idempotency key."""
     async with connect(worked) as queue:
         scripts: Any = queue.store.scripts
         call = scripts.call
         lost: list[Any] = []
 
-        async def loses_the_first(name: str, **arguments: Any) -> Any:
+        async def lose_first_reply(name: str, **arguments: Any) -> Any:
             answer = await call(name, **arguments)
             if not lost:
                 lost.append(answer)
@@ -507,7 +509,7 @@ async def test_a_submit_whose_answer_was_lost_is_repeated_and_makes_one_batch(wo
             return answer
 
         await queue.devices()
-        scripts.call = loses_the_first
+        scripts.call = lose_first_reply
         batch = await queue.submit(None, [{"runs": 1}], device="NULL")
         assert lost
         assert str(batch.id).encode() in lost[0]
@@ -557,8 +559,8 @@ def test_importing_it_imports_no_pulser() -> None:
         "import sys, tweezer, tweezer.sync, tweezer.client;"
         "print([name for name in ('pulser', 'numpy', 'scipy', 'qutip', 'fastapi', 'torch') if name in sys.modules])"
     )
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    assert said.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.emulator
@@ -576,7 +578,7 @@ async def test_a_pulser_sequence_comes_back_as_pulser_results(site: Site) -> Non
     batch = await site.queue.submit(sequence, jobs, device="EMU_FREE")
     first, second = await batch.results(PATIENCE_S)
     assert sum(first.counter.values()) == 50
-    assert first.counter == second.counter, "equal seeds, equal counters"
+    assert first.counter == second.counter, "equal seeds give equal counters"
     assert first.variables == {"omega": 3.0}
     results = first.results()
     assert isinstance(results, Results)

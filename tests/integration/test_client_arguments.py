@@ -124,10 +124,10 @@ VALID: dict[str, dict[str, Any]] = {
     "drop_maintenance": {"name": DEVICE, "window_id": "5f3a90c1"},
 }
 LONG = 2000
-"""The number of characters from which a message is too long to read."""
+"""A message with more characters is too long to read."""
 
 FIELDS = {"batch_ids": "batch_id"}
-"""Fields with another name than their argument."""
+"""Fields whose name differs from that of the argument."""
 
 
 def cases(functions: dict[str, dict[str, list[Any]]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -166,7 +166,7 @@ async def outcome(function: Callable[..., Any], given: dict[str, Any]) -> Except
             await answer
         elif hasattr(answer, "__next__"):
             next(answer)
-    except Exception as error:  # noqa: BLE001  which one it is, is what is tested
+    except Exception as error:  # noqa: BLE001  the test checks its type
         return error
     return None
 
@@ -238,7 +238,7 @@ async def test_right_arguments_of_all_kinds_are_accepted(real_redis_url: str) ->
         assert await batch.cancel_jobs([]) == []
         assert await batch.cancel_jobs(range(2)) == ["canceled", "canceled"]
         assert (await batch.wait(0)).open
-        assert (await batch.wait(-1.5)).open, "a deadline that has passed reads once"
+        assert (await batch.wait(-1.5)).open, "with a deadline in the past, the batch is read once"
         await batch.close()
         assert list(await queue.cancel_many({str(new_batch_id())})) != []
 

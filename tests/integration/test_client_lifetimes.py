@@ -78,8 +78,8 @@ with tweezer.connect(url) as queue:
 
 
 def test_a_queue_works_on_both_sides_of_a_fork(worker: Process, real_redis_url: str) -> None:
-    said = run(FORKED, real_redis_url)
-    assert said.splitlines() == ["child {'0': 7} DONE 1", "child queue_closed", "parent {'0': 5}", "parent 2"]
+    output = run(FORKED, real_redis_url)
+    assert output.splitlines() == ["child {'0': 7} DONE 1", "child queue_closed", "parent {'0': 5}", "parent 2"]
 
 
 POOLED = """
@@ -108,8 +108,8 @@ with tweezer.connect(url) as queue:
 def test_a_pool_of_processes_takes_handles_and_gives_back_results_and_errors(
     worker: Process, real_redis_url: str
 ) -> None:
-    said = run(POOLED, real_redis_url)
-    assert said.splitlines() == ["[{'0': 1}, {'0': 2}, {'0': 3}]", "number is three"]
+    output = run(POOLED, real_redis_url)
+    assert output.splitlines() == ["[{'0': 1}, {'0': 2}, {'0': 3}]", "number is three"]
 
 
 def test_an_asynchronous_queue_raises_in_a_forked_child(worker: Process, real_redis_url: str) -> None:
@@ -157,7 +157,7 @@ def test_handles_survive_pickle_and_copy(worker: Process, real_redis_url: str) -
         twins, twin_queue = pickle.loads(pickle.dumps(([batch, batch], queue)))  # noqa: S301
         assert twin_queue.project == "ours"
         assert [twin.results(PATIENCE_S)[0].counter for twin in twins] == [{"0": 3}] * 2
-        assert threading.active_count() == before + 1, "they share a queue, as before"
+        assert threading.active_count() == before + 1, "the copies share a queue, as the originals do"
         del twins, twin_queue
         wait_until(lambda: threading.active_count() == before)
 
@@ -199,13 +199,13 @@ with tweezer.connect(url) as queue, tweezer.connect(url) as other:
 """
 
 
-def test_a_half_read_iteration_may_be_collected_on_the_thread_of_the_queue(
+def test_an_unfinished_iteration_may_be_collected_on_the_thread_of_the_queue(
     worker: Process, real_redis_url: str
 ) -> None:
     assert run(COLLECTED, real_redis_url, "-W", "error") == "1 1\n"
 
 
-def test_a_half_read_iteration_may_outlive_the_program(worker: Process, real_redis_url: str) -> None:
+def test_a_program_may_end_during_an_iteration(worker: Process, real_redis_url: str) -> None:
     program = """
     queue = tweezer.connect(url)
     batch = queue.submit(None, [{"runs": 1}, {"runs": 1, "variables": {"sleep_s": 600}}], device="NULL")

@@ -1,4 +1,4 @@
-"""The Python API without asyncio: the same calls on a thread."""
+"""The synchronous Python API, which runs the asynchronous calls on a thread."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_jobs_are_yielded_as_they_end(queue: tweezer.Queue) -> None:
     assert seen[-1][0] == 0
 
 
-def test_an_iteration_may_be_left(queue: tweezer.Queue) -> None:
+def test_an_iteration_may_be_abandoned(queue: tweezer.Queue) -> None:
     batch = submit(queue, {}, {"sleep_s": 60})
     assert next(batch.finished(PATIENCE_S)).index == 0
     for record in batch.changes(PATIENCE_S):
@@ -146,7 +146,7 @@ def test_without_redis_a_call_ends_with_an_error(tmp_path: Path) -> None:
         pytest.raises(tweezer.Unavailable, match="cannot be reached"),
     ):
         queue.devices()
-    assert time.monotonic() - began < PATIENCE_S / 2, "it does not retry for longer"
+    assert time.monotonic() - began < PATIENCE_S / 2, "the call retried for too long"
 
 
 WAITS = {

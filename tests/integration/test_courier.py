@@ -233,11 +233,11 @@ async def test_a_courier_waits_while_events_are_new_and_then_reads_them(post: Po
             await post.batch(1)
             stepping = asyncio.create_task(courier.step())
 
-            async def is_taken_care_of() -> bool:
+            async def is_processed() -> bool:
                 group = (await post.rig.redis.xinfo_groups(post.rig.keys(Key.EVENTS)))[0]
                 return bool(group["lag"] == 0 and group["pending"] == 0)
 
-            await until(is_taken_care_of, "the entry")
+            await until(is_processed, "the entry")
             return stepping
 
         resting = await step(rest_s=1000.0, fresh_s=1000.0)
@@ -297,8 +297,8 @@ async def test_a_receiver_that_answers_410_is_disabled_and_others_continue(post:
         await post.batch(3)
         await post.rig.run_all()
         await until(lambda: receiver.types["endpoint.disabled"] == 1, "the notice")
-        (told,) = [it for it in receiver.received if it.type == "endpoint.disabled"]
-        assert told.data["endpoint_id"] == str(gone.id)
+        (notice,) = [it for it in receiver.received if it.type == "endpoint.disabled"]
+        assert notice.data["endpoint_id"] == str(gone.id)
         await post.batch(1)
         await post.rig.run_all()
         await until(lambda: post.statuses().count("H") == 4, "what is held back")
@@ -347,7 +347,7 @@ async def test_retry_after_is_respected(post: Post) -> None:
         assert row.due_ms - attempt.at_ms >= 3_000_000
 
 
-async def test_nothing_is_sent_before_it_is_written_so_that_one_id_has_one_body(
+async def test_webhooks_are_written_before_they_are_sent_so_that_each_id_has_one_body(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, tries = Deliveries.write, []
@@ -378,7 +378,7 @@ async def test_another_courier_sends_the_deliveries_of_a_killed_one(post: Post) 
         first = await post.start(connections=2)
         await until(lambda: len(receiver.received) == 2, "two attempts that hang")
         await post.kill(first)
-        with post.database.write() as connection:  # its hold has expired
+        with post.database.write() as connection:  # the hold of the killed courier has expired
             connection.execute(deliveries.update().values(due_ms=1))
         receiver.answer = lambda _: 200
         second = await post.start()
@@ -386,7 +386,7 @@ async def test_another_courier_sends_the_deliveries_of_a_killed_one(post: Post) 
         await until(all_delivered(post, 4), "the deliveries")
 
 
-async def test_another_courier_writes_the_entries_that_a_killed_one_only_read(post: Post) -> None:
+async def test_entries_that_a_killed_courier_read_but_did_not_write_are_written_by_another(post: Post) -> None:
     async with Receiver() as receiver:
         post.endpoint(receiver.url(), "job.done")
         await post.batch(2)
@@ -405,7 +405,7 @@ async def test_another_courier_writes_the_entries_that_a_killed_one_only_read(po
     assert set(receiver.ids.values()) == {1}
 
 
-async def test_more_than_a_courier_holds_waits_in_the_ledger_and_is_fetched(
+async def test_deliveries_that_exceed_a_couriers_memory_wait_in_the_ledger(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tweezer.webhooks.outbox.QUEUE_MAX", 10)
@@ -442,9 +442,9 @@ async def test_projects_get_events_of_only_their_batches_and_of_all_devices(post
         await post.rig.devices.pause("EMU", "the laser warms up")
         await post.rig.devices.resume("EMU")
         await until(all_delivered(post, 5), "the deliveries")
-    told = sorted((it.path, it.type) for it in receiver.received)
+    received = sorted((it.path, it.type) for it in receiver.received)
     both = [(path, type_) for path in ("/a", "/b") for type_ in ("device.paused", "device.up")]
-    assert told == sorted([("/a", "batch.created"), *both])
+    assert received == sorted([("/a", "batch.created"), *both])
     paused = next(it for it in receiver.received if it.type == "device.paused")
     assert paused.data == {"device": "EMU", "status": "paused", "reason": "the laser warms up", "until": None}
 
@@ -464,7 +464,7 @@ async def test_an_enabled_endpoint_gets_new_events(post: Post) -> None:
         await until(lambda: sorted(post.statuses()) == ["D", "H"])
 
 
-async def test_an_attempt_that_cannot_begin_in_time_is_not_made(post: Post) -> None:
+async def test_an_attempt_that_cannot_begin_before_its_deadline_is_skipped(post: Post) -> None:
     async with Receiver(lambda _: None) as receiver:
         endpoint = post.endpoint(receiver.url())
         deliverer = post.deliverer(attempts=1)
@@ -478,7 +478,7 @@ async def test_an_attempt_that_cannot_begin_in_time_is_not_made(post: Post) -> N
     assert receiver.ids == {"e:1": 1}
 
 
-async def test_an_endpoint_is_given_up_at_once_and_disabled_once_that_is_written(post: Post) -> None:
+async def test_an_endpoint_is_given_up_at_once_and_disabled_after_the_notice_is_written(post: Post) -> None:
     endpoint, deliverer = post.endpoint("http://127.0.0.1:1/"), post.deliverer()
     events = post.rig.store.events
     assert await deliverer.claim(endpoint.id, 1, deliverer.new_claim()) is not None
@@ -491,14 +491,14 @@ async def test_an_endpoint_is_given_up_at_once_and_disabled_once_that_is_written
     assert (disabled.disabled is not None, disabled.disabled_why) == (True, "410")
     with post.database.write() as connection:
         enable_endpoint(connection, endpoint.id)
-    await deliverer.disable(notice)  # by a courier that received it again
+    await deliverer.disable(notice)  # a courier may receive the same notice again
     assert post.find(endpoint).disabled is None
     await deliverer.close()
 
 
 async def test_the_event_of_a_disabled_endpoint_is_repeated_if_redis_lost_it(post: Post) -> None:
     endpoint, events = post.endpoint("http://127.0.0.1:1/"), post.rig.store.events
-    for _ in range(2):  # from two couriers, or from one later
+    for _ in range(2):  # two couriers may do this, or one courier twice
         deliverer = post.deliverer()
         await deliverer.give_up(endpoint.id, "410")
         await deliverer.close()
@@ -624,7 +624,7 @@ async def test_an_event_that_cannot_be_sent_is_parked_and_others_are_sent(post: 
         await post.rig.redis.hset(name, "doc", doc)
         courier = post.running[0][0]
         await courier.retry_letters()
-        assert len(parked()) == 3, "it waits until the recorder has its event; the others fail again"
+        assert len(parked()) == 3, "the first letter waits for the recorder; the others fail again"
         await recorder.resume()
         await recorder.catch_up()
         await courier.retry_letters()

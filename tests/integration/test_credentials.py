@@ -90,7 +90,7 @@ async def test_a_key_is_revoked_within_a_second_in_every_process(setting: Settin
     await setting.ends_within(key, 1.5)
 
 
-async def test_a_rotated_key_works_beside_its_successor_until_its_overlap_is_over(setting: Setting) -> None:
+async def test_a_rotated_key_works_until_its_overlap_with_the_new_one_ends(setting: Setting) -> None:
     old = setting.tweezer("keys", "create", "laptop", "--project", "lab")
     new = setting.tweezer("keys", "rotate", old[4:16], "--overlap", "3s")
     assert await setting.statuses(new) == {200}
@@ -128,7 +128,7 @@ async def test_failed_log_ins_are_counted_by_all_processes_together(setting: Set
     for at in range(2):
         late = await setting.log_in(at, username="ada", password=PASSWORD)
         assert (late.status_code, late.json()["error"]) == (429, "too_many_attempts")
-    await setting.site.store.redis.flushall()  # the test's own: nothing expires here in time
+    await setting.site.store.redis.flushall()  # the counters of failures do not expire before the end of the test
 
 
 async def test_use_of_a_key_is_written_when_the_process_ends(setting: Setting) -> None:
@@ -193,7 +193,7 @@ class Up:
 
 @pytest.fixture
 def ups() -> Iterator[list[Up]]:
-    """A function that starts one; they are killed at the end of the test."""
+    """A function that starts ``tweezer up``; all are killed at the end of the test."""
     started: list[Up] = []
     yield started
     for up in started:
@@ -222,6 +222,6 @@ def test_up_keeps_a_key_that_works_at_its_api(ups: list[Up], tmp_path: Path) -> 
 def test_up_does_not_start_with_an_invalid_key(ups: list[Up], tmp_path: Path) -> None:
     ups.append(Up(tmp_path, api_key="secret"))
     assert ups[-1].process.wait(PATIENCE_S) == 1
-    said = ups[-1].log.read_text()
-    assert said.startswith("Error: TWEEZER_API_KEY: ")
-    assert "secret" not in said.replace("<secret>", "")
+    output = ups[-1].log.read_text()
+    assert output.startswith("Error: TWEEZER_API_KEY: ")
+    assert "secret" not in output.replace("<secret>", "")

@@ -60,7 +60,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def left_behind(temporary: Path, family: list[psutil.Process]) -> list[object]:
-    """Return files, and processes that still run."""
+    """Return the files and the running processes that a demo left behind."""
     live = [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     return [*temporary.iterdir(), *live]
 
@@ -101,16 +101,16 @@ def test_ctrl_c_leaves_nothing_behind(moment: str, start: Start, tmp_path: Path)
 def test_a_kept_demo_can_be_used_until_it_is_stopped(start: Start, tmp_path: Path) -> None:
     running = start("--jobs", "2", "--keep")
     assert running.stdout is not None
-    said = ""
-    while "tweezer doctor" not in said:
+    output = ""
+    while "tweezer doctor" not in output:
         line = running.stdout.readline()
-        assert line, f"the demo ended early: {said}{running.communicate()}"
-        said += line
-    assert "  01010101  █" in said
-    assert "  1.0 ┤" in said
-    assert max(len(line) for line in said.splitlines() if str(tmp_path) not in line) <= 80
-    sourced = next(line for line in said.splitlines() if line.startswith("  . "))
-    command = next(line for line in said.replace("\\\n", "").splitlines() if "tweezer submit" in line).split()[1:]
+        assert line, f"the demo ended early: {output}{running.communicate()}"
+        output += line
+    assert "  01010101  █" in output
+    assert "  1.0 ┤" in output
+    assert max(len(line) for line in output.splitlines() if str(tmp_path) not in line) <= 80
+    sourced = next(line for line in output.splitlines() if line.startswith("  . "))
+    command = next(line for line in output.replace("\\\n", "").splitlines() if "tweezer submit" in line).split()[1:]
     again = subprocess.run(
         ["sh", "-c", f'{sourced}; exec "$@"', "sh", sys.executable, "-m", "tweezer.cli", *command],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""EMU_FRESNEL with its real emulator: QuTiP, with the limits and the noise of a machine."""
+"""EMU_FRESNEL: QuTiP with the limits and the noise of a machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EMU_FREE for real: Pulser sequences in a lane's process, solved by QuTiP."""
+"""EMU_FREE: Pulser sequences in a lane's process, solved by QuTiP."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ async def test_an_equal_seed_gives_an_equal_counter_on_any_lane_and_after_any_jo
     assert first == again == elsewhere
 
 
-async def test_different_seeds_and_so_different_lanes_give_different_counters(lane: ChildLane) -> None:
+async def test_different_seeds_give_different_counters(lane: ChildLane) -> None:
     await lane.prepare(batch())
     counters = [await counter(lane, job(500, seed, **VALUES)) for seed in range(5)]
     assert len({json.dumps(each, sort_keys=True) for each in counters}) == 5
@@ -321,7 +321,9 @@ async def test_a_mappable_register_is_filled_by_the_jobs_qubits(lane: ChildLane)
         ({"qubits": {"q0": 1, "q1": 1}}, "cannot be used"),
     ],
 )
-async def test_qubits_that_cannot_be_mapped_are_named(lane: ChildLane, variables: dict[str, Any], words: str) -> None:
+async def test_the_error_for_qubits_that_cannot_be_mapped_names_them(
+    lane: ChildLane, variables: dict[str, Any], words: str
+) -> None:
     await lane.prepare(batch(mappable()))
     outcome = await run(lane, job(50, **variables))
     assert (outcome.kind, outcome.cause) == (OutcomeKind.ERROR, FaultKind.USER)
@@ -342,7 +344,7 @@ async def test_qubits_that_cannot_be_mapped_are_named(lane: ChildLane, variables
         ({"omega": -5.0, "delta": 1.0}, "variables", "cannot be built with these values"),
     ],
 )
-async def test_a_value_that_does_not_fit_is_named(
+async def test_the_error_for_a_value_that_does_not_fit_names_it(
     lane: ChildLane, variables: dict[str, Any], field: str, words: str
 ) -> None:
     await lane.prepare(batch())
@@ -351,11 +353,13 @@ async def test_a_value_that_does_not_fit_is_named(
     assert outcome.fault is not None
     assert outcome.fault.field == field
     assert words in outcome.fault.message
-    assert (await run(lane, job(50, **VALUES, unheard_of=1))).kind is OutcomeKind.DONE
+    assert (await run(lane, job(50, **VALUES, unknown=1))).kind is OutcomeKind.DONE
 
 
 @pytest.mark.parametrize(("runs", "seed", "field"), [(0, 1, "runs"), (-3, 1, "runs"), (1, -1, "seed")])
-async def test_runs_and_seeds_out_of_bounds_are_named(lane: ChildLane, runs: int, seed: int, field: str) -> None:
+async def test_the_error_for_runs_or_seeds_out_of_bounds_names_them(
+    lane: ChildLane, runs: int, seed: int, field: str
+) -> None:
     await lane.prepare(batch())
     outcome = await run(lane, job(runs, seed, **VALUES))
     assert outcome.kind is OutcomeKind.ERROR
@@ -391,7 +395,9 @@ WRONG_OPERATION = json.dumps({**json.loads(TEXT), "operations": [{"op": "dance"}
     ],
     ids=range(14),
 )
-async def test_junk_is_refused_at_prepare_with_a_short_reason_and_does_no_harm(lane: ChildLane, sequence: str) -> None:
+async def test_junk_is_refused_at_prepare_with_a_short_reason_and_the_lane_continues(
+    lane: ChildLane, sequence: str
+) -> None:
     pid = lane.pid
     with pytest.raises(ExecutionError) as raised:
         await lane.prepare(batch(sequence))

@@ -1,4 +1,4 @@
-"""EMU_SV, EMU_MPS and EMU_TN for real: Pulser sequences in a lane's process, emulated by emu-sv and emu-mps."""
+"""EMU_SV, EMU_MPS and EMU_TN: Pulser sequences in a lane's process, emulated by emu-sv and emu-mps."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ def bare(device: str, text: str, seed: int) -> Results:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    told: Results = library(pulsed().build(**VALUES), config=configured).run()
-    return told
+    found: Results = library(pulsed().build(**VALUES), config=configured).run()
+    return found
 
 
 @pytest.mark.parametrize("device", [SV, MPS])
@@ -179,11 +179,11 @@ async def test_every_observable_of_the_configuration_comes_back(lane: ChildLane)
         EnergySecondMoment(evaluation_times=[1.0]),
     )
     await lane.prepare(batch(backend_configuration=plain(*asked)))
-    told = await results(lane, job(None))
-    assert set(told.get_result_tags()) == {observable.tag for observable in asked}
-    assert (len(told.bitstrings), len(told.occupation)) == (2, 3)
-    assert sum(told.bitstrings_again[0].values()) == 10
-    assert told.atom_order == ("q0", "q1", "q2")
+    found = await results(lane, job(None))
+    assert set(found.get_result_tags()) == {observable.tag for observable in asked}
+    assert (len(found.bitstrings), len(found.occupation)) == (2, 3)
+    assert sum(found.bitstrings_again[0].values()) == 10
+    assert found.atom_order == ("q0", "q1", "q2")
 
 
 async def test_qubits_are_in_the_registers_order_for_every_emulator(lane: ChildLane) -> None:
@@ -195,10 +195,10 @@ async def test_qubits_are_in_the_registers_order_for_every_emulator(lane: ChildL
     expected = np.asarray(exact.occupation[0])
     for observables in (asked, (*asked, *named)):
         await lane.prepare(batch(backend_configuration=plain(*observables, dt=10)))
-        told = await results(lane, job(4000))
-        for occupation in (told.get_tagged_results()[each.tag][0] for each in observables[1::2]):
+        found = await results(lane, job(4000))
+        for occupation in (found.get_tagged_results()[each.tag][0] for each in observables[1::2]):
             assert np.allclose(np.asarray(occupation), expected, atol=5e-3)
-        for drawn in (told.get_tagged_results()[each.tag][0] for each in observables[::2]):
+        for drawn in (found.get_tagged_results()[each.tag][0] for each in observables[::2]):
             ones = [sum(n for bits, n in drawn.items() if bits[place] == "1") / 4000 for place in range(3)]
             assert np.allclose(ones, expected, atol=0.05)
 
@@ -301,7 +301,7 @@ async def test_dangerous_unknown_and_wrong_options_are_refused_by_name(
     assert (raised.value.kind, raised.value.field) == (FaultKind.USER, f"backend_configuration.{field}")
 
 
-async def test_a_clients_log_file_is_not_written(lane_sv: ChildLane, tmp_path: Path) -> None:
+async def test_the_log_file_of_a_clients_configuration_is_not_written(lane_sv: ChildLane, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with pytest.raises(ExecutionError, match="is not allowed, because it makes the emulator write files"):
         await lane_sv.prepare(batch(backend_configuration=plain(log_file=str(log))))

@@ -42,7 +42,7 @@ INLINE_KB = 64
 
 
 def measured(job: JobWork) -> Result:
-    """Return a result of the size that the job's variable asks for; it hardly compresses."""
+    """Return a result of the size in the job's variable; it hardly compresses."""
     kib = int(job.spec.variables["kib"])
     return Result(counter={"0": 1}, serialised_results=random.Random(kib).randbytes(512 * kib).hex())
 
@@ -108,7 +108,7 @@ async def working(url: str, folder: Path, **settings: Any) -> AsyncIterator[None
 
 @pytest.fixture
 async def setting(real_redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setting]:
-    monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
+    monkeypatch.chdir(tmp_path)  # so that the developer's tweezer.toml is not read
     monkeypatch.delenv("TWEEZER_RESULTS_DIR", raising=False)
     folder = tmp_path / "results"
     async with (
@@ -136,7 +136,7 @@ async def test_results_of_all_sizes_come_back(setting: Setting) -> None:
     assert (await setting.queue.result(finished[3].id)).result == finished[3].result
 
 
-async def test_a_producer_without_asyncio_reads_them_too(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_synchronous_producer_reads_them_too(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = await setting.submit(300)
     await batch.wait(PATIENCE_S)
 
@@ -158,7 +158,7 @@ async def test_a_producer_on_another_host_gets_an_error_with_advice(setting: Set
     async with connect_async(as_user(setting.url, RedisUser.PRODUCER)) as queue:
         assert (await queue.result((await batch.jobs())[0].id)).result.serialised_results == expected(1)
         small, large = await queue.batch(batch.id).results()
-        assert small.result.serialised_results == expected(1), "one that cannot be read does not hide the others"
+        assert small.result.serialised_results == expected(1), "a result that cannot be read does not hide the others"
         assert [job.index async for job in queue.batch(batch.id).finished()] == [0, 1]
         for job in (large, await queue.result(large.id)):
             with pytest.raises(ResultUnavailable, match=r"results_dir.*TWEEZER_RESULTS_DIR.*API"):

@@ -1,4 +1,4 @@
-"""What a lane keeps is bounded: evolutions count with the results of their observables; texts are parsed once."""
+"""The memory of a lane is bounded, with evolutions and the results of their observables; texts are parsed once."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_evolutions_with_large_observables_leave_the_memo_when_it_is_full() -> N
     assert held <= 1.5 * kept
 
 
-def test_batches_that_are_configured_alike_parse_their_configuration_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_configuration_of_equally_configured_batches_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read, parsed = pulser_configuration.read_configuration, []
 
     def counted(dialect: Any, text: str | None, older: dict[str, Any] | None) -> Any:

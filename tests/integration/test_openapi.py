@@ -32,7 +32,7 @@ CHECKS = [
     checks.response_schema_conformance,
 ]
 KEYLESS = {"/health", "/ready", "/oauth/token", "/api/v1/devices/public-specs"}
-NOT_THERE = "/workloads"  # it returns 501
+NOT_THERE = "/workloads"  # these routes return 501
 
 Call = tuple[int, str]
 

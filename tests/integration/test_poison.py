@@ -1,4 +1,4 @@
-"""Bad input of one user or stranger stops no shared process: with real processes, on both databases."""
+"""Bad input from a user or a stranger does not stop any shared process: with real processes, on both databases."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JOBS = [{"runs": 3}]
 
 
 @pytest.mark.slow
-async def test_poison_of_every_kind_stops_no_other_work(
+async def test_poison_of_every_kind_does_not_stop_other_work(
     real_redis_url: str, ledger_url: str, database: Database, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {

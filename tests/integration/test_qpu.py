@@ -77,7 +77,7 @@ class Laboratory:
         await until(known, "a job on the machine")
 
     def submits(self) -> list[int]:
-        return [tally.submits for tally in self.qpu.witnessed().values()]
+        return [tally.submits for tally in self.qpu.read_tallies().values()]
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ async def test_the_job_of_a_killed_worker_is_followed_by_the_next_and_not_submit
     assert job.status is JobStatus.DONE
     assert job.record.attempt == 1
     assert lab.submits() == [1]
-    assert [tally.cancels + tally.displaced for tally in lab.qpu.witnessed().values()] == [0]
+    assert [tally.cancels + tally.displaced for tally in lab.qpu.read_tallies().values()] == [0]
 
 
 async def test_the_job_of_a_drained_worker_continues_and_is_followed_by_the_next(lab: Laboratory) -> None:
@@ -174,7 +174,7 @@ async def test_two_workers_serve_a_machine_one_after_the_other(lab: Laboratory) 
     for batch in batches:
         assert [job.status for job in await batch.results(60)] == [JobStatus.DONE] * 4
     assert lab.submits() == [1] * 12
-    assert sum(tally.displaced for tally in lab.qpu.witnessed().values()) == 0
+    assert sum(tally.displaced for tally in lab.qpu.read_tallies().values()) == 0
 
 
 async def test_a_cancel_reaches_the_machine_and_measurements_are_kept(lab: Laboratory) -> None:
@@ -190,7 +190,7 @@ async def test_a_cancel_reaches_the_machine_and_measurements_are_kept(lab: Labor
     await batch.cancel(by="alice")
     record = await batch.wait(60)
     assert record.status is BatchStatus.CANCELED
-    (tally,) = lab.qpu.witnessed().values()
+    (tally,) = lab.qpu.read_tallies().values()
     assert tally.cancels >= 1
     assert tally.ended == {"CANCELED": 1}
     (job,) = await batch.results()
@@ -202,7 +202,7 @@ async def test_a_cancel_reaches_the_machine_and_measurements_are_kept(lab: Labor
 
 async def test_a_cancel_before_the_submit_prevents_it(lab: Laboratory) -> None:
     await lab.serving()
-    lab.qpu.misbehave(read_errors=1.0)  # so that it is unknown whether the machine is up
+    lab.qpu.misbehave(read_errors=1.0)  # so that the worker does not know whether the machine is up
     batch = await lab.submit()
 
     async def prepares() -> bool:
@@ -238,7 +238,7 @@ async def test_the_next_worker_recognises_a_requested_stop(lab: Laboratory) -> N
     lab.qpu.misbehave(read_errors=0.5)  # a cancel is sent after a read that shows our job; its result remains unknown
 
     async def stopped() -> bool:
-        return any(tally.cancels for tally in lab.qpu.witnessed().values())
+        return any(tally.cancels for tally in lab.qpu.read_tallies().values())
 
     await batch.cancel()
     await until(stopped, "a cancel that reached the machine")
@@ -286,7 +286,7 @@ async def test_a_job_that_takes_too_long_is_stopped_on_the_machine(lab: Laborato
     (job,) = await batch.jobs()
     assert (job.status, job.faults[0].code) == (JobStatus.ERROR, "timeout")
     assert ([attempt.by for attempt in job.cancels], job.cancel_outcome) == (["timeout"], CancelOutcome.STOPPED)
-    assert [tally.ended for tally in lab.qpu.witnessed().values()] == [{"CANCELED": 1}]
+    assert [tally.ended for tally in lab.qpu.read_tallies().values()] == [{"CANCELED": 1}]
 
 
 async def test_measurements_before_a_timeout_are_kept(lab: Laboratory) -> None:
@@ -418,7 +418,7 @@ async def test_an_idle_open_batch_gets_a_warning_and_gives_up_the_machine(lab: L
     assert types[-2:] == ["batch.idle", "batch.timed_out"]
 
 
-async def test_a_redis_that_may_lose_writes_serves_no_machine(qpu: QpuProcess, tmp_path: Path) -> None:
+async def test_a_worker_of_a_machine_refuses_a_redis_that_may_lose_writes(qpu: QpuProcess, tmp_path: Path) -> None:
     with RedisServer(kind="redis", appendfsync="everysec") as server:
         async with Site(server.url, tmp_path) as site:
             worker = Laboratory(qpu, server, site).worker()

@@ -76,11 +76,11 @@ class Laboratory:
         await until(lambda: self.witness.exists() and len(self.witness.read_text().splitlines()) == times, "a stop")
 
     def submits(self) -> list[int]:
-        return [tally.submits for tally in self.qpu.witnessed().values()]
+        return [tally.submits for tally in self.qpu.read_tallies().values()]
 
     def stops(self) -> int:
         """Return the cancels that were sent, and the jobs that a submit displaced."""
-        return sum(tally.cancels + tally.displaced for tally in self.qpu.witnessed().values())
+        return sum(tally.cancels + tally.displaced for tally in self.qpu.read_tallies().values())
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ async def test_the_next_worker_stops_the_job_of_a_batch_that_was_cancelled_witho
     await batch.cancel()
     await lab.worker()
     assert (await batch.wait(60)).status is BatchStatus.CANCELED
-    (tally,) = lab.qpu.witnessed().values()
+    (tally,) = lab.qpu.read_tallies().values()
     assert (tally.submits, tally.ended) == (1, {"CANCELED": 1})
 
 
@@ -303,7 +303,7 @@ async def test_no_foreign_job_runs_between_two_of_an_open_batch_whose_worker_is_
     await batch.close()
     assert [job.status for job in [*await batch.results(60), *await other.results(60)]] == [JobStatus.DONE] * 3
     names = [str(job_id(batch.id, 0)), str(job_id(batch.id, 1)), str(job_id(other.id, 0))]
-    assert list(lab.qpu.witnessed()) == names
+    assert list(lab.qpu.read_tallies()) == names
 
 
 async def test_jobs_survive_a_proxy_that_rejects_their_submits(lab: Laboratory) -> None:

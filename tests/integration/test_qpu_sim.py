@@ -90,7 +90,7 @@ async def begun(api: QpuApi, uid: int) -> None:
     await until(runs, f"the begin of job {uid}")
 
 
-# --- what it is
+# --- its name and its jobs
 
 
 async def test_it_reports_its_name_and_that_it_is_up(api: QpuApi) -> None:
@@ -135,7 +135,7 @@ async def test_equal_seeds_give_equal_counters(tmp_path: Path, qpu: QpuProcess, 
 
 
 @pytest.mark.emulator
-async def test_without_fake_an_emulator_computes_what_is_measured(tmp_path: Path) -> None:
+async def test_without_fake_an_emulator_computes_the_measurements(tmp_path: Path) -> None:
     with QpuProcess(tmp_path, fake=False) as emulated:
         async with emulated.api() as api:
             first = await submitted(api, SEQUENCE, nb_run=500)
@@ -159,7 +159,7 @@ async def test_it_listens_and_stops_at_a_signal(tmp_path: Path) -> None:
         assert "Error" not in quick.text
 
 
-# --- what it refuses
+# --- refusals
 
 
 @pytest.mark.parametrize("nb_run", [0, 2001])
@@ -254,7 +254,7 @@ async def test_jobs_fail_and_hang_with_the_requested_probability(qpu: QpuProcess
     assert (await api.cancel(hanging.uid)).status is JobStatus.CANCELED
 
 
-async def test_while_it_is_down_it_refuses_jobs(qpu: QpuProcess, api: QpuApi) -> None:
+async def test_jobs_are_refused_while_it_is_down(qpu: QpuProcess, api: QpuApi) -> None:
     qpu.ask("PUT", "/sim/status", {"operational_status": "DOWN"})
     assert await api.get_status() is Operational.DOWN
     with pytest.raises(SubmitRefused, match="the operational status is DOWN"):
@@ -339,7 +339,7 @@ async def test_a_submit_to_a_closed_port_may_be_sent_again(tmp_path: Path) -> No
                 await api.get_status()
 
 
-# --- its memory
+# --- its journal
 
 
 async def test_jobs_survive_a_restart_and_the_running_one_has_failed(tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ async def test_jobs_survive_a_restart_and_the_running_one_has_failed(tmp_path: P
             running = await submitted(api, SEQUENCE)
             await begun(api, running.uid)
             process.kill()
-            before = process.witnessed()
+            before = process.read_tallies()
             process.start()
             again = await api.get_job(done.uid)
             assert (again.status, again.counter(), again.end_datetime) == (
@@ -362,7 +362,7 @@ async def test_jobs_survive_a_restart_and_the_running_one_has_failed(tmp_path: P
             assert (await api.get_job(running.uid)).status is JobStatus.ERROR
             assert (await submitted(api, SEQUENCE)).uid == running.uid + 1
             job = running.pasqman_job_id or ""
-            assert (before[job].ended, process.witnessed()[job].ended) == ({}, {"ERROR": 1})
+            assert (before[job].ended, process.read_tallies()[job].ended) == ({}, {"ERROR": 1})
             assert process.counts()[job].submits == 1
         times = [line.t for line in read_journal(process.journal)]
         assert times == sorted(times)
@@ -391,7 +391,7 @@ def keycloak(process: QpuProcess, secret: str = SECRET) -> KeycloakOptions:
     return KeycloakOptions(process.url, "qpu", "tweezer", client_secret=secret)
 
 
-async def test_without_a_token_nothing_is_answered(guarded: QpuProcess) -> None:
+async def test_without_a_token_every_request_is_refused(guarded: QpuProcess) -> None:
     async with guarded.api() as api:
         with pytest.raises(RemoteRefused, match="401"):
             await api.get_status()

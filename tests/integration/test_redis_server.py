@@ -49,7 +49,7 @@ def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-def test_it_is_durable_evicts_nothing_and_listens_on_loopback_only(server: RedisServer) -> None:
+def test_it_is_durable_never_evicts_and_listens_on_loopback_only(server: RedisServer) -> None:
     with client_of(server) as client:
         config = client.config_get("appendonly", "appendfsync", "maxmemory-policy", "bind", "save")
     assert config == {
@@ -89,7 +89,7 @@ def test_stop_ends_it_and_removes_a_temporary_folder(kind: ServerKind) -> None:
         assert folder.is_dir()
     assert gone(pid)
     assert not folder.exists()
-    server.stop()  # twice does no harm
+    server.stop()  # a second stop changes nothing
 
 
 def test_stop_keeps_a_folder_that_was_given(server: RedisServer) -> None:

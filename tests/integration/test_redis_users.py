@@ -113,7 +113,7 @@ async def test_a_process_with_the_user_of_another_ends_with_the_reason(process: 
     assert "the user in TWEEZER_REDIS_URL lacks a permission in Redis" in started.text
 
 
-async def test_a_process_that_lacks_a_right_reports_it_and_continues_when_it_has_it(site: Site) -> None:
+async def test_a_process_that_lacks_a_right_reports_it_and_continues_once_it_is_granted(site: Site) -> None:
     redis: Any = site.store.redis
     await redis.execute_command("ACL", "SETUSER", "tweezer-recorder", "-xrange")
     recorder = site.spawn("recorder")

@@ -72,7 +72,7 @@ async def receiving(
 async def listening(
     speak: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
 ) -> AsyncIterator[Receiver]:
-    """A server that sends the given bytes after it has read the request."""
+    """A server that calls ``speak`` once it has read a request."""
     receiver = Receiver()
     served: list[asyncio.Task[None]] = []
 
@@ -117,7 +117,7 @@ async def once(url: str, policy: WebhookPolicy = HERE, *, timeout_s: float = 20,
         return await sender.post(url, BODY, {"webhook-id": "evt_1"})
 
 
-def finds(*answers: list[str]) -> Callable[[str], Awaitable[list[str]]]:
+def resolver(*answers: list[str]) -> Callable[[str], Awaitable[list[str]]]:
     """A resolver that returns one answer after the other, and then always the last one."""
     left = list(answers)
 
@@ -289,10 +289,12 @@ async def test_an_endless_slow_response_times_out() -> None:
     assert (answer.status, answer.is_success, answer.error) == (200, False, "no complete response within 0.2 s")
 
 
-@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun"])
-async def test_a_receiver_that_resets_the_connection_has_failed(said: bytes) -> None:
+@pytest.mark.parametrize(
+    "response", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun"]
+)
+async def test_a_receiver_that_resets_the_connection_has_failed(response: bytes) -> None:
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(said)
+        writer.write(response)
         await writer.drain()
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         writer.transport.abort()
@@ -304,7 +306,7 @@ async def test_a_receiver_that_resets_the_connection_has_failed(said: bytes) -> 
 
 
 @pytest.mark.parametrize(
-    "said",
+    "response",
     [
         b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
         b"HTTP/1.1 abc\r\n\r\n",
@@ -316,9 +318,9 @@ async def test_a_receiver_that_resets_the_connection_has_failed(said: bytes) -> 
         b"\0" * 1000,
     ],
 )
-async def test_an_invalid_response_is_reported_in_a_sentence(said: bytes) -> None:
+async def test_an_invalid_response_is_reported_in_a_sentence(response: bytes) -> None:
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(said)
+        writer.write(response)
         await writer.drain()
 
     async with listening(speak) as receiver:
@@ -328,12 +330,12 @@ async def test_an_invalid_response_is_reported_in_a_sentence(said: bytes) -> Non
 
 
 @pytest.mark.parametrize(
-    "said", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", b"\r\n"]
+    "response", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", b"\r\n"]
 )
-async def test_a_receiver_that_never_begins_to_answer_is_cut(said: bytes) -> None:
+async def test_a_receiver_that_never_begins_to_answer_is_cut(response: bytes) -> None:
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            writer.write(said * 1000)
+            writer.write(response * 1000)
             await writer.drain()
 
     async with listening(speak) as receiver:
@@ -399,7 +401,7 @@ async def test_a_name_without_an_address_is_reported() -> None:
 
     answer = await once(f"https://{HOST}/", lookup=lookup)
     assert answer == SendResult(None, answer.milliseconds, "the host name of the receiver cannot be resolved")
-    empty = await once(f"https://{HOST}/", lookup=finds([]))
+    empty = await once(f"https://{HOST}/", lookup=resolver([]))
     assert empty.error == answer.error
 
 
@@ -411,16 +413,16 @@ async def test_the_systems_resolver_finds_this_machine() -> None:
 
 
 async def test_closing_ends_attempts_with_an_error() -> None:
-    heard = asyncio.Event()
+    reached = asyncio.Event()
 
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        heard.set()
+        reached.set()
         await reader.read()
 
     async with listening(speak) as receiver:
         sender = Sender(HERE)
         attempt = asyncio.create_task(sender.post(receiver.url(), BODY, {}))
-        await heard.wait()
+        await reached.wait()
         await sender.close()
         assert not (await attempt).is_success
 
@@ -436,7 +438,7 @@ async def test_the_checked_address_is_called_by_its_name(authority: Contexts) ->
     server.sni_callback = lambda _, name, __: names.append(name)
     async with receiving(tls=server) as receiver:
         answer = await once(
-            receiver.url(host=HOST, scheme="https"), LAB, lookup=finds(["127.0.0.1"]), ssl_context=client
+            receiver.url(host=HOST, scheme="https"), LAB, lookup=resolver(["127.0.0.1"]), ssl_context=client
         )
         assert answer.is_success, answer
         assert names == [HOST]
@@ -445,7 +447,7 @@ async def test_the_checked_address_is_called_by_its_name(authority: Contexts) ->
 
 async def test_an_untrusted_certificate_is_refused(authority: Contexts) -> None:
     async with receiving(tls=authority[0]) as receiver:
-        answer = await once(receiver.url(host=HOST, scheme="https"), LAB, lookup=finds(["127.0.0.1"]))
+        answer = await once(receiver.url(host=HOST, scheme="https"), LAB, lookup=resolver(["127.0.0.1"]))
         assert not receiver.requests
     assert answer.error is not None
     assert answer.error.startswith("the receiver's certificate is not valid: self")
@@ -495,7 +497,7 @@ async def test_a_refused_address_is_not_connected_to(url: str) -> None:
 async def test_a_name_is_refused_unless_every_address_is_allowed(addresses: list[str]) -> None:
     async with never_called() as port:
         policy = WebhookPolicy.parse("", str(port))
-        answer = await once(f"https://{HOST}:{port}/", policy, lookup=finds(addresses))
+        answer = await once(f"https://{HOST}:{port}/", policy, lookup=resolver(addresses))
     assert answer.refused
     assert answer.error is not None
     assert "resolves to an address that is not public" in answer.error
@@ -508,7 +510,7 @@ async def test_a_rebound_name_is_connected_at_the_checked_address(authority: Con
     async with receiving(host="127.0.0.2", tls=server) as receiver, never_called(port=receiver.port):
         policy = WebhookPolicy.parse("127.0.0.2", str(receiver.port))
         url = receiver.url(host=HOST, scheme="https")
-        lookup = finds(["127.0.0.2"], ["127.0.0.1"])
+        lookup = resolver(["127.0.0.2"], ["127.0.0.1"])
         async with Sender(policy, lookup=lookup, ssl_context=client) as sender:
             assert (await sender.post(url, BODY, {})).is_success
             assert (await sender.post(url, BODY, {})).is_success  # on the existing connection
@@ -555,7 +557,7 @@ async def test_an_address_that_passes_the_first_check_is_stopped_before_the_conn
 async def test_a_trusted_name_does_not_open_its_address_to_others() -> None:
     async with never_called() as port:
         policy = WebhookPolicy.parse("hooks.lab", str(port))
-        async with Sender(policy, lookup=finds(["127.0.0.1"])) as sender:
+        async with Sender(policy, lookup=resolver(["127.0.0.1"])) as sender:
             await sender.post(f"https://hooks.lab:{port - 1}/", BODY, {})
             assert (await sender.post(f"https://{HOST}:{port}/", BODY, {})).refused
             assert (await sender.post(f"https://127.0.0.1:{port}/", BODY, {})).refused

@@ -1,4 +1,4 @@
-"""Specs as Pulser reads them: those of emulators and of operators, here and in the clients' stacks."""
+"""Pulser reads the specs of emulators and of operators' files, here and in each client stack."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ print(type(device).__name__, device.name)
 """
 
 
-def test_an_emulators_device_is_pulsers_mock_device_by_another_name() -> None:
+def test_the_device_of_an_emulator_is_pulsers_mock_device_with_another_name() -> None:
     device = deserialize_device(make_virtual_specs("EMU_FREE").text)
     assert isinstance(device, VirtualDevice)
     assert device.name == "EMU_FREE"
@@ -37,7 +37,7 @@ def test_an_emulators_device_is_pulsers_mock_device_by_another_name() -> None:
 
 @pytest.mark.compat
 @pytest.mark.parametrize("stack", ["A", "B"])
-def test_every_stack_of_clients_reads_an_emulators_device(stack: str) -> None:
+def test_every_client_stack_reads_the_device_of_an_emulator(stack: str) -> None:
     interpreter = shutil.which(os.environ.get(f"TWEEZER_COMPAT_{stack}", ""))
     if interpreter is None:
         give_up(f"TWEEZER_COMPAT_{stack} does not name the interpreter of an environment with Pasqal's client")
@@ -55,7 +55,7 @@ def test_every_stack_of_clients_reads_an_emulators_device(stack: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_file_of_specs_is_read_and_checked(tmp_path: Path) -> None:
+def test_a_specs_file_is_read_and_checked(tmp_path: Path) -> None:
     file = tmp_path / "analog.json"
     file.write_text(AnalogDevice.to_abstract_repr())
     found = get_specs("TWIN", Binding("qutip", specs=file))
@@ -64,7 +64,7 @@ def test_a_file_of_specs_is_read_and_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_invalid_file_of_specs_is_named(tmp_path: Path) -> None:
+def test_the_error_for_an_invalid_specs_file_names_it(tmp_path: Path) -> None:
     file = tmp_path / "broken.json"
     with pytest.raises(InvalidInput, match=r"devices\.TWIN\.specs: .*broken\.json cannot be read: No such file"):
         get_specs("TWIN", Binding("qutip", specs=file))
@@ -86,7 +86,7 @@ def test_without_pulser_external_specs_are_refused(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_the_process_that_asks_does_not_import_pulser() -> None:
+def test_checking_specs_does_not_import_pulser_in_this_process() -> None:
     program = """
 import sys
 from tweezer.adapters.specs import check_specs, make_virtual_specs

@@ -70,15 +70,15 @@ async def stranger(real_redis_url: str, tmp_path: Path, sqlite_template: Path) -
 async def test_a_foreign_id_has_the_same_response_as_an_unknown_one(stranger: Stranger) -> None:
     paths, before = stranger.paths(), await stranger.everything()
     assert len(paths) > 10
-    told: dict[str, Any] = {}
+    differing: dict[str, Any] = {}
     for path in paths:
         for method in METHODS:
             for body in BODIES if method not in ("GET", "HEAD") else (None,):
                 foreign = await stranger.ask(method, path, stranger.ours, body)
                 unknown = await stranger.ask(method, path, stranger.unknown, body)
                 if foreign != unknown or foreign[0] not in (403, 404, 405):
-                    told[f"{method} {path} {body!r}"] = foreign
-    assert not told
+                    differing[f"{method} {path} {body!r}"] = foreign
+    assert not differing
     assert await stranger.everything() == before
 
 

@@ -63,7 +63,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def started(running: subprocess.Popen[str], log: Path) -> dict[str, str]:
-    """Wait until it is up, and return the variables that it provides."""
+    """Wait until ``tweezer up`` is ready, and return the variables that it provides."""
 
     def is_up() -> bool:
         assert running.poll() is None, log.read_text(encoding="utf-8")
@@ -88,7 +88,7 @@ def tweezer(variables: dict[str, str], *arguments: str) -> str:
 
 
 def is_well(variables: dict[str, str]) -> bool:
-    """Return whether the doctor finds no fault; it does while the courier starts."""
+    """Return whether the doctor finds no fault; while the courier starts, it finds one."""
     done = subprocess.run(
         [sys.executable, "-m", "tweezer.cli", "doctor"],
         cwd=ROOT,
@@ -164,9 +164,9 @@ def test_up_does_not_start_on_a_ledger_of_a_newer_version(start: Start, tmp_path
     with closing(sqlite3.connect(tmp_path / DATA / "ledger.db")) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     assert start().wait(PATIENCE_S) == 1
-    said = (tmp_path / "log").read_text()
-    assert "at step 9999, which is newer" in said
-    assert "Traceback" not in said
+    output = (tmp_path / "log").read_text()
+    assert "at step 9999, which is newer" in output
+    assert "Traceback" not in output
 
 
 def test_a_new_redis_of_up_does_not_join_the_ledger_of_another_installation(
@@ -177,8 +177,8 @@ def test_a_new_redis_of_up_does_not_join_the_ledger_of_another_installation(
     with closing(sqlite3.connect(ledger)) as connection, connection:
         connection.execute("INSERT INTO recorder VALUES ('tweezer', '1-0', 0)")
     assert start(database_url=f"sqlite:///{ledger}").wait(PATIENCE_S) == 1
-    said = (tmp_path / "log").read_text()
-    assert f"records another Redis, not the new one in {tmp_path / DATA}; unset it" in said
+    output = (tmp_path / "log").read_text()
+    assert f"records another Redis, not the new one in {tmp_path / DATA}; unset it" in output
 
 
 @pytest.mark.postgres

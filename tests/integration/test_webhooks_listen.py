@@ -88,8 +88,8 @@ async def test_a_genuine_webhook_is_verified_and_accepted(start: Start) -> None:
     assert all(
         word in format_line(got) for word in ("job.done", BATCH, "job 3", "DONE", "#5", "verified, answered 204")
     )
-    told = json.loads(to_json(got))
-    assert (told["verified"], told["data"]["index"], told["status"]) == (True, 3, 204)
+    shown = json.loads(to_json(got))
+    assert (shown["verified"], shown["data"]["index"], shown["status"]) == (True, 3, 204)
 
 
 async def test_a_forged_webhook_is_refused_with_the_reason(start: Start) -> None:
@@ -119,9 +119,9 @@ async def test_repeats_gaps_and_late_webhooks_are_shown(start: Start) -> None:
         await bench.send(identity, batch_id=BATCH, sequence=number, previous_sequence=before)
     await bench.send("other", batch_id="another", sequence=2, previous_sequence=1)
     await bench.send("ping", endpoint_id="x")
-    told = [(it.repeated, it.remarks) for it in bench.got]
-    assert told == [
-        (False, ()),  # events before it began to listen are not a gap
+    remarks = [(it.repeated, it.remarks) for it in bench.got]
+    assert remarks == [
+        (False, ()),  # events from before the start of the receiver are not a gap
         (False, ("gap: 6 is missing",)),
         (True, ()),
         (False, ("late: fills the gap at 6",)),
@@ -210,11 +210,11 @@ class Site:
             no = find_endpoint(connection, endpoint).project_no
         rows = []
         for type_ in types:
-            told = sample(type_)
-            body = envelope(told.type, told.timestamp, told.data).decode()
-            identity = delivery_id(endpoint, told.id)
-            number = told.data["sequence"]
-            rows.append(NewDelivery(identity, endpoint, no, None, number, told.id, type_, body, now_ms()))
+            event = sample(type_)
+            body = envelope(event.type, event.timestamp, event.data).decode()
+            identity = delivery_id(endpoint, event.id)
+            number = event.data["sequence"]
+            rows.append(NewDelivery(identity, endpoint, no, None, number, event.id, type_, body, now_ms()))
         Deliveries(self.database, "test").write(rows, None)
 
 
@@ -241,9 +241,9 @@ async def listening(site: Site) -> AsyncIterator[tuple[asyncio.subprocess.Proces
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None
-    said = (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
-    assert said.startswith("Listening at http://127.0.0.1:"), said
-    yield process, said.split()[2]
+    line = (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
+    assert line.startswith("Listening at http://127.0.0.1:"), line
+    yield process, line.split()[2]
     if process.returncode is None:
         process.kill()
     await process.communicate()
@@ -265,10 +265,10 @@ async def test_stored_deliveries_are_replayed_to_a_listener_signed_anew(
     process.send_signal(signal.SIGINT)
     out, _ = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 0
-    told = [json.loads(line) for line in out.splitlines()]
-    assert [it["verified"] for it in told] == [True] * 5
-    assert [it["type"] for it in told] == ["batch.created", "job.done", "batch.done", "job.done", "ping"]
-    assert [it["repeated"] for it in told] == [False, False, False, True, False]
+    shown = [json.loads(line) for line in out.splitlines()]
+    assert [it["verified"] for it in shown] == [True] * 5
+    assert [it["type"] for it in shown] == ["batch.created", "job.done", "batch.done", "job.done", "ping"]
+    assert [it["repeated"] for it in shown] == [False, False, False, True, False]
 
 
 async def test_a_replay_reports_what_was_not_accepted(site: Site, start: Start) -> None:

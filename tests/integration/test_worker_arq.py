@@ -56,7 +56,7 @@ def idle(pool: ArqRedis, **options: Any) -> Idle:
     return Idle(functions=[func(nothing, name="nothing")], queue_name="q", redis_pool=pool, **options)
 
 
-def test_arq_is_the_release_whose_source_was_read() -> None:
+def test_arq_is_the_release_on_which_the_worker_relies() -> None:
     assert importlib.metadata.version("arq").startswith("0.28.")
 
 
@@ -117,7 +117,7 @@ async def test_async_run_is_main_as_a_task(pool: ArqRedis) -> None:
 
 
 async def test_a_drain_stops_picking_and_ends_main_after_the_last_task(pool: ArqRedis) -> None:
-    """The code that adds tasks must remove them: the drain ends when the dictionary is empty."""
+    """The code that adds a task must also remove it: the drain ends when the dictionary is empty."""
     worker = idle(pool, job_completion_wait=20)
     running = asyncio.create_task(worker.async_run())
     finish = asyncio.Event()
@@ -164,7 +164,7 @@ async def test_a_heart_beat_writes_a_health_key_that_expires(pool: ArqRedis) -> 
     assert b"j_complete=0" in (await pool.get("q:health-check") or b"")
 
 
-# -------------------------------------------------------------------------------------------------- ours, upon it
+# -------------------------------------------------------------------------------------------------- the ticket worker
 
 
 @pytest.fixture
@@ -249,8 +249,8 @@ async def test_a_submit_wakes_an_idle_worker(site: Site) -> None:
     await stop(worker, running)
 
 
-async def test_a_worker_stopped_in_its_wait_leaves_work_and_bell_to_others(site: Site) -> None:
-    """A ticket granted to a worker that stops, in a reply it does not read, is given back and rings the bell."""
+async def test_a_worker_stopped_while_it_waits_leaves_work_and_bell_to_others(site: Site) -> None:
+    """A ticket in a reply that a stopping worker does not read is given back, and rings the bell."""
     await asyncio.wait_for(run_until_cancelled(our_worker(site, burst=True)), PATIENCE_S)  # announces the device
     redis: Any = site.store.redis
 
@@ -263,7 +263,7 @@ async def test_a_worker_stopped_in_its_wait_leaves_work_and_bell_to_others(site:
         running = asyncio.create_task(run_until_cancelled(worker))
         await until(waits)
         submitting = asyncio.create_task(site.submit([{"sleep_s": 60}]))
-        for _ in range(turn):  # later and later
+        for _ in range(turn):  # each time a little later
             await asyncio.sleep(0)
         await stop(worker, running)
         batch = await submitting
@@ -293,14 +293,14 @@ async def test_a_submit_at_the_moment_of_a_stop_is_taken_by_another_worker(site:
 
 
 async def test_a_worker_started_and_stopped_thirty_times_never_hangs(site: Site) -> None:
-    """With work in progress, at any moment of its start, its wait and its work."""
+    """The stop comes at different moments of its start, its wait and its work."""
     await asyncio.wait_for(run_until_cancelled(our_worker(site, burst=True)), PATIENCE_S)
     batch = await site.submit([{"sleep_s": 0.004}] * 200)
     tasks_before = len(asyncio.all_tasks())
     for turn in range(30):
         worker = our_worker(site)
         running = asyncio.create_task(run_until_cancelled(worker))
-        for _ in range(turn * 7):  # later and later
+        for _ in range(turn * 7):  # each time a little later
             await asyncio.sleep(0)
         await until(lambda worker=worker: worker.main_task is not None)  # type: ignore[misc]
         await stop(worker, running)

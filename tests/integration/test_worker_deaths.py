@@ -81,16 +81,16 @@ async def test_sigterm_gives_back_a_job_that_does_not_fit_without_using_up_an_at
     await site.workers(2)
     batch = await site.submit([{"sleep_s": 2.5}])
     leaving = await site.holder(batch)
-    told_us = await site.now_us()
+    drained_us = await site.now_us()
     leaving.terminate()
     assert await leaving.ended(DRAIN_S + 5) == 0
     assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
     (job,) = await site.audit(batch)
     assert job.attempt == 1
     first, again = await site.starts(batch)
-    assert first < told_us
-    assert again - told_us >= (DRAIN_S - 0.1) * SECOND_US, "it was given time to finish"
-    assert again - told_us <= (DRAIN_S + 1) * SECOND_US, "another had it at once, without waiting for a lease"
+    assert first < drained_us
+    assert again - drained_us >= (DRAIN_S - 0.1) * SECOND_US, "the job had too little time to finish"
+    assert again - drained_us <= (DRAIN_S + 1) * SECOND_US, "another worker did not take it at once"
     (remaining,) = await site.queue.workers()
     assert f":{leaving.pid}:" not in remaining.id
 
@@ -137,7 +137,7 @@ async def test_a_worker_without_work_stops_at_once(site: Site) -> None:
 
 
 async def test_the_outcome_of_a_worker_that_was_stopped_is_refused(site: Site) -> None:
-    """It continues after its job's time limit, and finds that another worker has had the job meanwhile."""
+    """It continues after its job's time limit, when another worker has already taken the job."""
     await site.workers(2)
     batch = await site.submit([{"sleep_s": 0.5}])
     zombie = await site.holder(batch)
@@ -148,7 +148,7 @@ async def test_the_outcome_of_a_worker_that_was_stopped_is_refused(site: Site) -
     await until(lambda: bool(zombie.logged("settle.refused") or zombie.logged("lease.lost")), "the refusal")
     after = await site.submit([{}] * 20)
     assert (await after.wait(PATIENCE_S)).status is BatchStatus.DONE
-    assert await site.events(batch) == before, "the zombie changed nothing"
+    assert await site.events(batch) == before, "the stale worker changed the job"
     (job,) = await site.audit(batch)
     assert (job.status, job.attempt) == (DONE, 2)
 
@@ -201,7 +201,7 @@ async def test_a_worker_that_takes_its_own_lost_ticket_again_keeps_its_lanes_and
         return (await batch.record()).counts[JobStatus.PENDING] == 1 or len(await site.starts(batch)) > 1
 
     async def runs_again() -> bool:
-        lost = {said["token"] for said in zombie.logged("lease.lost")}
+        lost = {entry["token"] for entry in zombie.logged("lease.lost")}
         running = (await batch.record()).counts[JobStatus.RUNNING] == 1
         return bool(lost) and running and len(await site.starts(batch)) == len(lost) + 1
 
@@ -214,7 +214,7 @@ async def test_a_worker_that_takes_its_own_lost_ticket_again_keeps_its_lanes_and
     await batch.cancel()
     assert (await batch.wait(PATIENCE_S)).status is BatchStatus.CANCELED
     (job,) = await site.audit(batch)
-    assert job.attempt == before.attempt, "its lease was kept while it ran"
+    assert job.attempt == before.attempt, "its lease was lost while it ran"
     others.append(await site.submit([{"act": "ignore cancels"}], device=MISBEHAVING))
     await site.running(*others)
     for each in others:
@@ -242,7 +242,7 @@ async def test_poison_that_kills_workers_ends_in_error_and_innocents_finish(site
     assert fault.code == "lost"
     assert "begun 10 times by workers that were lost" in fault.message
     assert statuses(jobs) == [DONE] * 4
-    assert all(job.attempt <= 2 for job in jobs), "only the first crash may take a neighbour along"
+    assert all(job.attempt <= 2 for job in jobs), "only the first crash may affect a neighbour"
     assert (await batch.record()).status is Batch.DONE
     for job in await site.audit(innocent):
         assert job.status is DONE

@@ -139,7 +139,7 @@ async def test_a_job_out_of_memory_ends_in_error_and_its_neighbours_finish(site:
     assert statuses(jobs) == [DONE, ERROR, DONE]
     assert [fault.code for fault in jobs[1].faults] == ["out_of_memory"]
     assert "400 MB" in str(jobs[1].faults[0])
-    assert [job.attempt for job in jobs] == [1, 1, 1], "it is not tried again"
+    assert [job.attempt for job in jobs] == [1, 1, 1], "the job was retried"
     assert [job.attempt for job in await site.audit(beside)] == [1] * 5
 
 
@@ -181,7 +181,7 @@ async def test_a_transient_failure_is_retried_later_and_then_final(site: Site) -
     first, second = await site.starts(batch)
     assert second - first >= 500_000, "the backoff of a first failure is at least half a second"
     last = max(e.time_us for e in await site.events(batch) if e.index in (1, 2))
-    assert last < second, "others do not wait for it"
+    assert last < second, "other jobs waited for the retry"
 
 
 async def test_a_users_error_is_reported_and_final(site: Site) -> None:

@@ -46,7 +46,7 @@ async def test_two_workers_run_the_batches_of_two_projects_to_their_ends(site: S
 
 
 async def test_all_lanes_work_and_short_batches_overtake_long_ones(site: Site) -> None:
-    """Fair shares among projects: the later one does not wait for all work of the other."""
+    """Projects share the lanes fairly: a later project does not wait for all work of the other."""
     await site.workers(2, lanes=2)
     async with site.connect("theirs") as theirs:
         long = await site.submit([{"sleep_s": 0.1}] * 100)

@@ -20,7 +20,7 @@ OUTAGE_S = LEASE_S + 0.5
 
 @pytest.fixture
 def server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
-    """A server that the test may kill; the shared one comes first, which skips the test if there is no server."""
+    """A server that the test may kill. The fixture of the shared one skips the test if none is installed."""
     with RedisServer(tmp_path / "redis") as server:
         yield server
 
@@ -61,7 +61,7 @@ async def test_redis_killed_under_load_loses_nothing_that_it_acknowledged(site: 
 
 
 async def test_work_continues_while_redis_is_down_for_longer_than_the_lease(site: Site, server: RedisServer) -> None:
-    """Unreachable is not lost: the holder settles a job after its lease has expired, if no other lane took it."""
+    """A holder that cannot reach Redis keeps its job, and settles it later unless another lane has taken it."""
     (worker,) = await site.workers(1)
     batch = await site.submit([{"sleep_s": 1.0}, {}])
     await site.held(batch)
@@ -79,7 +79,7 @@ async def test_work_continues_while_redis_is_down_for_longer_than_the_lease(site
 
 
 async def test_after_a_long_outage_of_redis_each_job_has_one_outcome(site: Site, server: RedisServer) -> None:
-    """Free lanes of others may take an expired ticket before its holder returns: one of them is refused."""
+    """Another worker may take an expired ticket before its holder returns: one of the two is then refused."""
     await site.workers(3)
     batches = [await site.submit([{"sleep_s": 1.0}, {"sleep_s": 0.1}]) for _ in range(2)]
     await site.held(*batches)
@@ -95,7 +95,7 @@ async def test_after_a_long_outage_of_redis_each_job_has_one_outcome(site: Site,
 
 
 async def test_a_cancel_is_received_after_a_restart_of_redis(site: Site, server: RedisServer) -> None:
-    (worker,) = await site.workers(1, worker_lease_s=30)  # no renewal is early enough to bring the news
+    (worker,) = await site.workers(1, worker_lease_s=30)  # so long that no renewal can bring the news in time
     await asyncio.to_thread(server.restart)
     batch = await site.submit([{"sleep_s": 60}])
     await site.running(batch)

@@ -1,4 +1,4 @@
-"""The API over a store in memory and a ledger in a file, with short forms of what producers and workers do."""
+"""The API over a store in memory and a ledger in a file, with shortcuts for the actions of producers and workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tweezer.store.workers import Grant, Settlement
 DEVICE = "EMU_FREE"
 PROJECT = "p"
 LEASE_S = 15.0
-SOON_S = 10.0  # the deadline of a test for what should happen at once
+SOON_S = 10.0  # the deadline for things that should happen at once
 HOST = "http://127.0.0.1:8000"
 SECRETS_KEY = base64.b64encode(bytes(32)).decode()
 
@@ -97,7 +97,7 @@ class ApiRig:
         return user.id
 
     def add_session(self, name: str) -> str:
-        """Log the user in once more and return the session's token."""
+        """Make a session of the user and return its token."""
         with self.database.write() as connection:
             return create_session(connection, find_user(connection, name).id, session_s=1000).text
 

@@ -1,4 +1,4 @@
-"""Bound the CPU time of a piece of a test; unlike wall time, it does not depend on what else the machine does."""
+"""Bound the CPU time of a piece of a test; unlike wall time, it does not depend on the load of the machine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A worker of a QPU without Pulser: sequences are sent unchanged, and results are the counts of the machine.
+"""A QPU adapter without Pulser: sequences are sent unchanged, and results are the counts of the machine.
 
-If a test sets ``TWEEZER_TEST_STOPS``, as in ``before:0.03,after:0.1``, its process stops itself right before or after
-the last check of its lease before a submit, with these probabilities. It appends a line to a file each time.
+``TWEEZER_TEST_STOPS``, for example ``before:0.03,after:0.1``, contains probabilities with which a worker stops itself
+right before or after the last check of its lease before a submit. It appends a line to a file each time.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class StoppingApi(QpuApi):
             if random.random() < float(stops.get(when, 0)):
                 self._stop(when, context)
 
-        def look() -> None:
+        def check() -> None:
             may_stop("before")
             if before_send is not None:
                 before_send()
             may_stop("after")
 
-        return await super().submit(nb_run=nb_run, pulser_sequence=pulser_sequence, context=context, before_send=look)
+        return await super().submit(nb_run=nb_run, pulser_sequence=pulser_sequence, context=context, before_send=check)
 
     @staticmethod
     def _stop(when: str, context: SubmitContext) -> None:
@@ -58,8 +58,8 @@ class StoppingApi(QpuApi):
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
-class Texts:
-    """A replacement for a lane's process that builds sequences: it builds nothing."""
+class UnbuiltSequences:
+    """A replacement for the child process that builds sequences; it leaves them as they are."""
 
     jail = ""
 
@@ -86,4 +86,4 @@ class QuickQpuAdapter(QpuAdapter):
         self._api = StoppingApi(options, agent=f"tweezer {new_worker_id()}")
 
     async def open_lane(self) -> RemoteLane:
-        return RemoteLane(QpuService(self._api, cast(ChildLane, Texts()), self._options))
+        return RemoteLane(QpuService(self._api, cast(ChildLane, UnbuiltSequences()), self._options))

@@ -1,4 +1,4 @@
-"""Attempts of a hostile library in a lane's process, and things that an honest library must be able to do there."""
+"""Attempts of a hostile library in a lane's process, and actions that libraries need there."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 ALLOWED = 0
-"""The outcome of an attempt that succeeded; a failed one has the number of the error."""
+"""The outcome of an attempt that succeeds. The outcome of a failed attempt is its errno."""
 
-_PTRACE_SEIZE = 0x4206  # unlike PTRACE_ATTACH it does not stop the other process, in case the jail fails
+_PTRACE_SEIZE = 0x4206  # unlike PTRACE_ATTACH, it does not stop the other process if the jail fails
 _CLONE_NEWUSER = 0x10000000
 _BPF, _IO_URING_SETUP = {"x86_64": (321, 425), "aarch64": (280, 425)}[os.uname().machine]
 
@@ -62,13 +62,13 @@ def escapes(private: str) -> Mapping[str, Callable[[], object]]:
         "set up io_uring": lambda: _libc("syscall", _IO_URING_SETUP, 1, None),
         "share memory with other processes": lambda: _libc("shmget", 0, 4096, 0o1600),
         "raise its own limits": lambda: resource.setrlimit(resource.RLIMIT_CORE, (1, 1)),
-        # the last attempt: if it succeeds, nothing else runs
+        # last, because nothing else runs if it succeeds
         "become a shell": lambda: os.execv("/bin/sh", ["sh", "-c", "exit 0"]),  # noqa: S606  # the point
     }
 
 
 def needs() -> Mapping[str, Callable[[], object]]:
-    """Return what the jail must allow."""
+    """Return actions that the jail must allow."""
     return {
         "read a library": lambda: Path(os.__file__).read_bytes(),
         "make a temporary file": lambda: tempfile.NamedTemporaryFile().close(),

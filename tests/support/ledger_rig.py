@@ -38,7 +38,7 @@ class LedgerRig:
         )
 
     async def record(self) -> None:
-        """Record everything, as a recorder does that has just become active."""
+        """Record everything, like a recorder that has just become active."""
         await self.recorder.resume()
         await self.recorder.catch_up()
 
@@ -64,5 +64,5 @@ class LedgerRig:
         for kind, table in (("B", "batches"), ("J", "jobs")):
             place = "project, device, status"
             counted = self.rows(f"SELECT {place}, count(*) FROM {table} GROUP BY 1, 2, 3")  # noqa: S608
-            told = self.rows(f"SELECT {place}, count FROM counters WHERE kind = '{kind}' AND count <> 0")  # noqa: S608
-            assert sorted(told) == sorted(counted)
+            found = self.rows(f"SELECT {place}, count FROM counters WHERE kind = '{kind}' AND count <> 0")  # noqa: S608
+            assert sorted(found) == sorted(counted)

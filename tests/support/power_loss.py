@@ -36,7 +36,7 @@ async def fall_back(store: Store, to: Checkpoint) -> None:
 
 
 async def recorded(store: Store, batch_id: UUID) -> Recorded:
-    """Return the batch as an up-to-date ledger has it."""
+    """Return the batch as an up-to-date ledger would return it."""
     redis: Any = store.redis
 
     async def column(key: Key) -> dict[int, bytes]:
@@ -60,7 +60,7 @@ async def recorded(store: Store, batch_id: UUID) -> Recorded:
 
 
 class AppendOnlyFile:
-    """Redis' append-only file, whose end can be cut off. The server must not rewrite it."""
+    """Redis' append-only file, whose end can be cut off. The server must have automatic rewrites switched off."""
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server
@@ -68,15 +68,15 @@ class AppendOnlyFile:
         self._kept = 0
 
     def look(self) -> None:
-        """Note its current length."""
+        """Record the current length of the file."""
         self._sizes.append((time.monotonic(), self._path().stat().st_size))
 
     def keep(self) -> None:
-        """Keep its current content in every later restart."""
+        """Protect the current content from every later restart."""
         self._kept = self._path().stat().st_size
 
     def restart(self, *, losing_s: float = 0.0) -> None:
-        """Kill Redis and start it without the writes of the last seconds, as far as ``look`` noted them."""
+        """Kill Redis and start it without the writes of the last seconds, up to a length that ``look`` recorded."""
         self._server.kill()
         if losing_s:
             before = time.monotonic() - losing_s

@@ -63,9 +63,9 @@ QUICK_QPU = "quick-qpu"
 WITNESS_FILE = "TWEEZER_TEST_WITNESS"
 STOPS = "TWEEZER_TEST_STOPS"
 HARM = "TWEEZER_TEST_HARM"
+"""``raise:duty`` or ``cancel:duty``; see :func:`_harm_a_duty`."""
 FAILURES_MAX = "TWEEZER_TEST_FAILURES_MAX"
 SOFT_CANCEL_S = "TWEEZER_TEST_SOFT_CANCEL_S"
-"""``raise:duty`` or ``cancel:duty``; see :func:`_harm_a_duty`."""
 
 OWNED = (
     *("tweezer:settings", "tweezer:device", "tweezer:events", "tweezer:scheduler", "tweezer:intake", "arq:"),
@@ -94,12 +94,12 @@ class MisbehavingAdapter(EmulatorAdapter):
 
 
 def hold_file(witness: Path) -> Path:
-    """Return the path of a file with the index of a job, which does not end while the file exists."""
+    """Return the path of a file: while it exists, the job whose index it contains does not end."""
     return witness.with_name(f"{witness.name}.hold")
 
 
 class WitnessedLane(NullLane):
-    """A null lane that records each execution in a file, and signs the result with it.
+    """A null lane that records each execution in a file and in the result of the job.
 
     It appends ``<job id> <execution>`` to the file when an execution ends, before it is settled; the result's
     counter is ``{execution: 1}``.
@@ -144,7 +144,7 @@ def _witnessed(options: LaneOptions) -> Adapter:
 
 
 def _quick_qpu(lanes: LaneOptions, options: QpuOptions) -> Adapter:
-    from tests.support.fast_qpu import QuickQpuAdapter  # it needs an HTTP library
+    from tests.support.fast_qpu import QuickQpuAdapter  # imported here because it needs an HTTP library
 
     return QuickQpuAdapter(options, lanes)
 
@@ -155,7 +155,7 @@ def _specs_of_simulator(device: str) -> DeviceSpecs:
 
 
 def serve_devices_of_the_tests() -> None:
-    """Register the adapters above, each for the device of the same name."""
+    """Register the adapters above, and a device with the name of each."""
     for device, factory in ((MISBEHAVING, MisbehavingAdapter), (WITNESSED, _witnessed)):
         cast(dict[str, registry.AdapterKind], registry.ADAPTERS)[device] = registry.AdapterKind(
             lambda lanes, options, make=factory: make(lanes), registry.NullOptions
@@ -166,7 +166,7 @@ def serve_devices_of_the_tests() -> None:
     )
 
 
-# --------------------------------------------------------------------------------------------- harm to a process
+# ----------------------------------------------------------------------------------- disturbed background tasks
 
 
 def _harm_a_duty(how: str, name: str) -> None:
@@ -215,12 +215,12 @@ class Process(Fork):
         super().__init__(_run_process, arguments, {**environment, "PYTHONPATH": os.pathsep.join(path)}, log)
 
     def logged(self, event: str) -> list[dict[str, Any]]:
-        """Return the entries of its log with this event; a library in a lane may have printed text before them."""
+        """Return the log entries with this event. A library in a lane may have printed text before them."""
         lines = [line[line.index("{") :] for line in self.text.splitlines() if "{" in line and line.endswith("}")]
         return [entry for entry in map(json.loads, lines) if entry.get("event") == event]
 
     async def wait_logged(self, event: str, times: int = 1) -> list[dict[str, Any]]:
-        """Wait for this number of log entries with this event: an entry may be written after its effect is visible."""
+        """Wait for this many log entries with this event, because an effect may be visible before its entry."""
         await until(lambda: len(self.logged(event)) >= times, f"{event} in the log of process {self.pid}")
         return self.logged(event)
 
@@ -242,26 +242,26 @@ class Process(Fork):
         return self.wait(within_s)
 
     def lanes(self) -> list[psutil.Process]:
-        """Return the processes of its lanes."""
+        """Return the processes of the worker's lanes."""
         return psutil.Process(self.pid).children(recursive=True)
 
 
 def runs(process: psutil.Process) -> bool:
-    """Return whether it still runs; a zombie does not."""
+    """Return whether the process is running; a zombie is not."""
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 class Site:
     """An installation under test: a Redis, a producer's connection to it, and the processes that a test starts.
 
-    At its end it kills all processes, also stopped ones.
+    At the end it kills all processes, including stopped ones.
     """
 
     def __init__(self, url: str, folder: Path, **settings: object) -> None:
         self.url = url
         self.folder = folder
         self.queue = self.connect("ours", retry_s=PATIENCE_S)
-        self.store = Store.open(Connect(url=url))  # not under test: for preparations and checks
+        self.store = Store.open(Connect(url=url))  # for preparations and checks only
         self.processes: list[Process] = []
         self._settings: dict[str, object] = {**QUICK, **settings}
 
@@ -321,7 +321,7 @@ class Site:
         await until(started, "the start of a process")
 
     async def submit(self, jobs: Jobs, *, device: str = NULL, **options: Any) -> tweezer.AsyncBatch:
-        """Submit jobs, each given by its variables; the device must have been announced."""
+        """Submit a job for each dictionary of variables; the device must have been announced."""
         return await self.queue.submit(None, [{"runs": 1, "variables": job} for job in jobs], device=device, **options)
 
     async def submit_doc(self, jobs: int, **doc: Any) -> tweezer.AsyncBatch:
@@ -337,7 +337,7 @@ class Site:
         async def all_run() -> bool:
             return all([(await batch.record()).counts[JobStatus.RUNNING] > 0 for batch in batches])
 
-        await until(all_run, "a job that runs")
+        await until(all_run, "a running job")
 
     async def held(self, *batches: tweezer.AsyncBatch) -> None:
         """Wait until a worker has reported for each batch that one of its jobs is on a lane."""
@@ -346,10 +346,10 @@ class Site:
             jobs = [job for batch in batches for job in await batch.jobs() if job.status is JobStatus.RUNNING]
             return len({job.batch_id for job in jobs if job.progress is not None}) == len(batches)
 
-        await until(all_reported, "a job that its worker reported")
+        await until(all_reported, "a report of each batch's running job")
 
     async def renewed(self, batch: tweezer.AsyncBatch, device: str = MISBEHAVING) -> None:
-        """Wait until the lease of the batch's first ticket was renewed: its lane has been at work for a while."""
+        """Wait until the lease of the batch's first ticket was renewed, so that its lane has run for a while."""
         await self.running(batch)
         redis: Any = self.store.redis
         leases, ticket = self.store.keys(Key.LEASES, device), f"{batch.id}:0"
@@ -372,7 +372,7 @@ class Site:
             lane = record.decode().split(" ")[2]  # token, service used, lane: empty while no lane holds the ticket
             return bool(lane)
 
-        await until(held, "a ticket that is held")
+        await until(held, "a held ticket")
         (process,) = [process for process in self.processes if f":{process.pid}:" in lane]
         return process
 
@@ -393,8 +393,8 @@ class Site:
     async def audit(self, batch: tweezer.AsyncBatch) -> list[JobRecord]:
         """Check a batch that has ended against its events, and return its jobs.
 
-        Events are numbered without a gap; each starts at the status in which the previous one ended; none follows a
-        terminal status; the last one agrees with the record; the counters are the sums of the jobs.
+        Events are numbered without a gap, each starts at the status at which the previous one ended, and none follows
+        a terminal status. The last event agrees with the record, and the counters with the jobs.
         """
         record, jobs = await batch.record(), await batch.jobs()
         events = await self.events(batch)
@@ -417,7 +417,7 @@ class Site:
         return jobs
 
     async def leftovers(self) -> list[str]:
-        """Return keys that remain although no work is left.
+        """Return the keys that should not remain after all work is done.
 
         All keys must expire, except those of devices and events, and those of batches that the recorder will forget.
         """
@@ -457,7 +457,7 @@ def statuses(jobs: Iterable[JobRecord]) -> list[JobStatus]:
 
 
 def _tune_worker() -> None:
-    """Change constants of a worker for which there are no settings, by the environment."""
+    """Set constants of a worker that have no setting, from the environment."""
     if text := os.environ.get(FAILURES_MAX):
         worker_process.WorkerConfig = partial(WorkerConfig, failures_max=int(text))  # type: ignore[attr-defined, assignment]
     if text := os.environ.get(SOFT_CANCEL_S):
@@ -482,7 +482,7 @@ def _run_process(arguments: Sequence[str]) -> None:
             from tweezer.webhooks import outbox
             from tweezer.webhooks.courier import CourierTuning
 
-            outbox.COOL_MAX_S = 3.0  # a repaired receiver is tried again soon, even after a long storm
+            outbox.COOL_MAX_S = 3.0  # so that a repaired receiver is soon retried, even after a long storm
             run_courier(settings, tuning=CourierTuning(abandoned_s=2.0, late_s=0.5, claim_s=3.0))
         case ["api"]:
             from tweezer.api.app import run_api

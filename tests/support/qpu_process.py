@@ -22,7 +22,7 @@ from tweezer.cli import main
 from tweezer.model.ids import new_batch_id
 from tweezer.qpu_sim.journal import Tally, read_journal, tally
 
-_SAYS = "listening at "
+_LISTENING = "listening at "
 
 
 class QpuProcess:
@@ -51,35 +51,35 @@ class QpuProcess:
 
     @property
     def text(self) -> str:
-        """Everything that it has printed since its start."""
+        """The whole output so far."""
         return self._log.read_text(errors="replace")
 
     def start(self) -> None:
         port = urlsplit(self.url).port or 0
         arguments = ["qpu-sim", "--port", str(port), "--journal", str(self.journal), *self._options]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
-        self._process = Fork(_be, arguments, environment, self._log)
-        wait_until(lambda: _SAYS in self.text or not self.alive)
+        self._process = Fork(_run, arguments, environment, self._log)
+        wait_until(lambda: _LISTENING in self.text or not self.alive)
         assert self.alive, self.text
-        self.url = self.text.partition(_SAYS)[2].split()[0]
+        self.url = self.text.partition(_LISTENING)[2].split()[0]
 
     @property
     def alive(self) -> bool:
         return self._process is not None and self._process.alive
 
     def kill(self) -> None:
-        """Send SIGKILL and wait for the end."""
+        """Send SIGKILL and wait for the process to end."""
         assert self._process is not None
         self._process.kill()
 
     def stop(self) -> int:
-        """Send SIGTERM, wait for the end, and return the exit status."""
+        """Send SIGTERM, wait for the process to end, and return its exit status."""
         assert self._process is not None
         self._process.signal(signal.SIGTERM)
         return self._process.wait(PATIENCE_S)
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
-        """Return the response of ``/sim`` or the bare API with any status."""
+        """Send a request and return the JSON of its response, with any status."""
         content = None if body is None else msgspec.json.encode(body)
         answer = httpx.request(method, self.url + path, content=content, verify=self._verify, timeout=20)
         return answer.json()
@@ -88,19 +88,19 @@ class QpuProcess:
         assert set(changes) <= set(self.ask("PATCH", "/sim/habits", changes))
 
     def counts(self) -> dict[str, Tally]:
-        """Return what it counted, by ``pasqman_job_id``."""
+        """Return the tallies of the simulator, by ``pasqman_job_id``."""
         return msgspec.convert(self.ask("GET", "/sim/counts")["jobs"], dict[str, Tally])
 
-    def witnessed(self) -> dict[str, Tally]:
-        """Return the same from its file, which works after its death, too."""
+    def read_tallies(self) -> dict[str, Tally]:
+        """Read the same tallies from the journal, which also works after the process has ended."""
         return tally(read_journal(self.journal))
 
     def api(self, **options: Any) -> QpuApi:
-        """Return a client, which the test must close."""
+        """Return a client of the simulator, which the test must close."""
         return QpuApi(QpuOptions(base_url=self.url, **options), agent="test")
 
 
-def _be(arguments: Sequence[str]) -> None:
+def _run(arguments: Sequence[str]) -> None:
     main(arguments)
 
 

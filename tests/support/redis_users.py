@@ -1,6 +1,6 @@
-"""Redis servers of the tests: they have the users of a deployment, and processes under test connect as these.
+"""Redis servers for tests, with the users of a deployment, as which processes under test connect.
 
-The user ``default`` exists, too, and may do everything: tests use it for preparations and checks.
+The user ``default`` may do everything. Tests use it for preparations and checks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PASSWORD = "of-the-tests"
 class RedisServer(redis_server.RedisServer):
     """A server with these users.
 
-    ``workers_read_settings`` allows it, as operators do for machines on a Redis before 7.2.
+    ``workers_read_settings`` lets workers read its configuration, which those of a machine need before Redis 7.2.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ def _users_file(*, workers_read_settings: bool) -> Path:
 
 
 def _remove(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # a process under test is a fork, and must not remove it
+    if os.getpid() == owner:  # a process under test is a fork and must not remove the folder
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -87,12 +87,12 @@ _USERS_OF_PARTS = {
     "recovery": RedisUser.RECORDER,
     "scripts": RedisUser.COURIER,
 }
-"""The parts of a store, and the user whose connection each has for commands outside scripts."""
+"""The user with whose connection each part of a store sends commands outside scripts."""
 
 
 @asynccontextmanager
 async def store_of_users(plain: Redis, url: str) -> AsyncIterator[Store]:
-    """Yield a store whose parts connect as users, and whose scripts are called as users that may call them.
+    """Yield a store whose parts connect as users, and whose scripts run as users that may call them.
 
     ``plain`` is the test's own client.
     """
@@ -117,7 +117,7 @@ class _ScriptsOfUsers(Scripts):
         super().__init__(clients[user], keys)
         own = {*EACH_CALLS} if user is RedisUser.OPERATOR else {*SCRIPTS.get(user, ()), *EACH_CALLS}
         self._elsewhere: dict[str, Scripts] = {}
-        for other, names in SCRIPTS.items():  # the operator, who may call all scripts, is the last
+        for other, names in SCRIPTS.items():  # the operator, who may call all scripts, comes last
             for name in names:
                 if name not in own:
                     self._elsewhere.setdefault(name, Scripts(clients[other], keys))

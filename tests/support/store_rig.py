@@ -28,7 +28,7 @@ LONG_AGO_MS = 1
 
 
 class StoreRig:
-    """A store with short forms of the calls that its tests make."""
+    """A store with shortcuts for the calls of its tests."""
 
     def __init__(self, redis: Redis, store: Store | None = None) -> None:
         self.checks_usage = True  # set to False by a test that damages records by hand
@@ -123,12 +123,12 @@ class StoreRig:
         await self.redis.zadd(self.keys(Key.LEASES, DEVICE), {str(grant.ticket): LONG_AGO_MS}, xx=True)
 
     async def start_again(self, run: str = "another run") -> bytes:
-        """Let a client reach a Redis that was restarted; return the reply of ``arrive.lua``."""
+        """Act as the first client after a restart of Redis; return the reply of ``arrive.lua``."""
         reply = await self.store.scripts.call("arrive", run_id=run)
         return cast(bytes, reply[0])
 
     async def make_due(self, batch_id: UUID, *, device: str = DEVICE) -> None:
-        """Make the jobs and tickets of the batch due that wait for a time."""
+        """Make the delayed jobs and tickets of the batch due."""
         for name in (self.keys(Key.DELAY, batch_id), self.keys(Key.DUE, device)):
             members = await self.redis.zrange(name, 0, -1)
             if members:
@@ -182,11 +182,11 @@ class StoreRig:
         return int(await self.redis.llen(self.keys(Key.BELL, device)))
 
     async def silence(self, device: str = DEVICE) -> None:
-        """Empty the doorbell, as a worker does that it woke."""
+        """Empty the doorbell, as a worker does when it wakes up."""
         await self.redis.delete(self.keys(Key.BELL, device))
 
     async def snapshot(self, *, but: Iterable[str] = ()) -> dict[str, Any]:
-        """Return all keys of Redis but these with their values, to show that a call changed nothing else."""
+        """Return all keys of Redis except ``but`` with their values, to show that a call changed nothing else."""
         found: dict[str, Any] = {}
         redis = self.redis
         for raw in sorted(await redis.keys("*")):

@@ -1,4 +1,4 @@
-"""A receiver of webhooks for tests: it keeps requests, answers as a test wants, and verifies them."""
+"""A receiver of webhooks for tests. It stores and verifies requests, and responds as the test specifies."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import sequences
-from door import NEW, Door
+from access import NEW, Access
 from pulser import QPUBackend
 from pulser.backend import BitStrings, CorrelationMatrix, EmulationConfig, Energy, Occupation
 
@@ -20,10 +20,10 @@ else:
     from pulser_pasqal import EmuMPSBackend as MPSBackend
     from pulser_pasqal import EmuSVBackend as SVBackend
 
-Told = dict[str, Any]
+Data = dict[str, Any]
 
 
-def emulate(door: Door, *, shots: int, wait: bool = True) -> Told:
+def emulate(access: Access, *, shots: int, wait: bool = True) -> Data:
     """Emulate with a configuration that asks for shots and an observable."""
     config: EmulationConfig[Any] = EmulationConfig(
         observables=[
@@ -31,7 +31,7 @@ def emulate(door: Door, *, shots: int, wait: bool = True) -> Told:
             Occupation(evaluation_times=[0.5, 1.0]),
         ]
     )
-    backend = RemoteEmuFreeBackend(sequences.rabi(measured=False), door.connection(), config=config)
+    backend = RemoteEmuFreeBackend(sequences.rabi(measured=False), access.connection(), config=config)
     results = backend.run(wait=wait)
     (result,) = results.results
     return {
@@ -43,7 +43,7 @@ def emulate(door: Door, *, shots: int, wait: bool = True) -> Told:
     }
 
 
-def emulate_with_tensors(door: Door, *, kind: str, shots: int, **options: Any) -> Told:
+def emulate_with_tensors(access: Access, *, kind: str, shots: int, **options: Any) -> Data:
     """Emulate on emu-sv or emu-mps with these options, or with the backend's own configuration without options."""
     backend_type: Any = {"EMU_SV": SVBackend, "EMU_MPS": MPSBackend}[kind]
     config: EmulationConfig[Any] = EmulationConfig(
@@ -55,9 +55,9 @@ def emulate_with_tensors(door: Door, *, kind: str, shots: int, **options: Any) -
         ],
         **options,
     )
-    results = backend_type(sequences.rabi(qubits=3), door.connection(), config=config).run(wait=True)
+    results = backend_type(sequences.rabi(qubits=3), access.connection(), config=config).run(wait=True)
     (result,) = results.results
-    (plain,) = backend_type(sequences.rabi(qubits=2), door.connection()).run(wait=True).results
+    (plain,) = backend_type(sequences.rabi(qubits=2), access.connection()).run(wait=True).results
     return {
         "status": results.get_batch_status().name,
         "counts": dict(result.final_bitstrings),
@@ -68,37 +68,39 @@ def emulate_with_tensors(door: Door, *, kind: str, shots: int, **options: Any) -
     }
 
 
-def emulate_by_default(door: Door, job_params: list[Any] | None = None, *, name: str = "rabi") -> list[dict[str, int]]:
+def emulate_by_default(
+    access: Access, job_params: list[Any] | None = None, *, name: str = "rabi"
+) -> list[dict[str, int]]:
     """Emulate with the configuration of the backend itself, and return the counters."""
     sequence = {"rabi": sequences.rabi, "sweep": sequences.sweep, "mappable": sequences.mappable}[name]()
-    results = RemoteEmuFreeBackend(sequence, door.connection()).run(job_params, wait=True)
+    results = RemoteEmuFreeBackend(sequence, access.connection()).run(job_params, wait=True)
     return [dict(result.final_bitstrings) for result in results.results]
 
 
-def emulate_the_older_way(door: Door, **options: Any) -> list[dict[str, int]]:
+def emulate_the_older_way(access: Access, **options: Any) -> list[dict[str, int]]:
     """Emulate with the old backend from before configurations: stack B only."""
     config = EmulatorConfig(evaluation_times="Final", sampling_rate=0.25, backend_options=options)
-    backend = EmuFreeBackend(sequences.sweep(), door.connection(), config=config)
+    backend = EmuFreeBackend(sequences.sweep(), access.connection(), config=config)
     job_params = [{"runs": 20, "variables": {"omega": 0.0}}, {"runs": 30, "variables": {"omega": 5.0}}]
     return [dict(result.bitstring_counts) for result in backend.run(job_params, wait=True).results]
 
 
-def emulate_by_tensor_networks(door: Door, **options: Any) -> list[dict[str, int]]:
+def emulate_by_tensor_networks(access: Access, **options: Any) -> list[dict[str, int]]:
     """Emulate with the old name of emu-mps: stack B only."""
     config = EmulatorConfig(evaluation_times="Final", sampling_rate=0.02, backend_options=options)
-    backend = EmuTNBackend(sequences.sweep(qubits=3), door.connection(), config=config)
+    backend = EmuTNBackend(sequences.sweep(qubits=3), access.connection(), config=config)
     results = backend.run([{"runs": 20, "variables": {"omega": 0.0}}], wait=True)
     return [dict(result.bitstring_counts) for result in results.results]
 
 
-def emulate_elsewhere(door: Door) -> None:
+def emulate_on_a_missing_device(access: Access) -> None:
     """Emulate on a missing device."""
-    SVBackend(sequences.rabi(), door.connection()).run(wait=True)
+    SVBackend(sequences.rabi(), access.connection()).run(wait=True)
 
 
-def emulate_in_an_open_batch(door: Door) -> Told:
+def emulate_in_an_open_batch(access: Access) -> Data:
     """Run twice in an open batch, and read the results after it was closed."""
-    connection = door.connection()
+    connection = access.connection()
     backend = RemoteEmuFreeBackend(sequences.sweep(), connection)
     with backend.open_batch():
         runs = [backend.run([{"runs": 10, "variables": {"omega": omega}}]) for omega in (1.0, 2.0)]
@@ -107,18 +109,18 @@ def emulate_in_an_open_batch(door: Door) -> Told:
     return {"jobs": jobs, "batches": sorted({run.batch_id for run in runs}), "found": [len(r.results) for r in runs]}
 
 
-def add_over_a_new_way(door: Door, base: str) -> Told:
+def add_over_another_base(access: Access, base: str) -> Data:
     """Open a batch, run in it through another base, and return its number of jobs."""
-    backend = RemoteEmuFreeBackend(sequences.rabi(), door.connection())
+    backend = RemoteEmuFreeBackend(sequences.rabi(), access.connection())
     with backend.open_batch():
-        backend._connection = door.moved(base).connection()
+        backend._connection = access.moved(base).connection()
         results = backend.run()
-    return {"jobs": len(door.connection()._get_job_ids(results.batch_id))}
+    return {"jobs": len(access.connection()._get_job_ids(results.batch_id))}
 
 
-def partial_results(door: Door) -> Told:
+def partial_results(access: Access) -> Data:
     """Read the results of a batch with a job that cannot run and one that can."""
-    connection = door.connection()
+    connection = access.connection()
     config: EmulationConfig[Any] = EmulationConfig(observables=[BitStrings(num_shots=10)])
     backend = RemoteEmuFreeBackend(sequences.sweep(), connection, config=config)
     results = backend.run([{"variables": {"omega": 1.0}}, {"variables": {"omega": 1.0}}], wait=True)
@@ -131,26 +133,26 @@ def partial_results(door: Door) -> Told:
     }
 
 
-def results_of(door: Door, batch_id: str) -> Told:
+def results_of(access: Access, batch_id: str) -> Data:
     """Return the available results of a batch, and the client's error when it reads all results."""
-    results = door.connection().get_results(batch_id)
+    results = access.connection().get_results(batch_id)
     available = results.get_available_results()
     counts = [dict(result.final_bitstrings) for result in available.values()]
-    told = {"available": list(available), "counts": counts}
+    found = {"available": list(available), "counts": counts}
     try:
-        return {**told, "complete": len(results.results)}
+        return {**found, "complete": len(results.results)}
     except Exception as error:  # Pulser's RemoteResultsError
-        return {**told, "error": type(error).__name__, "because": str(error.__cause__)}
+        return {**found, "error": type(error).__name__, "because": str(error.__cause__)}
 
 
-def devices(door: Door) -> dict[str, str]:
+def devices(access: Access) -> dict[str, str]:
     """Return the name of each device that the connection fetches, and that of its specs."""
-    return {name: device.name for name, device in door.connection().fetch_available_devices().items()}
+    return {name: device.name for name, device in access.connection().fetch_available_devices().items()}
 
 
-def run_on_the_qpu(door: Door, job_params: list[Any]) -> Told:
+def run_on_the_qpu(access: Access, job_params: list[Any]) -> Data:
     """Run with QPUBackend, which takes the device from the sequence."""
-    connection = door.connection()
+    connection = access.connection()
     results = QPUBackend(sequences.for_the_analog_device(), connection).run(job_params, wait=True)
     return {
         "status": results.get_batch_status().name,
@@ -159,8 +161,8 @@ def run_on_the_qpu(door: Door, job_params: list[Any]) -> Told:
     }
 
 
-def run_on_the_qpu_in_an_open_batch(door: Door) -> Told:
-    connection = door.connection()
+def run_on_the_qpu_in_an_open_batch(access: Access) -> Data:
+    connection = access.connection()
     backend = QPUBackend(sequences.for_the_analog_device(), connection)
     with backend.open_batch():
         runs = [backend.run([{"runs": 10, "variables": {"omega": omega}}]) for omega in (1.0, 2.0)]
@@ -168,9 +170,9 @@ def run_on_the_qpu_in_an_open_batch(door: Door) -> Told:
     return {"batches": len({run.batch_id for run in runs}), "found": [len(run.results) for run in runs]}
 
 
-def run_by_a_third_party(door: Door) -> list[dict[str, int]]:
+def run_by_a_third_party(access: Access) -> list[dict[str, int]]:
     """Run on the paths of a cloud that resells the service."""
-    backend = RemoteEmuFreeBackend(sequences.rabi(), door.third_party())
+    backend = RemoteEmuFreeBackend(sequences.rabi(), access.third_party())
     return [dict(result.final_bitstrings) for result in backend.run(wait=True).results]
 
 

@@ -1,4 +1,4 @@
-"""Connect the client of either stack to a server by changing only its endpoints, and note the responses."""
+"""Connect the client of either stack to a server by changing only its endpoints, and record the responses."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class _Key(TokenProvider):
         return self._key
 
 
-class Door:
-    """A way to reach the server: with a key, with name and password, or with neither.
+class Access:
+    """Access to the server with a key, with a name and password, or with neither.
 
-    ``prefix`` is that of the core's paths; with ``plain`` bodies are not compressed.
+    ``prefix`` precedes the paths of the core API. With ``plain``, bodies are not compressed.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class Door:
         elif username is not None:
             self._options |= {"username": username, "password": password, "auth_config": self._login()}
 
-    def moved(self, base: str) -> Door:
-        """Return a door with the same key at another base."""
-        return Door(base, self._project, self._key)
+    def moved(self, base: str) -> Access:
+        """Return an access with the same key to another base URL."""
+        return Access(base, self._project, self._key)
 
     def client(self, **options: Any) -> Any:
         """Return the client itself."""
