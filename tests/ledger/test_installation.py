@@ -27,6 +27,7 @@ from tweezer.settings import ApiSettings, DatabaseSettings, RedisSettings, Setti
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
+from tweezer.webhooks.courier import GROUP
 
 
 @pytest.fixture
@@ -76,13 +77,18 @@ async def test_a_redis_that_lost_everything_is_joined_again(bench: LedgerRig) ->
     assert await bench.rig.recovery.installation() == installation_id(bench.database)
 
 
+async def reads(store: Store) -> bool:
+    """Return whether a courier reads the events."""
+    return bool(await store.events.idle_s(GROUP))
+
+
 async def test_a_courier_refuses_the_redis_of_another_installation(
     real_redis_url: str, stranger: Database, tmp_path: Path
 ) -> None:
     settings = {"database_url": f"sqlite:///{tmp_path / 'stranger.db'}", "data_dir": tmp_path}
     async with Site(real_redis_url, tmp_path, **settings) as site:
         courier = site.spawn("courier")
-        await courier.wait_logged("courier.started")
+        await until(lambda: reads(site.store), "the courier's first read")  # it has checked the installation
         await site.store.recovery.join_ledger("0123456789abcdef")
         await site.store.redis.delete(site.store.keys(Key.EVENTS))  # it must join its group again
         foreign = "belongs to the installation 0123456789abcdef"
