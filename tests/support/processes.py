@@ -430,7 +430,7 @@ class Site:
         found = []
         for raw in await redis.keys("*"):
             name = raw.decode()
-            if await redis.pttl(name) < 0 and not name.startswith(OWNED) and name not in kept:
+            if await redis.pttl(name) == -1 and not name.startswith(OWNED) and name not in kept:
                 found.append(name)
         for device in await self.store.reader.device_names():
             found += [
