@@ -36,9 +36,8 @@ def _jobs(count: int) -> list[JobSpec]:
 
 
 async def _submit(store: Store, jobs: list[JobSpec]) -> UUID:
-    """Submit with an idempotency key, as the Python API does."""
-    batch_id = new_batch_id()
-    return await store.commands.submit(batch_id, PROJECT, BatchDoc(DEVICE), jobs, idempotency_key=str(batch_id))
+    """Submit with a new id, by which a repeated call would be recognised, as the Python API does."""
+    return await store.commands.submit(new_batch_id(), PROJECT, BatchDoc(DEVICE), jobs)
 
 
 @contextlib.asynccontextmanager

@@ -673,7 +673,7 @@ class AsyncQueue(Handle):
                 representation.
             limits: Time limits and number of retries (default: ``Limits()``).
             not_before: The earliest time to start, as an aware datetime.
-            idempotency_key: Calls with the same key within a day create one batch. By default each call has a new key.
+            idempotency_key: Calls with the same key within a day create one batch. By default each call creates one.
 
         Raises:
             InvalidInput: An argument is not valid; ``field`` names it, and nothing was written.
@@ -700,7 +700,8 @@ class AsyncQueue(Handle):
             backend_configuration=backend_configuration,
             limits=Limits() if limits is None else limits,
             not_before=not_before,
-            idempotency_key=_checked_key(idempotency_key),
+            idempotency_key="" if idempotency_key is None else _checked_key(idempotency_key),
+            batch_id=new_batch_id() if idempotency_key is None else None,  # a repeated call finds the batch by its id
         )
         return AsyncBatch(self, await self.ask(lambda: self.store.admission.submit(submission, project=self.project)))
 

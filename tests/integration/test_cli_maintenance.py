@@ -17,6 +17,7 @@ from uuid import UUID
 
 import pytest
 from click.testing import CliRunner
+from tests.support.records import change_record
 from tests.support.redis_users import as_user
 
 from tweezer.cli import main
@@ -153,7 +154,7 @@ def test_a_batch_shows_what_it_waits_for(terminal: Terminal) -> None:
 
 def test_the_time_for_which_a_batch_held_a_machine_without_work_is_shown(terminal: Terminal) -> None:
     batch = terminal.submit()
-    terminal.note(Key.BATCH, batch, "idled", 90_000)
+    terminal.ask(lambda it: change_record(it, batch, idled=90_000))
     assert "held idle  1 min 30 s on EMU without work" in terminal.call("status", str(batch))
     assert json.loads(terminal.call("status", str(batch), "--json"))["idle_s"] == 90.0
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.support.processes import NULL, Site
+from tests.support.records import NEWER
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.webhook_receiver import Receiver
 
@@ -51,9 +52,9 @@ async def test_poison_of_every_kind_does_not_stop_other_work(
         tagged = await site.queue.submit(None, JOBS, device=NULL, open=True)  # as an older version accepted it
         await redis.hset(key(Key.BATCH, tagged.id), "tags", r'["a\u0000b"]')
         damaged = await site.queue.submit(None, JOBS, device=NULL, open=True)
-        await redis.hset(key(Key.BATCH, damaged.id), mapping={"doc": b"\xc1", "updated": 2**70})
+        await redis.hset(key(Key.BATCH, damaged.id), mapping={"doc": b"\xc1", "times": b"%d,0,0,0" % 2**70})
         newer = await site.queue.submit(None, JOBS, device=NULL, open=True, webhook=receiver.url("/newer"))
-        await redis.hset(key(Key.BATCH, newer.id), "v", 2)
+        await redis.hset(key(Key.BATCH, newer.id), "v", NEWER)
         for fields in ({"x": "y"}, {"b": str(tagged.id), "s": 1, "t": 1, "e": "XX"}, {"n": "device.up", "t": 1}):
             await redis.xadd(events, fields)
         for number, function in enumerate((["a"], {"a": 1})):

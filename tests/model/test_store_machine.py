@@ -34,6 +34,7 @@ from hypothesis.stateful import (
 from redis.asyncio import Redis
 from tests.support.effort import effort
 from tests.support.power_loss import Checkpoint, Recorded, checkpoint, fall_back, recorded
+from tests.support.records import read_record
 from tests.support.usage import expected_counts, found_counts
 
 from tweezer.duties import Backoff
@@ -853,14 +854,14 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def no_job_is_in_two_places_and_none_is_lost(self) -> None:
         for batch in self.batches:
-            row = self.hash(Key.BATCH, batch.id)
+            row = self.do(read_record(self.store, batch.id))
             held: dict[str, set[int]] = {}
             for name in self.do(self.redis.keys(self.key(Key.HELD, batch.id, "*"))):
                 number = name.decode().rpartition(":")[2]
                 held[f"{batch.id}:{number}"] = set(map(int, self.do(self.redis.smembers(name))))
             back = [int(index) for index in self.do(self.redis.lrange(self.key(Key.BACK, batch.id), 0, -1))]
             delayed = [int(index) for index in self.members(Key.DELAY, batch.id)]
-            fresh = range(int(row.get(b"cursor", 0)), len(batch.jobs))
+            fresh = range(int(row.get("cursor", 0)), len(batch.jobs))
             places = Counter(itertools.chain(back, delayed, fresh, *held.values()))
             assert all(count == 1 for count in places.values())
             assert held == {holder.name: holder.held for holder in self.live if holder.batch is batch and holder.held}
@@ -869,7 +870,7 @@ class StoreMachine(RuleBasedStateMachine):
                 assert index in in_hands
             for index in batch.of(JobStatus.PENDING):
                 assert index in places
-            assert (int(row.get(b"back", 0)), int(row.get(b"delayed", 0))) == (len(back), len(delayed))
+            assert (int(row.get("back", 0)), int(row.get("delayed", 0))) == (len(back), len(delayed))
 
     @invariant()
     def tickets_are_in_one_place_and_work_has_one(self) -> None:
@@ -878,13 +879,13 @@ class StoreMachine(RuleBasedStateMachine):
         assert leases.isdisjoint(ready | due)
         assert leases == {holder.name for holder in self.live}
         for batch in self.batches:
-            row = self.hash(Key.BATCH, batch.id)
-            tickets = {f"{batch.id}:{name[2:].decode()}" for name in row if name.startswith(b"t:")}
+            row = self.do(read_record(self.store, batch.id))
+            tickets = {f"{batch.id}:{name[2:]}" for name in row if name.startswith("t:")}
             if not batch.status.terminal:
                 assert tickets == {name for name in ready | due | leases if name.startswith(str(batch.id))}
             for holder in self.live:
                 if holder.batch is batch:
-                    token = row[f"t:{holder.grant.ticket.number}".encode()].split()[0].decode()
+                    token = row[f"t:{holder.grant.ticket.number}"].split()[0].decode()
                     assert token == holder.grant.token
             waiting = [index for index in batch.of(JobStatus.PENDING) if not self.holds(batch, index)]
             if waiting and batch.status is not BatchStatus.PAUSED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 import pytest
+from tests.support.records import NEWER, VERSION
 from tests.support.store_rig import StoreRig
 
 from tweezer.model.errors import NewerRecord, NotFound, Unreadable
@@ -22,7 +23,7 @@ async def put(rig: StoreRig, name: str, field: str, value: bytes) -> bytes:
 
 async def test_every_command_names_the_version_of_a_batch_that_a_newer_tweezer_wrote(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
-    await put(rig, f"batch:{batch_id}", "v", b"2")
+    await put(rig, f"batch:{batch_id}", "v", NEWER.encode())
     for call in (
         lambda: rig.commands.cancel(batch_id, project="a"),
         lambda: rig.commands.cancel_jobs(batch_id, [0], project="a"),
@@ -39,7 +40,7 @@ async def test_every_command_names_the_version_of_a_batch_that_a_newer_tweezer_w
         assert refused.value.code == "newer_record"
     with pytest.raises(NotFound):
         await rig.commands.cancel(batch_id, project="another")
-    await put(rig, f"batch:{batch_id}", "v", b"1")
+    await put(rig, f"batch:{batch_id}", "v", VERSION.encode())
     await rig.run_all()
 
 
@@ -84,3 +85,22 @@ async def test_junk_in_shared_sets_stops_no_reader(rig: StoreRig) -> None:
     assert [worker.id for worker in await rig.reader.workers()] == ["w"]
     assert not await rig.redis.exists(rig.keys(Key.DEVICE, "junk"))
     assert await rig.run_all() == [batch_id]
+
+
+@pytest.mark.parametrize(
+    ("part", "value"), [("now", b"junk"), ("now", b""), ("made", b'"EMU'), ("times", b"1,")], ids=str
+)
+async def test_a_batch_with_a_damaged_record_is_left_alone_and_others_run(
+    rig: StoreRig, part: str, value: bytes
+) -> None:
+    rig.checks_usage = False
+    damaged, other = await rig.submit(1), await rig.submit(1)
+    was = await put(rig, f"batch:{damaged}", part, value)
+    with pytest.raises(Unreadable, match=f"the record of batch {damaged} cannot be read"):
+        await rig.reader.batch(damaged, project=None)
+    taken = await rig.tickets.take("EMU", ["lane-1", "lane-2"], lease_s=60)
+    assert [grant.batch_id for grant in taken.grants] == [other]
+    assert taken.left_alone == [f"{damaged}:0"]
+    await put(rig, f"batch:{damaged}", part, was)
+    await rig.make_due(damaged)
+    assert [grant.batch_id for grant in await rig.grants(2)] == [damaged]

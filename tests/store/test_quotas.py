@@ -6,6 +6,7 @@ import random
 
 import pytest
 from tests.support.power_loss import checkpoint, fall_back, recorded
+from tests.support.records import change_record
 from tests.support.store_rig import StoreRig
 from tests.support.usage import expected_counts, found_counts
 
@@ -205,9 +206,9 @@ async def test_counters_of_a_restored_batch_count_what_was_restored(rig: StoreRi
     assert (await found_counts(rig.store))["a"]["results"] == counts["a"]["results"]
 
 
-async def test_a_batch_of_the_previous_release_is_counted_from_its_next_change(rig: StoreRig) -> None:
+async def test_a_batch_without_counts_is_counted_from_its_next_change(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
-    await rig.redis.hdel(rig.keys(Key.BATCH, batch_id), "charged", "bytes", "results")
+    await change_record(rig.store, batch_id, charged=0, bytes=0, results=0)
     await rig.redis.delete(rig.keys(Key.PROJECT, "a"))
     await rig.commands.cancel_jobs(batch_id, [0], project="a")
     assert await found_counts(rig.store) == {"a": {"jobs": 2}}

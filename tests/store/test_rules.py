@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
+from tests.support.records import change_record
 
 from tweezer.model.errors import Conflict, FaultKind, NotFound, QueueFull
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
@@ -232,7 +233,7 @@ async def test_rule_6_jobs_added_during_a_backoff_do_not_end_it(rig: StoreRig) -
 
 async def test_rule_6_a_start_time_holds_for_added_jobs_too(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
-    await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "not_before", str(10**14))
+    await change_record(rig.store, batch_id, not_before=10**14)
     await rig.take()
     await rig.announce(lanes=2)
     await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
@@ -259,7 +260,7 @@ async def test_rule_7_a_token_does_not_repeat_after_redis_lost_its_last_second(r
 async def test_rule_7_a_token_grows_even_if_the_clock_went_back(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     future = 8 * 10**15
-    await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "token", str(future))
+    await change_record(rig.store, batch_id, token=future)
     assert (await rig.take()).token == str(future + 1)
 
 

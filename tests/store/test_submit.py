@@ -103,11 +103,12 @@ async def test_closing_twice_or_after_the_end_changes_nothing(rig: StoreRig) -> 
     assert await rig.snapshot() == before
 
 
-async def test_the_same_batch_id_cannot_be_submitted_twice(rig: StoreRig) -> None:
+async def test_a_submit_with_the_id_of_a_batch_repeats_it_but_not_in_another_project(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     before = await rig.snapshot()
-    with pytest.raises(Conflict) as refusal:
-        await rig.submit(2, batch_id=batch_id)
+    assert await rig.submit(1, batch_id=batch_id) == batch_id
+    with pytest.raises(Conflict, match="already exists in another project") as refusal:
+        await rig.submit(1, batch_id=batch_id, project="b")
     assert refusal.value.code == "exists"
     assert await rig.snapshot() == before
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support.records import VERSION
 
 from tweezer.model.errors import NewerRecord, NotFound
 from tweezer.model.ids import new_batch_id
@@ -204,7 +205,7 @@ async def test_a_ready_batch_of_an_unknown_version_is_left_alone(rig: StoreRig) 
     await rig.make_due(newer)
     await rig.tickets.sweep()  # it reads the batch again, and changes nothing again
     assert await rig.redis.hgetall(rig.keys(Key.BATCH, newer)) == record
-    await rig.redis.hset(rig.keys(Key.BATCH, newer), "v", "1")  # as a worker of its version would see it
+    await rig.redis.hset(rig.keys(Key.BATCH, newer), "v", VERSION)  # as a worker of its version would see it
     await rig.make_due(newer)
     assert (await rig.take()).batch_id == newer
 
@@ -216,7 +217,7 @@ async def test_a_leased_batch_of_an_unknown_version_keeps_its_jobs(rig: StoreRig
     await rig.lapse(grant)
     await rig.tickets.sweep()
     assert await rig.members(Key.HELD, batch_id, 0) == {"0"}
-    await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "v", "1")
+    await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "v", VERSION)
     await rig.lapse(grant)
     assert [job.attempt for job in (await rig.take()).jobs] == [2]
 
@@ -226,7 +227,7 @@ async def test_an_idle_batch_of_an_unknown_version_keeps_its_deadline(rig: Store
     await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "v", "999")
     await rig.run_out(batch_id)
     assert await rig.tickets.sweep() == (0, 0, 0)
-    await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "v", "1")
+    await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "v", VERSION)
     await rig.run_out(batch_id)
     assert await rig.tickets.sweep() == (1, 0, 0)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from tests.support.records import read_record
 from tests.support.redis_users import RedisServer
 
 from tweezer.model.lifecycle import BATCH_BY_LETTER
@@ -42,7 +43,7 @@ async def recorded(store: Store, batch_id: UUID) -> Recorded:
     async def column(key: Key) -> dict[int, bytes]:
         return {int(index): value for index, value in (await redis.hgetall(store.keys(key, batch_id))).items()}
 
-    row = {name.decode(): value for name, value in (await redis.hgetall(store.keys(Key.BATCH, batch_id))).items()}
+    row = await read_record(store, batch_id)
     fields = {name: value for name, value in row.items() if not name.startswith("t:")}
     specs, states = await column(Key.SPEC), await column(Key.STATE)
     results, faults = await column(Key.RESULT), await column(Key.FAULT)

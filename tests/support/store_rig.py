@@ -10,6 +10,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from redis.asyncio import Redis
+from tests.support.records import read_record
 
 from tweezer.duties import Backoff
 from tweezer.model.errors import FaultKind
@@ -228,11 +229,11 @@ class StoreRig:
             case "device", device, *_:
                 return bool(await redis.sismember(self.keys(Key.DEVICES), device))
             case "batch", batch_id, "held", number:
-                device = await redis.hget(self.keys(Key.BATCH, batch_id), "device")
-                leases = self.keys(Key.LEASES, (device or b"").decode())
+                of_batch = await read_record(self.store, batch_id)
+                leases = self.keys(Key.LEASES, of_batch.get("device", b"").decode())
                 return await redis.zscore(leases, f"{batch_id}:{number}") is not None
             case "batch", batch_id, *_:
-                status = await redis.hget(self.keys(Key.BATCH, batch_id), "status")
+                status = (await read_record(self.store, batch_id)).get("status")
                 ended = await redis.zscore(self.keys(Key.ENDED), batch_id) is not None
                 return ended is (status not in (b"P", b"R", b"S"))
             case _:

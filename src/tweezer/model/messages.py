@@ -16,7 +16,7 @@ import msgspec
 from tweezer.model.errors import FaultKind
 from tweezer.model.lifecycle import Stage
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 """Version of the records in Redis. A worker does not touch batches of an unknown version."""
 
 MAX_JOBS_PER_CALL = 10_000

@@ -1,12 +1,11 @@
 """The names of all Redis keys.
 
-Scripts get the same patterns in a table ``KEY``, which the loader makes from :class:`Key`: a script such as *take*
-determines which batch it changes only while it runs.
+Scripts use the same patterns, as ``KEY.<name>``, which the loader replaces: a script such as *take* determines which
+batch it changes only while it runs.
 """
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 
 
@@ -75,9 +74,6 @@ KINDS = {
 """The Redis type of each global key."""
 
 
-_NAME = re.compile(r"\bKEY\.(\w+)")
-
-
 class Keys:
     """Makes the names of keys in a namespace."""
 
@@ -86,9 +82,3 @@ class Keys:
 
     def __call__(self, key: Key, *parts: object) -> str:
         return self.prefix + key.value % parts
-
-
-def lua_table(text: str) -> str:
-    """Return a Lua table ``KEY`` with only the patterns that a script uses, because each call creates the table."""
-    fields = ", ".join(f"{name} = '{Key[name.upper()].value}'" for name in sorted(set(_NAME.findall(text))))
-    return f"local KEY = {{ {fields} }}"

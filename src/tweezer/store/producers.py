@@ -69,6 +69,7 @@ class Submission(msgspec.Struct, frozen=True):
         device: Name of the device; None for the device in the (first) sequence.
         not_before: An aware time before which no job starts.
         idempotency_key: Submissions with the same key within a day create one batch; '' means no key.
+        batch_id: Id of the batch; None for a new one. Submissions with the same id create one batch, too.
         user: Id of the user who submits it, if known.
         parent_id: Id of the batch that this one repeats.
     """
@@ -86,6 +87,7 @@ class Submission(msgspec.Struct, frozen=True):
     limits: Limits = Limits()
     not_before: datetime | None = None
     idempotency_key: str = ""
+    batch_id: UUID | None = None
     user: str | None = None
     parent_id: str | None = None
 
@@ -121,7 +123,7 @@ class Admission:
             check_older_options(doc.configuration, device.adapter)
         _check_jobs(specs, header, doc, device)
         return await self._commands.submit(
-            new_batch_id(),
+            submission.batch_id or new_batch_id(),
             project,
             doc,
             _with_runs_shown(specs, doc),
@@ -306,7 +308,7 @@ def _refuse(script: str, word: bytes, details: Sequence[Any], batch_id: UUID, ar
         case _, b"unknown_device":
             raise InvalidInput("device", f"there is no device {arguments['device']}; `tweezer devices` lists them")
         case _, b"exists":
-            raise Conflict(f"batch {batch_id} already exists", code="exists")
+            raise Conflict(f"batch {batch_id} already exists in another project", code="exists")
         case "end_batch", b"forbidden":
             has, status = (BATCH_BY_LETTER[it] for it in (details[0].decode(), arguments["to"]))
             raise Conflict(f"batch {batch_id} is {has} and cannot become {status}: only an open batch without work can")
@@ -347,7 +349,10 @@ class Commands:
         not_before: datetime | None = None,
         idempotency_key: str = "",
     ) -> UUID:
-        """Write a batch; return its id, which is that of the first call if this one repeats it."""
+        """Write a batch; return its id, which is that of the first call if this one repeats it.
+
+        A call repeats another if it has the same id of a batch, or the same idempotency key and content.
+        """
         check_key(idempotency_key)
         packed_doc, packed = _packed("batch", doc), _packed_jobs(jobs)
         due_ms = 0 if not_before is None else round(not_before.timestamp() * 1000)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -45,41 +46,76 @@ STATE_FIELDS = (
 )
 """The words of a job's state, in order; ``-`` means no value. States written by older releases have fewer words."""
 
-TEXT_FIELDS = ("project", "device", "priority", "status", "fate", "created")
-NUMBER_FIELDS = (
-    "open",  # 1 while jobs may be added
+MADE_FIELDS = (
+    "device",
+    "priority",
+    "created",  # µs
     "exclusive",  # 1 on a device that one batch holds
     "reattaches",  # 1 on a device whose jobs continue when the worker is lost
+    "timeout",  # ms, time limit of a job; 0 means none
+    "retries",  # transient failures that a job may have
+    "idle",  # ms that it may be open without work
+    "not_before",  # ms, its tickets wait until then
+)
+TIME_FIELDS = (
+    "updated",  # ms
     "started",  # ms, when its first job began
     "ended",  # ms
+    "token",  # the last token that was issued: at least the time of a take, in µs
+)
+NOW_FIELDS = (
+    "status",  # letter of BatchStatus
+    "fate",  # letter of the status in which it will end, if that is decided
+    "open",  # 1 while jobs may be added
     "jobs",
     "cursor",  # index of the first job that was never handed out
-    "back",  # length of the list of jobs that came back
-    "delayed",  # jobs that wait for a retry
     "pending",
     "running",
     "done",
-    "error",
-    "canceled",
     "seq",  # number of its last event
-    "token",  # the last token that was issued
     "slots",  # ticket numbers are below this
-    "failures",  # consecutive failures of its tickets
-    "crashes",  # consecutive failures where the lane's process died while it prepared the batch
-    "idle",  # ms that it may be open without work
-    "retries",  # transient failures that a job may have
-    "not_before",  # ms, its tickets wait until then
-    "reserved",  # ms, since when it holds its device without work; 0 if it does not
-    "idled",  # ms that it held its device without work before that
-    "warned",  # ms, the deadline for which it was last warned
     "charged",  # its pending jobs that are included in its project's counter
     "bytes",  # its bytes that are included in its project's counter of queued bytes; 0 once it has ended
     "results",  # bytes of its results
+    "worked",  # ms, total duration of its DONE jobs
 )
-"""Fields of the batch record that scripts use. The record also has ``v``, ``doc``, ``updated``, ``timeout`` (time limit
-of a job, ms), ``worked`` (total duration of its DONE jobs, ms), ``fault``, ``tags`` (JSON; absent until they are
-replaced), ``children`` (ids of the batches that repeat it) and ``cancels`` (cancel requests, one line each; see
-:mod:`tweezer.model.cancels`)."""
+RARE_FIELDS = (
+    "back",  # length of the list of jobs that came back
+    "delayed",  # jobs that wait for a retry
+    "error",
+    "canceled",
+    "failures",  # consecutive failures of its tickets
+    "crashes",  # consecutive failures where the lane's process died while it prepared the batch
+    "reserved",  # ms, since when it holds its device without work; 0 if it does not
+    "idled",  # ms that it held its device without work before that
+    "warned",  # ms, the deadline for which it was last warned
+)
+RECORD: Mapping[str, Sequence[str]] = {"made": MADE_FIELDS, "times": TIME_FIELDS, "now": (*NOW_FIELDS, *RARE_FIELDS)}
+"""The record of a batch: fields of its hash, and the values in each of them, as a JSON array without brackets.
+
+``made`` never changes. ``now`` ends before the rare values if these are 0. Each field is usually shorter than 64 bytes,
+so that Redis stores a small hash compactly. New values are appended to ``now``; a record without them has zeros.
+
+The hash also has ``v``, ``project``, ``doc``, a field ``t:<n>`` for each ticket, ``fault``, ``tags`` (JSON, once they
+were replaced), ``children`` (ids of the batches that repeat it) and ``cancels`` (cancel requests, a line each; see
+:mod:`tweezer.model.cancels`). In version 1, each value of the record was a field of the hash."""
+
+RECORD_VALUES = tuple(itertools.chain.from_iterable(RECORD.values()))
+TEXT_VALUES = frozenset({"device", "priority", "status", "fate"})
+
+
+def unpack_record(row: dict[str, bytes]) -> dict[str, bytes]:
+    """Return the fields of a batch's hash with the values of its record as fields, without zeros.
+
+    Raises an error of DAMAGED.
+    """
+    if "now" not in row:  # version 1
+        return row
+    fields = {name: value for name, value in row.items() if name not in RECORD}
+    for part, names in RECORD.items():
+        values = msgspec.json.decode(b"[%b]" % row[part], type=list[str | int])
+        fields.update((name, str(value).encode()) for name, value in zip(names, values, strict=False) if value)
+    return fields
 
 
 _OF_SPACE = ("max_atom_num", "min_atom_distance", "max_radial_distance")
@@ -397,7 +433,7 @@ def batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
     """Make a batch's record from its hash in Redis. Raises Unreadable, NewerRecord."""
     check_version(batch_id, row.get("v", b""))
     try:
-        return _batch_record(batch_id, row)
+        return _batch_record(batch_id, unpack_record(row))
     except DAMAGED as error:
         raise Unreadable(f"the record of batch {batch_id} cannot be read: {error}") from error
 

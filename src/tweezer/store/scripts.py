@@ -29,8 +29,17 @@ from tweezer.model.lifecycle import (
 )
 from tweezer.model.messages import RECORD_VERSION, Fault, Priority, encode_fault
 from tweezer.model.quotas import BATCH_BYTES, JOB_BYTES, MEMORY_SHARES, QUOTAS
-from tweezer.store.keys import Keys, lua_table
-from tweezer.store.records import NUMBER_FIELDS, SPECS_FIELDS, STATE_FIELDS, TEXT_FIELDS
+from tweezer.store.keys import Key, Keys
+from tweezer.store.records import (
+    MADE_FIELDS,
+    NOW_FIELDS,
+    RARE_FIELDS,
+    RECORD_VALUES,
+    SPECS_FIELDS,
+    STATE_FIELDS,
+    TEXT_VALUES,
+    TIME_FIELDS,
+)
 
 T = TypeVar("T")
 
@@ -83,29 +92,63 @@ def _strings(names: Iterable[str]) -> str:
     return "{ " + ", ".join(f"'{name}'" for name in names) + " }"
 
 
-def _flags(words: Iterable[str]) -> str:
-    return "{ " + ", ".join(f"['{word}'] = true" for word in sorted(words)) + " }"
-
-
-def _places(names: Iterable[str]) -> str:
-    return "{ " + ", ".join(f"{name} = {at}" for at, name in enumerate(names, 1)) + " }"
+def _words(words: Iterable[str]) -> str:
+    """Return a Lua string of words that ``string.find`` searches; a table would be made anew by each call."""
+    return "'" + " ".join(sorted(words)) + "'"
 
 
 def _record() -> str:
-    """Return Lua for FIELDS and the function that makes a batch from their values.
+    """Return Lua that reads and packs the record of a batch.
 
-    The fields are written out, because Lua then creates the table in one step. The first value is the record of a
-    ticket; see ``load_batch``.
+    The values are written out, because Lua then makes the table, and Redis the command, in one step.
     """
-    text = [f"{name} = raw[{at}] or nil" for at, name in enumerate(TEXT_FIELDS, 3)]
-    place = {name: at for at, name in enumerate(NUMBER_FIELDS, 3 + len(TEXT_FIELDS))}
-    numbers = [f"{name} = tonumber(raw[{at}] or 0)" for name, at in place.items()]
-    before = [f"was_{name} = tonumber(raw[{place[name]}] or 0)" for name in ("pending", "running", "bytes")]
-    before.append(f"was_open = raw[{place['open']}] == '1'")
-    fields = ", ".join(("id = id, was = raw, events = {}, asked = {}, tickets = {}", *text, *numbers, *before))
+    place = {name: at for at, name in enumerate(RECORD_VALUES, 1)}
+    values = [f"{name} = raw[{at}]" + ("" if name in TEXT_VALUES else " or 0") for name, at in place.items()]
+    values += [f"was_{name} = raw[{place[name]}] or 0" for name in ("pending", "running", "bytes")]
+    values.append(f"was_open = raw[{place['open']}] == 1")
+    names = ", ".join(f"'{name}'" for name in RECORD_VALUES)
+    text = ", ".join(str(name in TEXT_VALUES).lower() for name in RECORD_VALUES)
+    rare = " + ".join(f"b.{name}" for name in RARE_FIELDS)
+    return f"""
+local VERSION, OLDER = '{RECORD_VERSION}', '{RECORD_VERSION - 1}'
+local function read_batch(id, raw)
+  return {{ id = id, events = {{}}, asked = {{}}, changed = {{}}, {", ".join(values)} }}
+end
+local function pack_made(b) return {_packing(MADE_FIELDS)} end
+local function pack_times(b) return {_packing(TIME_FIELDS)} end
+local function pack_now(b)
+  local usual = {_packing(NOW_FIELDS)}
+  if {rare} == 0 then return usual end
+  return usual .. ',' .. {_packing(RARE_FIELDS)}
+end
+local function read_older(name)
+  local raw = redis.call('HMGET', name, {names})
+  for at, value in ipairs({{ {text} }}) do raw[at] = value and (raw[at] or '') or tonumber(raw[at] or 0) end
+  return raw
+end
+local function drop_older(name) redis.call('HDEL', name, {names}) end
+"""
+
+
+def _packing(names: Sequence[str]) -> str:
+    """Return a Lua expression that packs these values of the batch ``b``."""
+    pattern = ",".join('"%s"' if name in TEXT_VALUES else "%d" for name in names)
+    values = (f"b.{name} or ''" if name in TEXT_VALUES else f"b.{name}" for name in names)
+    return f"string.format('{pattern}', {', '.join(values)})"
+
+
+def _settings() -> str:
+    """Return Lua that reads the settings, or their defaults."""
+    defaults = {**StoreConfig().stored(), MEMORY: 0}
+    names = ", ".join(f"'{name}'" for name in defaults)
+    values = ", ".join(
+        f"{name} = tonumber(raw[{at}] or {value})" for at, (name, value) in enumerate(defaults.items(), 1)
+    )
     return (
-        f"local VERSION, FIELDS = '{RECORD_VERSION}', {_strings(('v', *TEXT_FIELDS, *NUMBER_FIELDS))}\n"
-        f"local function read_batch(id, raw) return {{ {fields} }} end"
+        "local function read_settings(name)\n"
+        f"  local raw = redis.call('HMGET', name, {names})\n"
+        f"  return {{ {values} }}\n"
+        "end"
     )
 
 
@@ -128,20 +171,18 @@ def generated_includes() -> dict[str, str]:
     batch_moves = {before.letter + after.letter for (before, _), after in BATCH_TABLE.items()}
     batch_moves.add(BatchStatus.PAUSED.letter + BatchStatus.PENDING.letter)  # RESUME when no job ever began
     assert (BatchStatus.PAUSED, BatchEvent.RESUME) in BATCH_TABLE
-    defaults = {**StoreConfig().stored(), MEMORY: 0}
-    values = ", ".join(f"{name} = {value}" for name, value in defaults.items())
     penalties = ", ".join(f"{priority.value} = {round(s * 1000)}" for priority, s in PENALTIES_S.items())
+    over = ", ".join(f"{status.letter} = true" for status in sorted(TERMINAL_JOB))
     fresh = _strings(("P", "0", *("-" for _ in STATE_FIELDS[2:])))
     return {
-        "state": f"local S, FRESH = {_places(STATE_FIELDS)}, {fresh}",
+        "state": f"local function fresh_state() return {fresh} end",
         "record": _record(),
-        "record_fields": f"local TEXT, NUMBER = {_strings(TEXT_FIELDS)}, {_strings(NUMBER_FIELDS)}",
-        "job_moves": f"local JOB_MOVES = {_flags(job_moves)}",
-        "batch_moves": f"local BATCH_MOVES = {_flags(batch_moves)}",
-        "job_over": f"local JOB_OVER = {_flags(status.letter for status in TERMINAL_JOB)}",
+        "job_moves": f"local JOB_MOVES = {_words(job_moves)}",
+        "batch_moves": f"local BATCH_MOVES = {_words(batch_moves)}",
+        "job_over": f"local JOB_OVER = {{ {over} }}",
         "priorities": f"local PENALTY = {{ {penalties} }}",
         "specs": f"local SPECS_FIELDS = {_strings(SPECS_FIELDS)}",
-        "settings": f"local SETTINGS, SETTING, DEFAULT = {_strings(defaults)}, {_places(defaults)}, {{ {values} }}",
+        "settings": _settings(),
         "quotas": _quotas(),
         "sizes": f"local BATCH_BYTES, JOB_BYTES = {BATCH_BYTES}, {JOB_BYTES}",
         "attempts": f"local CRASH_MAX, LOST_MAX = {CRASHES_MAX}, {LOST_MAX}\n"
@@ -220,12 +261,29 @@ class _Argument(NamedTuple):
         return [len(values), *values] if self.is_counted else values
 
 
-class Script:
-    """A script with its includes and its arguments."""
+_CONSTANT = re.compile(r"\b(KEY|S)\.(\w+)")
 
-    def __init__(self, name: str, text: str, arguments: Sequence[_Argument]) -> None:
-        self.name, self.text, self.arguments = name, text, arguments
-        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+def fold_constants(text: str) -> str:
+    """Replace the constants ``KEY.<name>`` (a pattern of keys) and ``S.<name>`` (a place in a job's state) by values.
+
+    A table of them would be made anew by each call of a script.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        table, name = found.groups()
+        return f"'{Key[name.upper()].value}'" if table == "KEY" else str(STATE_FIELDS.index(name) + 1)
+
+    return _CONSTANT.sub(value, text)
+
+
+class Script:
+    """A script with its includes and its arguments. source: its text before constants are folded."""
+
+    def __init__(self, name: str, source: str, arguments: Sequence[_Argument]) -> None:
+        self.name, self.source, self.arguments = name, source, arguments
+        self.text = fold_constants(source)
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
         self._names = frozenset(it.name for it in arguments)
         self._plain = [(it.name, _TYPES[it.columns[0]]) for it in arguments if not it.is_list]
         self._lists = [it for it in arguments if it.is_list]
@@ -282,8 +340,7 @@ def _load() -> dict[str, Script]:
             name, text = file.name.removesuffix(".lua"), file.read_text("utf-8")
             arguments = read_arguments(text)
             parts = (*resolve_includes(text, read), *name_arguments(arguments), text)
-            whole = "\n".join((lua_table("".join(parts)), *parts))
-            scripts[name] = Script(name, whole, arguments)
+            scripts[name] = Script(name, "\n".join(parts), arguments)
     return scripts
 
 
@@ -293,8 +350,8 @@ def script_names() -> list[str]:
 
 
 def script_text(name: str) -> str:
-    """Return the text of a script with its includes."""
-    return _load()[name].text
+    """Return the text of a script with its includes, and with its constants by name."""
+    return _load()[name].source
 
 
 def eval_command(keys: Keys, name: str, /, **arguments: Any) -> tuple[Any, ...]:

@@ -9,16 +9,15 @@ from uuid import UUID
 
 import msgspec
 
-from tweezer.model.errors import NewerRecord
+from tweezer.model.errors import NewerRecord, Unreadable
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.store.keys import Key
-from tweezer.store.records import NUMBER_FIELDS, TEXT_FIELDS
+from tweezer.store.records import DAMAGED, RECORD, RECORD_VALUES, unpack_record
 from tweezer.store.scripts import Scripts, split_pages, translating
 
-_FIELDS = ("v", *TEXT_FIELDS, *NUMBER_FIELDS, "updated", "timeout", "worked", "fault", "tags", "cancels")
-_JOBS = _FIELDS.index("jobs")
+_FIELDS = ("v", "project", *RECORD, "fault", "tags", "cancels")
 _PARTIAL = b"0"  # version of a batch that is being restored
-_VERSION = str(RECORD_VERSION).encode()
+_VERSION, _OLDER = (str(version).encode() for version in (RECORD_VERSION, RECORD_VERSION - 1))
 _PAGE = 500  # fields per command
 
 _WITH_RESULT, _WITH_FAULT = b"DC", b"EC"
@@ -100,11 +99,11 @@ class Snapshots:
         records = await self._ask([(Key.BATCH, want.batch_id, want.fields) for want in wanted])
         for want, values in zip(wanted, records, strict=True):
             if values[0] not in (None, _PARTIAL):
-                if values[0] != _VERSION:
+                if values[0] not in (_VERSION, _OLDER):
                     raise NewerRecord(want.batch_id, RECORD_VERSION, values[0].decode(errors="replace"))
-                fields = {name: value for name, value in zip(_FIELDS, values, strict=False) if value is not None}
-                doc = values[-1] if len(values) > len(_FIELDS) else None
-                found[want.batch_id] = Snapshot(want.batch_id, fields, int(values[_JOBS] or 0), doc)
+                fields = {name: value for name, value in zip(want.fields, values, strict=True) if value is not None}
+                found[want.batch_id] = Snapshot(want.batch_id, fields, 0, fields.pop("doc", None))
+        await self._unpack(found.values())
         calls: list[tuple[Key, UUID, Sequence[Any]]] = []
         columns: list[tuple[dict[int, bytes], Sequence[int]]] = []
 
@@ -132,6 +131,20 @@ class Snapshots:
             read(Key.FAULT, snapshot, snapshot.faults, over)
         await self._fill(calls, columns)
         return found
+
+    async def _unpack(self, snapshots: Collection[Snapshot]) -> None:
+        """Replace the record in the fields by its values. Raises Unreadable."""
+        older = [it for it in snapshots if "now" not in it.fields]
+        rows = await self._ask([(Key.BATCH, it.batch_id, RECORD_VALUES) for it in older])
+        for snapshot, values in zip(older, rows, strict=True):
+            named = zip(RECORD_VALUES, values, strict=True)
+            snapshot.fields.update((name, value) for name, value in named if value is not None)
+        for snapshot in snapshots:
+            try:
+                snapshot.fields = unpack_record(snapshot.fields)
+                snapshot.jobs = int(snapshot.fields.get("jobs", b"0"))
+            except DAMAGED as error:
+                raise Unreadable(f"the record of batch {snapshot.batch_id} cannot be read: {error}") from error
 
     async def _fill(
         self,

@@ -6,15 +6,15 @@
 -- Returns {fields of the record, each followed by its value; JobSpec of each job; states; faults}, the last three
 --     empty if no jobs are read, nil for a missing value | {} if the batch does not exist in these projects
 -- Events  none
--- include: projects, keys
+-- include: projects, batch
 
-local project, jobs = unpack(redis.call('HMGET', key(KEY.batch, batch_id), 'project', 'jobs'))
+local project = redis.call('HGET', key(KEY.batch, batch_id), 'project')
 if not project or not is_among_projects(project, project_count, projects_first) then return {} end
 local reply = { redis.call('HGETALL', key(KEY.batch, batch_id)), {}, {}, {} }
-jobs = tonumber(jobs or 0)
-if jobs > 0 and jobs <= jobs_max then
+local b = jobs_max > 0 and load_batch(batch_id)
+if b and b.jobs > 0 and b.jobs <= jobs_max then
   local indices = {}
-  for index = 0, jobs - 1 do indices[index + 1] = index end
+  for index = 0, b.jobs - 1 do indices[index + 1] = index end
   for at, column in ipairs({ KEY.spec, KEY.state, KEY.fault }) do
     reply[at + 1] = redis.call('HMGET', key(column, batch_id), unpack(indices))
   end

@@ -12,16 +12,16 @@
 --     time, leased tickets, live workers, lanes, busy lanes, free lanes of draining workers, longest wait (ms) or -1},
 --     …}
 -- Events  none
--- include: clock, ticket, streams
+-- include: clock, batch, ticket, streams
 
 local events = key(KEY.events)
 
 -- The submit time (ms) of the job that the batch hands out next; nil if no job waits.
 local function since(id)
-  local row = redis.call('HMGET', key(KEY.batch, id), 'pending', 'jobs', 'cursor', 'back')
-  if tonumber(row[1] or 0) == 0 then return nil end
-  local index = row[3] or '0'
-  if tonumber(row[4] or 0) > 0 then index = redis.call('LINDEX', key(KEY.back, id), 0) end
+  local b = load_batch(id)
+  if not b or b.pending == 0 then return nil end
+  local index = int(b.cursor)
+  if b.back > 0 then index = redis.call('LINDEX', key(KEY.back, id), 0) end
   local spec = index and redis.call('HGET', key(KEY.spec, id), index)
   return spec and tonumber(string.match(spec, '^%d+')) / 1000
 end

@@ -48,7 +48,7 @@ local st = read_state(redis.call('HGET', key(KEY.state, b.id), index))
 local from = st[S.status]
 if JOB_OVER[from] then return { 'over' } end
 if to == '' then to = from end
-if to ~= from and not (REPORTED[to] and JOB_MOVES[from .. to]) then return { 'forbidden', from } end
+if to ~= from and not (REPORTED[to] and string.find(JOB_MOVES, from .. to, 1, true)) then return { 'forbidden', from } end
 if percent ~= '' and to ~= 'R' then return { 'forbidden', from } end
 
 if fault ~= '' then

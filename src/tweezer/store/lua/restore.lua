@@ -11,7 +11,7 @@
 -- Events  none for transitions that are recorded; job.pending or job.canceled of a job that a lost ticket ran; batch.*
 --     if that ends the batch
 -- Gate    kept shut by each call
--- include: intent, job_ends, results, issue, conclude, maxmemory, generated/job_over, generated/sizes
+-- include: intent, job_ends, results, issue, conclude, maxmemory, generated/record, generated/job_over, generated/sizes
 
 local PARTIAL = '0'
 local ANEW = { -- fields of a missing batch that are counted from its jobs, or start at 0
@@ -23,9 +23,9 @@ local ANEW = { -- fields of a missing batch that are counted from its jobs, or s
 local id, record, ledger = batch_id, key(KEY.batch, batch_id), {}
 for at = fields_first, fields_last, 2 do ledger[ARGV[at]] = ARGV[at + 1] end
 
--- Creates the record of a missing batch, without jobs.
+-- Creates the record of a missing batch, without jobs. The ledger has it field by field, like the older version.
 local function create()
-  local row = { 'v', PARTIAL, 'status', BATCH_OVER[status] and 'P' or status }
+  local row = { 'v', OLDER, 'status', BATCH_OVER[status] and 'P' or status }
   for name, value in pairs(ledger) do
     if not ANEW[name] then put(row, name, value) end
   end
@@ -45,9 +45,7 @@ local function follow(b)
   end
   if ledger.tags then redis.call('HSET', record, 'tags', ledger.tags) end
   if b.started == 0 then b.started = tonumber(ledger.started or 0) end
-  if tonumber(ledger.worked or 0) > tonumber(redis.call('HGET', record, 'worked') or 0) then
-    redis.call('HSET', record, 'worked', ledger.worked)
-  end
+  b.worked = math.max(b.worked, tonumber(ledger.worked or 0))
   if recorded > b.seq and not is_over(b) and not BATCH_OVER[status] then b.status = status end
   b.seq = math.max(b.seq, recorded)
 end
@@ -167,9 +165,11 @@ exempt_from_maxmemory()
 local shut_us = redis.call('GET', key(KEY.gate)) or int(came_back() * 1000)
 redis.call('SET', key(KEY.gate), shut_us, 'PX', int(math.max(setting('restore_wait'), 1)))
 local version = redis.call('HGET', record, 'v')
-if (version or VERSION) ~= VERSION and version ~= PARTIAL or ledger.v ~= VERSION then return { 'unknown' } end
-if not version then create() end
-if version ~= VERSION then redis.call('HSET', record, 'v', VERSION) end
+local is_partial = not version or version == PARTIAL
+if not (is_partial or version == VERSION or version == OLDER) or ledger.v ~= VERSION and ledger.v ~= OLDER then
+  return { 'unknown' }
+end
+if not version then create() elseif is_partial then redis.call('HSET', record, 'v', VERSION) end
 
 local b = load_batch(id)
 follow(b)
@@ -186,5 +186,5 @@ if lacking == 0 and not is_over(b) then
 end
 save(b)
 save_counts()
-if version ~= VERSION and lacking > 0 then redis.call('HSET', record, 'v', PARTIAL) end
+if is_partial and lacking > 0 then redis.call('HSET', record, 'v', PARTIAL) end
 return { 'ok', lacking }

@@ -27,8 +27,8 @@ local ENDING = { done = 'D', error = 'E', canceled = 'C', prevented = 'C' }
 local function note_pace(device, jobs, worked)
   local row = device_row(device)
   local mean = row.job_ms or worked / jobs
-  local now = int(mean + (worked / jobs - mean) * (1 - 0.87 ^ jobs))
-  if now ~= (row.job_ms and int(row.job_ms)) then
+  local now = int(math.floor(mean + (worked / jobs - mean) * (1 - 0.87 ^ jobs) + 0.5))
+  if tonumber(now) ~= row.job_ms then
     redis.call('HSET', key(KEY.device, device), 'job_ms', now)
     row.job_ms = tonumber(now)
   end
@@ -114,7 +114,7 @@ local function apply_outcomes(b, t, held, first, indices, raw)
   if #back > 0 then come_back(b, back) end
   if #ended > 0 then b.failures, b.crashes = 0, 0 end
   if done > 0 then
-    if worked > 0 then redis.call('HINCRBY', key(KEY.batch, b.id), 'worked', int(worked)) end
+    b.worked = b.worked + worked
     note_pace(b.device, done, worked)
   end
   return refused, over

@@ -1,30 +1,30 @@
--- submit: writes a batch, its jobs, its first event and its tickets, all or nothing.
+-- submit: writes a batch, its jobs, its first event and its tickets, all or nothing. A call with the id of a batch that
+-- its project has is a repeated call.
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str   device:str   priority:str HIGH|MEDIUM|LOW   open:int 1|0   doc:bytes, BatchDoc
 --     not_before_ms:int since 1970, 0 is now   idle_ms:int, limit when open   retries:int, transient failures of a job
---     timeout_ms:digits of a job   idempotency_key:str or ''   digest:str of the call   specs:bytes..., JobSpec
--- Returns {'ok', batch id} | {'repeated', batch id} | {'conflict'} | {'exists'} | {'full', why}
+--     timeout_ms:int of a job   idempotency_key:str or ''   digest:str of the call   specs:bytes..., JobSpec
+-- Returns {'ok', batch id} | {'repeated', batch id} | {'conflict'} | {'exists'}: another project has that id | {'full', why}
 --     | {'quota', project, its name, limit, used, added} | {'unknown_device'}
 -- Events  batch.created; batch.done if it is closed and has no jobs
 -- Gate    open or shut: the batch is newer than any restart
--- include: idempotency, new_jobs, issue, conclude
+-- include: idempotency, new_jobs, issue, conclude, generated/record
 
+local owner = redis.call('HGET', key(KEY.batch, batch_id), 'project')
+if owner then return owner == project and { 'repeated', batch_id } or { 'exists' } end
 local before = answered(project, idempotency_key, digest)
 if before then return before end
 if redis.call('EXISTS', key(KEY.device, device)) == 0 then return { 'unknown_device' } end
-if redis.call('EXISTS', key(KEY.batch, batch_id)) == 1 then return { 'exists' } end
 local jobs, bytes = specs_last - specs_first + 1, jobs_bytes(specs_first)
 local refused = refusal(project, device, jobs, BATCH_BYTES + #doc + bytes)
 if refused then return refused end
 
-redis.call('HSET', key(KEY.batch, batch_id), 'v', VERSION, 'doc', doc,
-  'project', project, 'device', device, 'priority', priority, 'status', 'P', 'created', NOW_US, 'timeout', timeout_ms)
-local b = load_batch(batch_id)
-b.open = open
-local about = redis.call('HMGET', key(KEY.device, device), 'exclusive', 'reattaches')
-b.exclusive, b.reattaches = tonumber(about[1] or 0), tonumber(about[2] or 0)
-b.not_before, b.idle, b.retries = not_before_ms, idle_ms, retries
+local b, about = read_batch(batch_id, {}), device_row(device)
+b.project, b.device, b.priority, b.created, b.status, b.open = project, device, priority, tonumber(NOW_US), 'P', open
+b.exclusive, b.reattaches = about.exclusive and 1 or 0, about.reattaches and 1 or 0
+b.timeout, b.retries, b.idle, b.not_before = timeout_ms, retries, open == 1 and idle_ms or 0, not_before_ms
+b.changed = { 'v', VERSION, 'project', project, 'doc', doc, 'made', pack_made(b) }
 b.bytes = BATCH_BYTES + #doc
 add_jobs(b, specs_first, bytes)
 emit(b, 'NP:' .. int(jobs))

@@ -1,5 +1,5 @@
 -- Changes of a batch: its transitions and events, and saving it.
--- include: clock, counts, generated/record_fields, generated/batch_moves
+-- include: clock, counts, lists, generated/record, generated/batch_moves
 
 local function emit(b, word, count)
   if #b.events == 0 then b.first_event = b.seq + 1 end
@@ -11,29 +11,28 @@ end
 local function touch(b) b.touched = true end
 
 local function move_batch(b, to)
-  if not BATCH_MOVES[b.status .. to] then
+  if not string.find(BATCH_MOVES, b.status .. to, 1, true) then
     error('batch ' .. b.id .. ' cannot go from ' .. b.status .. ' to ' .. to)
   end
   emit(b, b.status .. to)
   b.status = to
 end
 
--- Writes the changed fields of the record and the events of this call as one entry, and publishes them.
+-- Writes the record and the events of this call as one entry, and publishes them.
 local function save(b)
   count_use(b.project, 'jobs', b.pending - b.charged)
   count_use(b.project, 'bytes', b.bytes - b.was_bytes)
   b.charged = b.pending
-  local changed, was = b.tickets, b.was
-  changed[#changed + 1], changed[#changed + 2] = 'updated', NOW_MS
-  for at, name in ipairs(TEXT) do
-    if b[name] ~= (was[at + 2] or nil) then changed[#changed + 1], changed[#changed + 2] = name, b[name] end
+  b.updated = NOW
+  local name = key(KEY.batch, b.id)
+  if b.is_older then
+    drop_older(name)
+    put(b.changed, 'v', VERSION)
+    put(b.changed, 'made', pack_made(b))
   end
-  for at, name in ipairs(NUMBER) do
-    if b[name] ~= tonumber(was[at + 2 + #TEXT] or 0) then
-      changed[#changed + 1], changed[#changed + 2] = name, int(b[name])
-    end
-  end
-  redis.call('HSET', key(KEY.batch, b.id), unpack(changed))
+  put(b.changed, 'times', pack_times(b))
+  put(b.changed, 'now', pack_now(b))
+  redis.call('HSET', name, unpack(b.changed))
   count(b.device, 'pending', b.pending - b.was_pending)
   count(b.device, 'running', b.running - b.was_running)
   if b.touched or #b.events > 0 then

@@ -2,10 +2,9 @@
 
 -- The expected duration (ms) of a job of the batch: the average of its jobs, else the recent average of its device.
 local function job_takes(b)
-  local row = redis.call('HMGET', key(KEY.batch, b.id), 'timeout', 'worked')
-  local mean, limit, worked = device_row(b.device).job_ms or 0, tonumber(row[1] or 0), tonumber(row[2] or 0)
-  if worked > 0 and b.done > 0 then mean = worked / b.done end
-  return limit > 0 and math.min(mean, limit) or mean
+  local mean = device_row(b.device).job_ms or 0
+  if b.worked > 0 and b.done > 0 then mean = b.worked / b.done end
+  return b.timeout > 0 and math.min(mean, b.timeout) or mean
 end
 
 -- Whether the batch is expected to end before the next maintenance of its device: all its jobs if none has begun, else one

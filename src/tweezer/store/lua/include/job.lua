@@ -1,8 +1,8 @@
--- The state of a job: a list of words, whose positions are in S.
+-- The state of a job: a list of words, whose positions are S.<name>.
 -- include: keys, generated/state
 
 local function read_state(raw)
-  if not raw then return { unpack(FRESH) } end
+  if not raw then return fresh_state() end
   local st, n = {}, 0
   for word in string.gmatch(raw, '%S+') do n = n + 1; st[n] = word end
   return st

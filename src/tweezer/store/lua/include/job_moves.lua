@@ -5,7 +5,7 @@ local COUNTER = { P = 'pending', R = 'running', D = 'done', E = 'error', C = 'ca
 
 local function move_job(b, index, st, to)
   local from = st[S.status]
-  if not JOB_MOVES[from .. to] then
+  if not string.find(JOB_MOVES, from .. to, 1, true) then
     error('job ' .. index .. ' of ' .. b.id .. ' cannot go from ' .. from .. ' to ' .. to)
   end
   st[S.status] = to

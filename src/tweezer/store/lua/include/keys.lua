@@ -4,4 +4,4 @@ local NS = KEYS[1]
 
 local function key(pattern, a, b) return NS .. string.format(pattern, a, b) end
 
-local function int(number) return string.format('%.0f', number) end
+local function int(number) return string.format('%d', number) end

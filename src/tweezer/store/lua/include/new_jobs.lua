@@ -1,5 +1,5 @@
 -- Adds jobs to a batch, if the limits allow it.
--- include: clock, lists, quotas, generated/sizes
+-- include: clock, lists, device, quotas, generated/sizes
 
 -- Returns the reply to a call that would exceed a quota of its project, or nil. added: amounts by quota. A quota that is
 -- used up refuses even a call that adds nothing to it.
@@ -27,10 +27,9 @@ local function refusal(project, device, jobs, bytes)
   if full then return { 'full', full } end
   local over = over_quota(project, { queued_jobs = jobs, queued_bytes = bytes })
   if over then return over end
-  local row = redis.call('HMGET', key(KEY.device, device), 'pending', 'max_backlog')
-  local limit = tonumber(row[2] or 0)
-  if limit > 0 and tonumber(row[1] or 0) + jobs > limit then
-    return { 'full', 'the backlog of ' .. device .. ' is limited to ' .. int(limit) .. ' jobs' }
+  local row = device_row(device)
+  if row.max_backlog > 0 and row.pending + jobs > row.max_backlog then
+    return { 'full', 'the backlog of ' .. device .. ' is limited to ' .. int(row.max_backlog) .. ' jobs' }
   end
   return nil
 end

@@ -1,10 +1,9 @@
 -- The queue of a device: tickets that can be taken, and tickets that wait for a time.
--- include: clock, fair_share, remote, generated/priorities
+-- include: clock, lists, fair_share, remote, generated/priorities
 
 -- Adds a ticket's record to the changes of its batch: token ('0' without a holder), milliseconds of service used, lane.
 local function write_ticket(b, t)
-  b.tickets[#b.tickets + 1] = 't:' .. t.n
-  b.tickets[#b.tickets + 1] = t.token .. ' ' .. int(t.used) .. ' ' .. t.lane
+  put(b.changed, 't:' .. t.n, t.token .. ' ' .. int(t.used) .. ' ' .. t.lane)
 end
 
 local BEFORE_ALL = -1e14 -- a rank before all others

@@ -4,6 +4,6 @@
 local found_settings
 
 local function setting(name)
-  found_settings = found_settings or redis.call('HMGET', key(KEY.settings), unpack(SETTINGS))
-  return tonumber(found_settings[SETTING[name]] or DEFAULT[name])
+  found_settings = found_settings or read_settings(key(KEY.settings))
+  return found_settings[name]
 end
