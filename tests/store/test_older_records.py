@@ -81,4 +81,5 @@ async def test_a_lost_batch_is_restored_from_an_older_ledger_entry(rig: StoreRig
     await fall_back(rig.store, before)
     assert await rig.recovery.restore(batch, jobs) == 0
     assert (await hash_of(rig, batch_id))[b"v"].decode() == VERSION
+    await rig.recovery.open_gate()
     assert await rig.run_all() == [batch_id]
