@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 from msgspec.structs import replace
 from tests.support.power_loss import Recorded, checkpoint, fall_back, recorded
+from tests.support.records import drop_update
 
 from tweezer.model.errors import NotFound
 from tweezer.model.events import Event
@@ -59,7 +60,7 @@ async def state_of(rig: StoreRig) -> dict[str, Any]:
     found = await rig.snapshot(but={rig.keys(Key.BELL, "EMU")})
     for value in found.values():
         if isinstance(value, dict):
-            value.pop(b"updated", None)
+            drop_update(value)
     return found
 
 

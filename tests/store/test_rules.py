@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
-from tests.support.records import change_record
+from tests.support.records import change_record, drop_update
 
 from tweezer.model.errors import Conflict, FaultKind, NotFound, QueueFull
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
@@ -32,9 +32,9 @@ async def state_of(rig: StoreRig) -> object:
     """Return everything that a repeated call must not change: all but leases, service and times."""
     moving = {rig.keys(Key.LEASES, "EMU"), rig.keys(Key.FAIR, "EMU"), rig.keys(Key.BELL, "EMU")}
     found = await rig.snapshot(but=moving)
-    for name, value in found.items():
-        if name.startswith(rig.keys.prefix + "batch:") and isinstance(value, dict):
-            value.pop(b"updated", None)
+    for value in found.values():
+        if isinstance(value, dict):
+            drop_update(value)
     return found
 
 

@@ -32,6 +32,12 @@ async def change_record(store: Store, batch_id: UUID | str, **values: int) -> No
         await redis.hset(name, part, msgspec.json.encode(changed)[1:-1])
 
 
+def drop_update(row: dict[bytes, bytes]) -> None:
+    """Remove the time of the last change from a batch's hash; do nothing to others."""
+    if times := row.get(b"times"):
+        row[b"times"] = times.partition(b",")[2]
+
+
 async def make_older(store: Store, batch_id: UUID | str) -> None:
     """Write the batch's record as the previous version did: each value in a field."""
     redis: Any = store.redis

@@ -51,7 +51,6 @@ MADE_FIELDS = (
     "priority",
     "created",  # µs
     "exclusive",  # 1 on a device that one batch holds
-    "reattaches",  # 1 on a device whose jobs continue when the worker is lost
     "timeout",  # ms, time limit of a job; 0 means none
     "retries",  # transient failures that a job may have
     "idle",  # ms that it may be open without work
@@ -80,6 +79,7 @@ NOW_FIELDS = (
     "worked",  # ms, total duration of its DONE jobs
 )
 RARE_FIELDS = (
+    "reattaches",  # 1 on a device whose jobs continue when the worker is lost
     "back",  # length of the list of jobs that came back
     "delayed",  # jobs that wait for a retry
     "error",

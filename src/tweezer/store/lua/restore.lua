@@ -185,6 +185,6 @@ if lacking == 0 and not is_over(b) then
   conclude(b)
 end
 save(b)
-save_counts()
+save_totals()
 if is_partial and lacking > 0 then redis.call('HSET', record, 'v', PARTIAL) end
 return { 'ok', lacking }

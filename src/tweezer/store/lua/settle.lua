@@ -173,7 +173,7 @@ local function settle(name, token, lease_ms, most, used_ms, first, outcomes)
   if #jobs > 0 then
     if t.used >= setting('quantum') then
       settle_service(b, t)
-      charge(b, (rank(b)), setting('quantum'))
+      charge(b, rank(b) + setting('quantum'))
       t.used = 0
     end
     stop_idling(b)
@@ -199,5 +199,5 @@ for at = tickets_first, tickets_last, 6 do
   replies[#replies + 1] = settle(ARGV[at], ARGV[at + 1], lease_ms, math.min(most, HELD_MAX), used_ms, first, outcomes)
   first = first + 7 * outcomes
 end
-save_counts()
+save_totals()
 return replies

@@ -15,7 +15,7 @@ local owner = redis.call('HGET', key(KEY.batch, batch_id), 'project')
 if owner then return owner == project and { 'repeated', batch_id } or { 'exists' } end
 local before = answered(project, idempotency_key, digest)
 if before then return before end
-if redis.call('EXISTS', key(KEY.device, device)) == 0 then return { 'unknown_device' } end
+if not is_known(device) then return { 'unknown_device' } end
 local jobs, bytes = specs_last - specs_first + 1, jobs_bytes(specs_first)
 local refused = refusal(project, device, jobs, BATCH_BYTES + #doc + bytes)
 if refused then return refused end

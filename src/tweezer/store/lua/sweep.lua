@@ -47,4 +47,5 @@ for _, device in ipairs(redis.call('SMEMBERS', key(KEY.devices))) do
     if redis.call('EXISTS', key(KEY.ready, device)) == 1 and not is_taken(device) then ring(device) end
   end
 end
+save_totals()
 return { 'ok', timed_out, reclaimed, readied }

@@ -36,13 +36,11 @@ if paused and redis.call('HGET', key(KEY.device, device), 'reattaches') ~= '1' t
 local PASS_MAX = 1000
 local reply, left_alone = { paused and 'paused' or 'ok', '-1', {} }, {}
 local looked_at, passed = 0, 0
-local virtual_before = tonumber(redis.call('HGET', key(KEY.fair, device), 'V') or 0)
-local virtual = virtual_before
 
 -- Takes a ready ticket off the queue, or skips it. Returns a grant, or nil if it has no job for now.
 local function open_ticket(name, score, lane)
   local id, n = split_ticket(name)
-  local b, t = load_batch(id, n)
+  local b, t = load_batch(id, n, 'doc')
   if t and t ~= 'version' and not has_remote(b) and (paused or not ends_in_time(b)) then
     passed = passed + 1
     return nil
@@ -54,7 +52,7 @@ local function open_ticket(name, score, lane)
     return nil
   end
   if not t then return nil end
-  virtual = math.max(virtual, score - PENALTY[b.priority])
+  advance(b, score - PENALTY[b.priority])
   b.token = math.max(b.token + 1, tonumber(NOW_US))
   t.token, t.lane = int(b.token), lane
   local grant
@@ -66,7 +64,7 @@ local function open_ticket(name, score, lane)
     write_ticket(b, t)
     redis.call('ZADD', leases, int(NOW + lease_ms), name)
     if waiting(b) > 0 then issue_tickets(b) end
-    grant = { name, t.token, b.project, redis.call('HGET', key(KEY.batch, id), 'doc'), int(b.exclusive), jobs }
+    grant = { name, t.token, b.project, b.extra, int(b.exclusive), jobs }
   end
   conclude(b)
   save(b)
@@ -83,8 +81,7 @@ for at = lanes_first, lanes_last do
   end
   if grant then reply[#reply + 1] = grant end
 end
-save_counts()
-if virtual > virtual_before then redis.call('HSET', key(KEY.fair, device), 'V', int(virtual)) end
+save_totals()
 if passed < PASS_MAX and redis.call('ZCARD', ready) > passed and not is_taken(device) then ring(device) end
 reply[2], reply[3] = wait(), left_alone
 return reply

@@ -9,15 +9,15 @@ local function unpack_record(name, made, times, now)
 end
 
 -- Returns the batch as a table, or nil; for a batch of an unknown version, or with a damaged record, nil, 'version'. With
--- the number of a ticket, the second value is that ticket, or nil.
-local function load_batch(id, n)
+-- the number of a ticket, the second value is that ticket, or nil. extra: another field of the hash, for b.extra.
+local function load_batch(id, n, extra)
   local name = key(KEY.batch, id)
-  local row = redis.call('HMGET', name, 'v', 'project', 't:' .. (n or ''), 'made', 'times', 'now')
+  local row = redis.call('HMGET', name, 'v', 'project', 't:' .. (n or ''), 'made', 'times', 'now', extra or 'v')
   if not row[1] then return nil end
   local raw = (row[1] == VERSION or row[1] == OLDER) and unpack_record(name, row[4], row[5], row[6])
   if not raw then return nil, 'version' end
   local b, t = read_batch(id, raw), nil
-  b.project, b.is_older = row[2], not row[6]
+  b.project, b.is_older, b.extra = row[2], not row[6], row[7]
   if b.fate == '' then b.fate = nil end
   if row[3] then
     local token, used, lane = string.match(row[3], '^(%S+) (%S+) (%S*)$')

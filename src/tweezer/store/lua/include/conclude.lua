@@ -43,9 +43,15 @@ local function conclude(b)
   end
 end
 
+-- Writes what the script changed in devices and projects.
+local function save_totals()
+  save_counts()
+  save_shares()
+end
+
 -- The last step of every script that changes a batch.
 local function finish(b)
   conclude(b)
   save(b)
-  save_counts()
+  save_totals()
 end

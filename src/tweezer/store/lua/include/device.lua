@@ -11,7 +11,7 @@ local function device_row(device)
     local row = redis.call('HMGET', key(KEY.device, device), 'lanes', 'paused', 'down', 'exclusive', 'job_ms', 'window',
       'reattaches', 'pending', 'max_backlog')
     local it = { lanes = tonumber(row[1] or 0), paused = (row[2] or row[3]) and true, exclusive = row[4] == '1' }
-    it.withheld = row[2] and true
+    it.is_known, it.withheld = row[1] and true, row[2] and true
     it.job_ms, it.reattaches = tonumber(row[5]), row[7] == '1'
     it.pending, it.max_backlog = tonumber(row[8] or 0), tonumber(row[9] or 0)
     if row[6] then
@@ -26,6 +26,9 @@ local function device_row(device)
   end
   return device_rows[device]
 end
+
+-- Whether a worker or an operator has created the device.
+local function is_known(device) return device_row(device).is_known or redis.call('EXISTS', key(KEY.device, device)) == 1 end
 
 local function is_paused(device) return device_row(device).paused end
 

@@ -22,7 +22,7 @@ local function queue_ticket(b, t, due)
     return
   end
   local start = rank(b)
-  charge(b, start, setting('quantum'))
+  charge(b, start + setting('quantum'))
   if later then
     redis.call('ZADD', key(KEY.leases, b.device), int(due), t.name)
   else
