@@ -33,7 +33,7 @@ from tweezer.worker.leases import LeaseKeeper
 
 log = structlog.get_logger(__name__)
 
-_TAKE_MAX = 8  # tickets taken in one call
+_TAKE_MAX = 32  # tickets taken in one call
 
 
 async def ticket(context: dict[Any, Any]) -> None:
@@ -88,6 +88,7 @@ class TicketWorker(Worker):
         self._executor = Executor(store, self._keeper, config, lambda: not self.allow_pick_jobs)
         self._wait_s = 0.0
         self._is_done = False
+        self._log = log.bind()  # once, not for each ticket
         self._presence = Presence(store, self.id, device, adapter_name, adapter.capabilities, specs, config, version)
         self.duties = Duties()
         self._probe: MachineProbe | None = None
@@ -267,4 +268,4 @@ class TicketWorker(Worker):
     async def _work(self, grant: Grant, lane: Lane) -> None:
         structlog.contextvars.bind_contextvars(batch=str(grant.batch_id), ticket=grant.ticket.number, token=grant.token)
         end = await self._executor.execute(grant, lane)
-        log.debug("ticket.ended", end=end.value)
+        self._log.debug("ticket.ended", end=end.value)
