@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 import pytest
+from tests.support.power_loss import recorded
 from tests.support.records import NEWER, VERSION
 from tests.support.store_rig import StoreRig
 
@@ -87,9 +88,10 @@ async def test_junk_in_shared_sets_stops_no_reader(rig: StoreRig) -> None:
     assert await rig.run_all() == [batch_id]
 
 
-@pytest.mark.parametrize(
-    ("part", "value"), [("now", b"junk"), ("now", b""), ("made", b'"EMU'), ("times", b"1,")], ids=str
-)
+DAMAGE = [("now", b"junk"), ("now", b""), ("now", b'"P",""'), ("made", b'"EMU'), ("times", b"1,")]
+
+
+@pytest.mark.parametrize(("part", "value"), DAMAGE, ids=str)
 async def test_a_batch_with_a_damaged_record_is_left_alone_and_others_run(
     rig: StoreRig, part: str, value: bytes
 ) -> None:
@@ -104,3 +106,31 @@ async def test_a_batch_with_a_damaged_record_is_left_alone_and_others_run(
     await put(rig, f"batch:{damaged}", part, was)
     await rig.make_due(damaged)
     assert [grant.batch_id for grant in await rig.grants(2)] == [damaged]
+
+
+@pytest.mark.parametrize(("part", "value"), DAMAGE, ids=str)
+async def test_a_batch_with_a_damaged_record_is_named_by_commands_and_can_be_discarded(
+    rig: StoreRig, part: str, value: bytes
+) -> None:
+    rig.checks_usage = False
+    batch_id = await rig.submit(1, project="a")
+    await put(rig, f"batch:{batch_id}", part, value)
+    with pytest.raises(Unreadable, match=f"the record of batch {batch_id} cannot be read"):
+        await rig.commands.cancel(batch_id, project="a")
+    with pytest.raises(NotFound):
+        await rig.commands.cancel(batch_id, project="another")
+    await rig.commands.discard(batch_id)
+    assert not await rig.redis.exists(rig.keys(Key.BATCH, batch_id))
+    assert (await rig.tickets.take("EMU", ["lane"], lease_s=60)).grants == []
+
+
+@pytest.mark.parametrize(("part", "value"), DAMAGE, ids=str)
+async def test_a_batch_with_a_damaged_record_ends_no_restore(rig: StoreRig, part: str, value: bytes) -> None:
+    rig.checks_usage = False
+    batch_id = await rig.submit(1)
+    batch, jobs = await recorded(rig.store, batch_id)
+    was = await put(rig, f"batch:{batch_id}", part, value)
+    assert await rig.recovery.restore(batch, jobs) == 0
+    await rig.recovery.open_gate()
+    await put(rig, f"batch:{batch_id}", part, was)
+    assert await rig.run_all() == [batch_id]

@@ -83,3 +83,21 @@ async def test_a_lost_batch_is_restored_from_an_older_ledger_entry(rig: StoreRig
     assert (await hash_of(rig, batch_id))[b"v"].decode() == VERSION
     await rig.recovery.open_gate()
     assert await rig.run_all() == [batch_id]
+
+
+async def test_a_snapshot_of_an_older_record_that_is_rewritten_meanwhile(
+    rig: StoreRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_id = await rig.submit(2)
+    await make_older(rig.store, batch_id)
+    ask, grants = rig.store.snapshots._ask, []
+
+    async def ask_and_take(commands: Any) -> Any:
+        found = await ask(commands)
+        grants.extend(await rig.grants())
+        return found
+
+    monkeypatch.setattr(rig.store.snapshots, "_ask", ask_and_take)
+    snapshot = (await rig.store.snapshots.take([SnapshotRequest(batch_id, None, ())]))[batch_id]
+    assert grants
+    assert (snapshot.jobs, snapshot.fields["status"], len(snapshot.specs)) == (2, b"R", 2)

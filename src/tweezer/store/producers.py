@@ -32,7 +32,7 @@ from tweezer.model.checks import (
     check_text,
 )
 from tweezer.model.configurations import check_older_options, configured_shots
-from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, QueueFull
+from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, QueueFull, Unreadable
 from tweezer.model.ids import is_project_id, new_batch_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.lru import Recent
@@ -281,6 +281,8 @@ def _refuse(script: str, word: bytes, details: Sequence[Any], batch_id: UUID, ar
             raise NotFound("batch", str(batch_id))
         case _, b"newer":
             raise NewerRecord(batch_id, RECORD_VERSION)
+        case _, b"damaged":
+            raise Unreadable(f"the record of batch {batch_id} cannot be read")
         case "report", b"over":
             raise Conflict(f"job {arguments['index']} of batch {batch_id} has ended", code="terminal")
         case _, b"over":

@@ -100,6 +100,9 @@ The hash also has ``v``, ``project``, ``doc``, a field ``t:<n>`` for each ticket
 were replaced), ``children`` (ids of the batches that repeat it) and ``cancels`` (cancel requests, a line each; see
 :mod:`tweezer.model.cancels`). In version 1, each value of the record was a field of the hash."""
 
+OLDER = str(RECORD_VERSION - 1).encode()
+"""The version before, in which each value is a field of the hash."""
+
 RECORD_VALUES = tuple(itertools.chain.from_iterable(RECORD.values()))
 TEXT_VALUES = frozenset({"device", "priority", "status", "fate"})
 
@@ -109,11 +112,13 @@ def unpack_record(row: dict[str, bytes]) -> dict[str, bytes]:
 
     Raises an error of DAMAGED.
     """
-    if "now" not in row:  # version 1
+    if row["v"] == OLDER:
         return row
     fields = {name: value for name, value in row.items() if name not in RECORD}
     for part, names in RECORD.items():
         values = msgspec.json.decode(b"[%b]" % row[part], type=list[str | int])
+        if len(values) < len(names) - (len(RARE_FIELDS) if part == "now" else 0):
+            raise ValueError(f"the field {part!r} is too short")
         fields.update((name, str(value).encode()) for name, value in zip(names, values, strict=False) if value)
     return fields
 

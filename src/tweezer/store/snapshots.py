@@ -12,12 +12,12 @@ import msgspec
 from tweezer.model.errors import NewerRecord, Unreadable
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.store.keys import Key
-from tweezer.store.records import DAMAGED, RECORD, RECORD_VALUES, unpack_record
+from tweezer.store.records import DAMAGED, OLDER, RECORD, RECORD_VALUES, unpack_record
 from tweezer.store.scripts import Scripts, split_pages, translating
 
 _FIELDS = ("v", "project", *RECORD, "fault", "tags", "cancels")
 _PARTIAL = b"0"  # version of a batch that is being restored
-_VERSION, _OLDER = (str(version).encode() for version in (RECORD_VERSION, RECORD_VERSION - 1))
+_VERSION = str(RECORD_VERSION).encode()
 _PAGE = 500  # fields per command
 
 _WITH_RESULT, _WITH_FAULT = b"DC", b"EC"
@@ -99,11 +99,11 @@ class Snapshots:
         records = await self._ask([(Key.BATCH, want.batch_id, want.fields) for want in wanted])
         for want, values in zip(wanted, records, strict=True):
             if values[0] not in (None, _PARTIAL):
-                if values[0] not in (_VERSION, _OLDER):
+                if values[0] not in (_VERSION, OLDER):
                     raise NewerRecord(want.batch_id, RECORD_VERSION, values[0].decode(errors="replace"))
                 fields = {name: value for name, value in zip(want.fields, values, strict=True) if value is not None}
                 found[want.batch_id] = Snapshot(want.batch_id, fields, 0, fields.pop("doc", None))
-        await self._unpack(found.values())
+        await self._unpack(found)
         calls: list[tuple[Key, UUID, Sequence[Any]]] = []
         columns: list[tuple[dict[int, bytes], Sequence[int]]] = []
 
@@ -132,14 +132,17 @@ class Snapshots:
         await self._fill(calls, columns)
         return found
 
-    async def _unpack(self, snapshots: Collection[Snapshot]) -> None:
+    async def _unpack(self, found: dict[UUID, Snapshot]) -> None:
         """Replace the record in the fields by its values. Raises Unreadable."""
-        older = [it for it in snapshots if "now" not in it.fields]
-        rows = await self._ask([(Key.BATCH, it.batch_id, RECORD_VALUES) for it in older])
+        older = [it for it in found.values() if it.fields["v"] == OLDER]
+        names = ("v", *RECORD, *RECORD_VALUES)  # it may have been rewritten since
+        rows = await self._ask([(Key.BATCH, it.batch_id, names) for it in older])
         for snapshot, values in zip(older, rows, strict=True):
-            named = zip(RECORD_VALUES, values, strict=True)
+            named = zip(names, values, strict=True)
             snapshot.fields.update((name, value) for name, value in named if value is not None)
-        for snapshot in snapshots:
+            if values[0] is None:
+                del found[snapshot.batch_id]
+        for snapshot in found.values():
             try:
                 snapshot.fields = unpack_record(snapshot.fields)
                 snapshot.jobs = int(snapshot.fields.get("jobs", b"0"))

@@ -3,7 +3,7 @@
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str or ''   idempotency_key:str or ''   digest:str of the call
 --     jobs_max:int, limit of a batch   specs:bytes..., a JobSpec for each job
--- Returns {'ok', index of the first} | {'repeated', index of the first} | {'conflict'} | {'unknown'} | {'newer'}
+-- Returns {'ok', index of the first} | {'repeated', index of the first} | {'conflict'} | {'unknown'} | {'newer'} | {'damaged'}
 --     | {'closed'} | {'over'} | {'full', why} | {'too_many', jobs it has}
 --     | {'quota', project, its name, limit, used, added}
 -- Events  an entry without words, because queueing is not a transition

@@ -3,7 +3,7 @@
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str or ''   idempotency_key:str or ''   digest:str of the call   by:str, the requester
--- Returns {'ok'} | {'repeated'} | {'conflict'} | {'unknown'} | {'newer'} | {'over'}
+-- Returns {'ok'} | {'repeated'} | {'conflict'} | {'unknown'} | {'newer'} | {'damaged'} | {'over'}
 -- Events  job.canceled (ranges), batch.canceled if no job is running; an entry for running jobs, too
 -- Gate    while shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs

@@ -3,8 +3,8 @@
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str or ''   idempotency_key:str or ''   digest:str of the call   by:str, the requester
 --     indices:digits...
--- Returns {'ok', words} | {'repeated', words} | {'conflict'} | {'unknown'} | {'newer'}; words: separated by spaces, one for
---     each job: canceled | requested | over | unknown
+-- Returns {'ok', words} | {'repeated', words} | {'conflict'} | {'unknown'} | {'newer'} | {'damaged'}; words: separated by
+--     spaces, one for each job: canceled | requested | over | unknown
 -- Events  job.canceled; batch.done if it was the last job of a closed batch; an entry for running jobs, too
 -- Gate    while shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs

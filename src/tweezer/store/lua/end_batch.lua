@@ -2,7 +2,7 @@
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str or ''   to:str 'E'|'T'   fault:bytes, Fault (JSON) of an ERROR, or ''
--- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'} | {'forbidden', letter of its status}
+-- Returns {'ok'} | {'unknown'} | {'newer'} | {'damaged'} | {'over'} | {'forbidden', letter of its status}
 -- Events  job.error (ranges), batch.error if no job is running; batch.timed_out
 -- Gate    while shut: unavailable, unless the batch was created since the restart
 -- include: own_batch, doom, conclude, maxmemory

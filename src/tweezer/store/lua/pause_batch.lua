@@ -2,7 +2,7 @@
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str or ''
--- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'}
+-- Returns {'ok'} | {'unknown'} | {'newer'} | {'damaged'} | {'over'}
 -- Events  batch.paused, unless it is already paused
 -- Gate    while shut: unavailable, unless the batch was created since the restart
 -- include: own_batch, conclude, maxmemory

@@ -4,7 +4,7 @@
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str or ''   index:digits   to:str, letter of the new status, or ''
 --     percent:str or ''   fault:bytes, Fault (JSON), or ''
--- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'} | {'forbidden', letter of its current status}
+-- Returns {'ok'} | {'unknown'} | {'newer'} | {'damaged'} | {'over'} | {'forbidden', letter of its current status}
 -- Events  job.error|canceled|pending, and job.canceled if pending is reported for a job whose cancel was requested;
 --     job.pending of other jobs that the ticket ran; batch.*; an entry for a fault, too
 -- Gate    while shut: unavailable, unless the batch was created since the restart

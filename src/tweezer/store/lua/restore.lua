@@ -7,7 +7,7 @@
 --     fields:{name:str value:bytes}[] of its record in the ledger, with doc
 --     jobs:{index:digits spec:bytes state:any result:bytes result_bytes:int fault:any}..., in the order of their indices:
 --     spec with the time of its submit; state, result and fault or ''
--- Returns {'ok', number of jobs that are still missing} | {'unknown'}: of another version
+-- Returns {'ok', number of jobs that are still missing} | {'unknown'}: of another version, or damaged
 -- Events  none for transitions that are recorded; job.pending or job.canceled of a job that a lost ticket ran; batch.*
 --     if that ends the batch
 -- Gate    kept shut by each call
@@ -172,6 +172,7 @@ end
 if not version then create() elseif is_partial then redis.call('HSET', record, 'v', VERSION) end
 
 local b = load_batch(id)
+if not b then return { 'unknown' } end
 follow(b)
 follow_jobs(b, put_back_jobs(b))
 local lacking = math.max(tonumber(ledger.jobs or 0) - b.jobs, 0)

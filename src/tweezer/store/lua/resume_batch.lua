@@ -2,7 +2,7 @@
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str or ''
--- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'}
+-- Returns {'ok'} | {'unknown'} | {'newer'} | {'damaged'} | {'over'}
 -- Events  batch.resumed, if it was paused; batch.done if no work is left
 -- Gate    while shut: unavailable, unless the batch was created since the restart
 -- include: own_batch, issue, conclude, maxmemory

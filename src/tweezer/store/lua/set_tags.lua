@@ -2,7 +2,7 @@
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str or ''   tags:bytes (JSON)
--- Returns {'ok'} | {'unknown'} | {'newer'}
+-- Returns {'ok'} | {'unknown'} | {'newer'} | {'damaged'}
 -- Events  an entry without words
 -- Gate    while shut: unavailable, unless the batch was created since the restart
 -- include: own_batch, changes

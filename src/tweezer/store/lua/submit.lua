@@ -8,11 +8,14 @@
 -- Returns {'ok', batch id} | {'repeated', batch id} | {'conflict'} | {'exists'}: another project has that id | {'full', why}
 --     | {'quota', project, its name, limit, used, added} | {'unknown_device'}
 -- Events  batch.created; batch.done if it is closed and has no jobs
--- Gate    open or shut: the batch is newer than any restart
--- include: idempotency, new_jobs, issue, conclude, generated/record
+-- Gate    while shut: unavailable if the id is older than the restart, because the ledger may have that batch
+-- include: restart, idempotency, new_jobs, issue, conclude, generated/record
 
 local owner = redis.call('HGET', key(KEY.batch, batch_id), 'project')
 if owner then return owner == project and { 'repeated', batch_id } or { 'exists' } end
+local shut_us = redis.call('GET', key(KEY.gate)) -- when Redis restarted
+local restarted = shut_us and math.floor((tonumber(shut_us) or came_back() * 1000) / 1000)
+if restarted and id_ms(batch_id) < restarted then refuse_while_shut() end
 local before = answered(project, idempotency_key, digest)
 if before then return before end
 if not is_known(device) then return { 'unknown_device' } end

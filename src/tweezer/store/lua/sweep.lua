@@ -20,7 +20,7 @@ local past = is_shut() and {} or redis.call('ZRANGEBYSCORE', idle, '-inf', NOW_M
 for _, id in ipairs(past) do
   redis.call('ZREM', idle, id)
   local b, problem = load_batch(id)
-  if problem == 'version' then redis.call('ZADD', idle, int(NOW + LEAVE_ALONE), id) end
+  if problem then redis.call('ZADD', idle, int(NOW + LEAVE_ALONE), id) end
   if b and b.open == 1 and b.pending == 0 and b.running == 0 and (b.status == 'P' or b.status == 'R') then
     b.open, b.fate = 0, 'T'
     finish(b)

@@ -5,7 +5,7 @@
 --
 -- KEYS[1] namespace
 -- ARGV device:str   lease_ms:int   lanes:str..., free lanes, one ticket each
--- Returns {'ok'|'paused'|'shut', ms until something is due or -1, {ticket left alone (unknown version), …},
+-- Returns {'ok'|'paused'|'shut', ms until something is due or -1, {ticket left alone, …},
 --     {ticket, token, project, doc, exclusive, {index, attempt, '1'|'0' cancel requested, spec, …}}, …};
 --     shut: Redis has restarted, and nothing is granted until the gate opens, at the latest after the returned time
 -- Events  batch.running, job.running; those of reclaims: job.pending, job.canceled, job.error, batch.*
@@ -41,12 +41,12 @@ local looked_at, passed = 0, 0
 local function open_ticket(name, score, lane)
   local id, n = split_ticket(name)
   local b, t = load_batch(id, n, 'doc')
-  if t and t ~= 'version' and not has_remote(b) and (paused or not ends_in_time(b)) then
+  if b and t and not has_remote(b) and (paused or not ends_in_time(b)) then
     passed = passed + 1
     return nil
   end
   redis.call('ZREM', ready, name)
-  if t == 'version' then
+  if t and not b then
     redis.call('ZADD', due, int(NOW + LEAVE_ALONE), name)
     left_alone[#left_alone + 1] = name
     return nil

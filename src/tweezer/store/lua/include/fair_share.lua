@@ -10,26 +10,26 @@ local shares = {}
 local function share_of(device, project)
   local share = shares[device]
   if not share then
-    share = { finish = {}, changed = {} }
+    share = { finishes = {}, changed = {} }
     shares[device] = share
   end
-  if not share.finish[project] then
+  if not share.finishes[project] then
     local row = redis.call('HMGET', key(KEY.fair, device), 'V', 'p:' .. project)
     share.virtual = share.virtual or tonumber(row[1] or 0)
-    share.finish[project] = tonumber(row[2] or 0)
+    share.finishes[project] = tonumber(row[2] or 0)
   end
   return share
 end
 
 local function rank(b)
   local share = share_of(b.device, b.project)
-  return math.max(share.virtual, share.finish[b.project]), share.virtual
+  return math.max(share.virtual, share.finishes[b.project]), share.virtual
 end
 
 -- Sets the finish of the batch's project; 0 removes it.
-local function charge(b, finish)
+local function charge(b, time)
   local share = share_of(b.device, b.project)
-  share.finish[b.project], share.changed['p:' .. b.project] = finish, finish
+  share.finishes[b.project], share.changed['p:' .. b.project] = time, time
 end
 
 -- Advances V to the rank of a ticket that is taken.
@@ -41,8 +41,8 @@ end
 -- Charges what a taken ticket used, less the quantum that was charged when it was issued.
 local function settle_service(b, t)
   local base, virtual = rank(b)
-  local finish = base + t.used - setting('quantum')
-  charge(b, finish > virtual and finish or 0)
+  local time = base + t.used - setting('quantum')
+  charge(b, time > virtual and time or 0)
 end
 
 local function save_shares()

@@ -1,7 +1,7 @@
 -- Tickets of a device that are due: expired leases and tickets whose time has come.
 -- include: give_back
 
-local LEAVE_ALONE = 5000 -- ms until a batch of an unknown version is checked again
+local LEAVE_ALONE = 5000 -- ms until a batch that cannot be read is checked again
 
 -- Whether a batch now has the exclusive device: the lease of its ticket is the lease of the device.
 local function is_taken(device)
@@ -14,7 +14,7 @@ local function reclaim_expired(device, limit)
   for _, name in ipairs(expired) do
     local id, n = split_ticket(name)
     local b, t = load_batch(id, n)
-    if t == 'version' then
+    if t and not b then
       redis.call('ZADD', leases, int(NOW + LEAVE_ALONE), name)
     elseif not t then
       redis.call('ZREM', leases, name)
@@ -39,7 +39,7 @@ local function ready_due(device, limit)
     local b, problem = load_batch(id)
     if b then
       queue_ticket(b, { n = n, name = name })
-    elseif problem == 'version' then
+    elseif problem then
       redis.call('ZADD', due, int(NOW + LEAVE_ALONE), name)
     end
   end
