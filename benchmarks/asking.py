@@ -1,4 +1,4 @@
-"""Read jobs from a server over many connections at once, with the smallest possible requests; run such a server."""
+"""Send requests to a server over many connections at once, and run such a server."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ import random
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import harness
 import httpx
 from harness import Broken
 
-CONNECTIONS = 50
-
 
 class _Asker(asyncio.Protocol):
-    """A connection that reads one job after the other and counts the responses."""
+    """A connection that sends a request as soon as the last one was answered, and counts the responses."""
 
     def __init__(self, requests: list[bytes]) -> None:
         self._requests = requests
@@ -56,32 +54,42 @@ def _length(head: bytes) -> int:
     raise Broken("a response has no Content-Length")
 
 
-async def answers_per_s(port: int, key: str, ids: list[str], seconds: float) -> float:
-    """Return the responses per second over all connections."""
-    requests = [
-        f"GET /api/v2/jobs/{each} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
-        for each in ids
-    ]
+def request(port: int, key: str, path: str, body: bytes = b"") -> bytes:
+    """Return a GET of the path, or a POST if there is a body."""
+    lines = [f"{'POST' if body else 'GET'} {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", f"Authorization: Bearer {key}"]
+    if body:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+@contextlib.asynccontextmanager
+async def asking(port: int, requests: list[bytes], connections: int) -> AsyncIterator[Callable[[], int]]:
+    """Send requests over all connections until the block ends; yield a function that counts the responses."""
     loop = asyncio.get_running_loop()
-    made = [await loop.create_connection(lambda: _Asker(requests), "127.0.0.1", port) for _ in range(CONNECTIONS)]
+    made = [await loop.create_connection(lambda: _Asker(requests), "127.0.0.1", port) for _ in range(connections)]
     askers = [asker for _, asker in made]
     try:
-        await asyncio.sleep(seconds / 4)
-        before, began = sum(asker.answers for asker in askers), time.perf_counter()
-        await asyncio.sleep(seconds)
-        rate = (sum(asker.answers for asker in askers) - before) / (time.perf_counter() - began)
+        yield lambda: sum(asker.answers for asker in askers)
     finally:
         for transport, _ in made:
             transport.close()
     for asker in askers:
         if asker.broken:
-            raise Broken(f"GET of a job: the server answered {asker.broken}")
-    return rate
+            raise Broken(f"the server answered {asker.broken}")
+
+
+async def answers_per_s(port: int, requests: list[bytes], connections: int, seconds: float) -> float:
+    """Return the responses per second over all connections."""
+    async with asking(port, requests, connections) as answered:
+        await asyncio.sleep(seconds / 4)
+        before, began = answered(), time.perf_counter()
+        await asyncio.sleep(seconds)
+        return (answered() - before) / (time.perf_counter() - began)
 
 
 @contextlib.asynccontextmanager
-async def serving(*command: str, environment: dict[str, str], port: int) -> AsyncIterator[None]:
-    """Run a server until the block ends."""
+async def serving(*command: str, environment: dict[str, str], port: int) -> AsyncIterator[int]:
+    """Run a server until the block ends; yield its process id."""
     process = await asyncio.create_subprocess_exec(sys.executable, *command, env={**os.environ, **environment})
     try:
         async with httpx.AsyncClient() as client:
@@ -95,7 +103,7 @@ async def serving(*command: str, environment: dict[str, str], port: int) -> Asyn
                 return False
 
             await harness.until(answers, "the server listens")
-        yield
+        yield process.pid
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()

@@ -1,7 +1,7 @@
-"""The smallest server that returns a job: FastAPI with one route, behind the API's own authentication.
+"""The smallest server that returns jobs and batches: FastAPI with two routes, behind the API's own authentication.
 
-It returns the bytes that the API returned, from a dictionary. Run by ``ledger.py``:
-``bare_api.py <port> <database url> <folder of responses, each named by the id of its job>``.
+It returns the bytes that the API returned, from a dictionary, and echoes what is posted. Run by ``http_path.py``:
+``bare_api.py <port> <database url> <folder of responses, each named by the id of its job or batch>``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 
 from tweezer.api.access.auth import AuthenticationMiddleware, Authenticator, RateLimiter
 from tweezer.api.access.dependencies import Caller
@@ -26,9 +26,13 @@ def application(database: Database, answers: dict[str, bytes]) -> FastAPI:
         AuthenticationMiddleware, authenticator=Authenticator(database), rates=RateLimiter(UNLIMITED, UNLIMITED)
     )
 
-    @app.get("/api/v2/jobs/{job_id}")
-    async def get_job(job_id: str, caller: Caller) -> Response:
-        return Response(answers[job_id], media_type="application/json")
+    @app.get("/api/v2/{kind}/{identity}")
+    async def get(identity: str, caller: Caller) -> Response:
+        return Response(answers[identity], media_type="application/json")
+
+    @app.post("/api/v1/batches")
+    async def echo(request: Request, caller: Caller) -> Response:
+        return Response(await request.body(), media_type="application/json")
 
     return app
 

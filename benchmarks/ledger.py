@@ -1,4 +1,4 @@
-"""How quickly the ledger answers over a long history, and the API for one job, compared with the least possible work.
+"""How quickly the ledger answers over a long history, compared with the least possible work.
 
 Fills SQLite and a private PostgreSQL with the same invented history, and runs the queries of the API's lists on both.
 """
@@ -20,8 +20,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for tests: PostgreSQL, filling
 
 import harness
-import httpx
-from asking import CONNECTIONS, answers_per_s, free_port, serving
 from harness import Broken, Figure, figure, median, note, percentile, ratio
 from questions import Questions
 from sqlalchemy import bindparam, select
@@ -29,17 +27,13 @@ from tests.support.ledger_filling import Filled, Plan, fill
 from tests.support.postgres import PostgresServer
 
 from tweezer.ledger.access.credentials import Principal, Role
-from tweezer.ledger.access.keys import create_key
-from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder
 from tweezer.ledger.queries.queries import Queries
 from tweezer.ledger.schema import batches, jobs
-from tweezer.model.ids import job_id, new_batch_id
-from tweezer.model.messages import BatchDoc, JobSpec
-from tweezer.store.connection import Connect, Store
+from tweezer.model.ids import job_id
 
 OPERATOR = Principal("operator", Role.OPERATOR)
 PROJECT, DEVICE = "benchmark", "NULL"
@@ -200,52 +194,6 @@ def measure_ledger(kind: str, database: Database, asked: argparse.Namespace) -> 
     return figures, measured
 
 
-# -------------------------------------------------------------------------------------------------------- API
-
-
-async def measure_api(redis_url: str, folder: Path, asked: argparse.Namespace) -> tuple[list[Figure], dict[str, Any]]:
-    """Measure the API for jobs that are in Redis."""
-    note("API: asking")
-    url = f"sqlite:///{folder / 'api.db'}"
-    with opened(url) as database:
-        upgrade(database)
-        with database.write() as connection:
-            project_no(connection, PROJECT)
-            key = create_key(connection, name="benchmark", project_id=PROJECT).text
-    async with Store.open(Connect(url=redis_url)) as store:
-        about_device = {"adapter": "null", "exclusive": 0, "max_runs": 1000}
-        about_worker = {"lanes": 0, "started": 1, "host": "here", "version": "0", "record_version": 1}
-        await store.tickets.heartbeat("w", DEVICE, ttl_s=60, about_device=about_device, about_worker=about_worker)
-        specs = [JobSpec(100, {"omega": 12.5, "delta": -0.001 * index}) for index in range(JOBS_ASKED // 10)]
-        made = [await store.commands.submit(new_batch_id(), PROJECT, BatchDoc(DEVICE), specs) for _ in range(10)]
-    ids = [str(job_id(batch, index)) for batch in made for index in range(len(specs))]
-    ours, bare = free_port(), free_port()
-    environment = {"TWEEZER_REDIS_URL": redis_url, "TWEEZER_DATABASE_URL": url, "TWEEZER_API_PORT": str(ours)}
-    environment |= {
-        "TWEEZER_API_REQUESTS_PER_S": "1e9",
-        "TWEEZER_LOG_LEVEL": "WARNING",
-    }
-    answers = folder / "answers"
-    answers.mkdir()
-    rates: Timings = defaultdict(list)
-    async with serving("-m", "tweezer.cli", "api", environment=environment, port=ours):
-        async with httpx.AsyncClient(headers={"Authorization": f"Bearer {key}"}) as client:
-            for each in ids:
-                answer = await client.get(f"http://127.0.0.1:{ours}/api/v2/jobs/{each}")
-                (answers / each).write_bytes(answer.raise_for_status().content)
-        bare_api = str(harness.HERE / "bare_api.py")
-        async with serving(bare_api, str(bare), url, str(answers), environment={}, port=bare):
-            for _ in range(asked.rounds):
-                for name, port in (("API", ours), ("bare", bare)):
-                    rates[name].append(await answers_per_s(port, key, ids, asked.seconds))
-    figures = [
-        figure(
-            f"GET of a job from {CONNECTIONS} connections / bare endpoint", ratio(rates["API"], rates["bare"]), ">= 0.5"
-        )
-    ]
-    return figures, {f"{name}, answers a second": each for name, each in rates.items()}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
@@ -253,7 +201,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="20,000 jobs, asked little: a smoke test")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a figure is not met")
     parser.add_argument("--jobs", type=int, help="jobs in the ledger (1,000,000), in a fiftieth as many batches")
-    parser.add_argument("--only", choices=("sqlite", "postgres", "api"), help="one part")
+    parser.add_argument("--only", choices=("sqlite", "postgres"), help="one part")
     asked = parser.parse_args()
     asked.rounds = asked.rounds or (1 if asked.quick else 3)
     asked.jobs = asked.jobs or (20_000 if asked.quick else 1_000_000)
@@ -270,8 +218,6 @@ def main() -> int:
             server = closing.enter_context(PostgresServer(shared_buffers=SHARED_BUFFERS))
             database = closing.enter_context(opened(server.url()))
             _add(figures, measured, measure_ledger("PostgreSQL", database, asked))
-        if asked.only in (None, "api"):
-            _add(figures, measured, harness.run(measure_api(running.url, folder, asked)))
     harness.report(figures, setup | {"measured": harness.rounded(measured)}, as_json=asked.json)
     return int(asked.strict and not all(one.met for one in figures))
 
