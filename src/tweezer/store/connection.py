@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn, Self
@@ -157,11 +159,31 @@ class _Dependable(AbstractConnection):
         except _BROKEN as error:
             await self._raise_broken(error)
 
-    async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """Send a command. redis-py would start a task for it, because of the timeout."""
         try:
-            await super().send_packed_command(*arguments, **options)
-        except _BROKEN as error:
+            if not self.is_connected:
+                await self.connect()
+            elif check_health:
+                await self.check_health()  # type: ignore[no-untyped-call]
+            await self._write([command] if isinstance(command, bytes) else command)
+        except TimeoutError:
+            await self.disconnect(nowait=True)
+            raise redis_errors.TimeoutError("the command could not be sent in time") from None
+        except (OSError, *_BROKEN) as error:
             await self._raise_broken(error)
+        except BaseException:
+            await self.disconnect(nowait=True)  # a part of the command may have been sent
+            raise
+
+    async def _write(self, command: Iterable[bytes]) -> None:
+        writer = self._writer
+        if writer is None:
+            raise redis_errors.ConnectionError("the connection was lost")
+        writer.writelines(command)
+        if writer.transport.get_write_buffer_size():
+            async with asyncio.timeout(self.socket_timeout):
+                await writer.drain()
 
     async def read_response(self, *arguments: Any, **options: Any) -> Any:
         try:
@@ -172,11 +194,12 @@ class _Dependable(AbstractConnection):
         except _BROKEN as error:
             await self._raise_broken(error)
 
-    async def can_read_destructive(self) -> Any:
-        try:
-            return await super().can_read_destructive()  # type: ignore[no-untyped-call]
-        except _BROKEN as error:
-            await self._raise_broken(error)
+    async def can_read_destructive(self) -> bool:
+        """Return whether there is an unread reply. redis-py would begin to read, and cancel that."""
+        reader: Any = self._reader
+        if reader is None or reader.at_eof() or reader.exception() is not None:
+            raise redis_errors.ConnectionError("the connection was lost")
+        return bool(reader._buffer)  # noqa: SLF001  # StreamReader has no other way to ask
 
     async def disconnect(self, nowait: bool = False) -> None:
         try:
@@ -255,14 +278,14 @@ class Store:
         self.keys = Keys(namespace)
         scripts = scripts or Scripts(redis, self.keys)
         self.scripts = scripts
-        self.commands = Commands(scripts)
+        self.recent_calls = RecentCalls(scripts)
+        self.commands = Commands(scripts, self.recent_calls)
         self.tickets = Tickets(scripts)
         self.remote = Remote(scripts)
         self.reader = Reader(scripts, self.results)
         self.devices = Devices(scripts)
         self.quotas = Quotas(scripts)
         self.failed_logins = FailedLogins(scripts)
-        self.recent_calls = RecentCalls(scripts)
         self.admission = Admission(self.commands, self.reader)
         self.news = News(scripts)
         self.events = EventStream(scripts)
