@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from tests.support.processes import NULL, Process, Site
 from tests.support.waiting import PATIENCE_S, until
@@ -176,6 +177,25 @@ async def test_a_submit_whose_connection_is_cut_during_the_response_counts_once(
         again = await service.post(body(**LARGE), at=at)
         assert await service.written() == 2 * number + 1
         assert (await service.post(body(**LARGE), at=at))["id"] != again["id"]
+
+
+@pytest.mark.slow  # waits until a command to Redis times out
+async def test_repetitions_during_a_stall_of_redis_are_one_batch(service: Service) -> None:
+    redis: Any = service.site.store.redis
+    for at in (0, 1):
+        await service.post(body(name="before"), at=at)
+    server = psutil.Process((await redis.info("server"))["process_id"])
+    server.suspend()
+    try:
+        async with httpx.AsyncClient(headers=service.headers, timeout=PATIENCE_S) as http:
+            attempts = [await http.post(url + PATH, json=body()) for url in service.urls]
+        retry = asyncio.create_task(service.post())
+        await asyncio.sleep(0.1)  # it waits for Redis, which cannot report that
+    finally:
+        server.resume()
+    await retry
+    assert [attempt.status_code for attempt in attempts] == [503, 503]
+    assert await service.written() == 3
 
 
 async def test_a_response_that_was_read_slowly_counts_as_received(service: Service) -> None:

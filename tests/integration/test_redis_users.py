@@ -42,7 +42,7 @@ OF_OTHERS = {
         "tweezer:calls:a",
         "tweezer:recorder",
     ),
-    RedisUser.SCHEDULER: ("tweezer:logins:a:b", "tweezer:calls:a", "tweezer:recorder", "tweezer:courier"),
+    RedisUser.SCHEDULER: ("tweezer:logins:a:b", "tweezer:recorder", "tweezer:courier"),
     RedisUser.RECORDER: ("tweezer:intake", "arq:job:message", "tweezer:logins:a:b", "tweezer:idempotency:a:b"),
     RedisUser.COURIER: ("tweezer:intake", "tweezer:project:a", "tweezer:logins:a:b", "tweezer:recorder"),
     RedisUser.PRODUCER: ("tweezer:intake", "arq:job:message", "tweezer:logins:a:b", "tweezer:endpoints"),

@@ -17,8 +17,8 @@ from tweezer.api.access.auth import AuthenticationMiddleware, Authenticator, Rat
 from tweezer.api.access.logins import Logins
 from tweezer.api.access.replay_guard import ReplayGuard, ReplayGuardMiddleware
 from tweezer.api.batches import bulk, commands, reads, service_side
+from tweezer.api.batches.fast_path import fast_routes
 from tweezer.api.batches.filters import CheckedParameters
-from tweezer.api.batches.reads import fast_routes
 from tweezer.api.devices import routes as devices_routes
 from tweezer.api.devices import statistics
 from tweezer.api.events import routes as events_routes

@@ -169,7 +169,7 @@ class ReadModel(BatchReader):
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout(self._patience_s if self._turns.locked() else None):
                 await self._turns.acquire()
         except TimeoutError as error:
             raise Unavailable(f"too many reads are waiting for Redis; try again: {READS_MAX} are running") from error

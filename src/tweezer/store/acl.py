@@ -45,7 +45,7 @@ SCRIPTS: Mapping[RedisUser, tuple[str, ...]] = {
     RedisUser.PRODUCER: (*_USERS_CALL, "look_up_jobs", "look_up_batch"),
     RedisUser.API: (
         *_USERS_CALL,
-        *("look_up_jobs", "look_up_batch", "begin_call", "mark_call", "measure", "note_child", "end_batch", "report"),
+        *("look_up_jobs", "look_up_batch", "mark_calls", "measure", "note_child", "end_batch", "report"),
         *("set_specs", "forget_specs"),
     ),
     RedisUser.WORKER: (

@@ -1,20 +1,23 @@
 """State of recent requests that API processes share: failed log-ins, and calls without an idempotency key.
 
-A call without a key gets a generated one, so that a client which repeats a call because the response was lost does not
-execute it twice. If a call is abandoned, the next equal call is another attempt with the same key. The API decides
-which calls are abandoned; an attempt whose lease is not renewed is abandoned, too.
+A client without keys repeats a call whose response was lost. If a call took effect and was abandoned, the next equal
+one is another attempt at it, and gets its answer. The API decides which calls are abandoned; an attempt whose lease is
+not renewed is abandoned, too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
-from collections.abc import Iterable
+import time
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
+from tweezer.model.lru import CombinedCalls
 from tweezer.store.keys import Key
 from tweezer.store.scripts import Scripts, ask
 
@@ -71,14 +74,10 @@ class FailedLogins:
         return self._keys(Key.LOGINS, source.by, hashlib.sha256(source.value.encode(errors="replace")).hexdigest())
 
 
-LEASE_S = 0.9
-"""A running attempt is abandoned when its lease was not renewed for this time.
+EXPIRES_S = 10.0
+"""How long a call waits for Redis. Its caller then gives up, and may repeat it; Redis must not execute both."""
 
-Pasqal's clients wait a second before they repeat a call.
-"""
-
-RETRY_S = 61.0
-"""How long an abandoned call can be repeated: Pasqal's clients wait for 31 s in total, and a request may take 30 s."""
+_TOGETHER_MAX = 100  # attempts that are marked by one script
 
 
 class CallState(StrEnum):
@@ -89,46 +88,51 @@ class CallState(StrEnum):
     ABANDONED = "abandoned"
 
 
-class CallAttempt(msgspec.Struct, frozen=True):
-    """An attempt at a call. key: the idempotency key of the call. again: whether it is not the first attempt."""
+class CallAttempt(msgspec.Struct):
+    """An attempt at a call without an idempotency key.
 
-    digest: str
-    project: str
-    key: str
-    id: str
-    again: bool
+    Attributes:
+        equal: Digest of the request: equal requests have the same.
+        running: The equal calls that are known to be running.
+        id: The id of the attempt, and of the call that it begins.
+        call: The id of the call that it begins or repeats; None until it may have taken effect.
+    """
+
+    equal: str
+    running: Sequence[str] = ()
+    id: str = msgspec.field(default_factory=lambda: secrets.token_hex(16))
+    call: str | None = None
 
 
 class RecentCalls:
-    """Tracks running and abandoned calls."""
+    """Tracks running and abandoned calls. The script that makes a call begins it, too."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
+        self._marks = CombinedCalls(self._mark_all, most=_TOGETHER_MAX)
+        self._clock_us = -math.inf  # Redis' clock minus the monotonic one of this process
 
-    async def begin(self, digest: str, *, project: str, running: Iterable[str] = ()) -> CallAttempt:
-        """Begin an attempt at the call with this digest. running: keys of calls that are known to be running.
+    def begin(self, attempt: CallAttempt | None) -> dict[str, Any]:
+        """Return the arguments of a script that makes a call; None for one with an idempotency key."""
+        if attempt is None:
+            return {"equal": "", "attempt": "", "expires_us": 0, "running": ()}
+        attempt.call = attempt.id
+        expires_us = round(max(_monotonic_us() + self._clock_us + EXPIRES_S * 1e6, 0))
+        return {"equal": attempt.equal, "attempt": attempt.id, "expires_us": expires_us, "running": attempt.running}
 
-        Raises Unavailable, QueueFull.
-        """
-        identity = secrets.token_hex(16)
-        word, key = await self._scripts.call(
-            "begin_call", digest=digest, new_id=identity, lease_ms=_ms(LEASE_S), retry_ms=_ms(RETRY_S), running=running
-        )
-        return CallAttempt(digest, project, key.decode(), identity, again=word == b"again")
+    def set_clock(self, now_us: int) -> None:
+        """Note the time by Redis' clock, as a script has just reported it."""
+        self._clock_us = now_us - _monotonic_us()
 
     async def mark(self, attempt: CallAttempt, state: CallState) -> bool:
-        """Store the state; return False if another attempt has taken the call over. Raises Unavailable."""
-        return await self._scripts.call_ok(
-            "mark_call",
-            digest=attempt.digest,
-            call=attempt.key,
-            attempt=attempt.id,
-            state=state,
-            lease_ms=_ms(LEASE_S),
-            retry_ms=_ms(RETRY_S),
-            project=attempt.project,
-        )
+        """Store the state; return False if there is no such attempt. Raises Unavailable."""
+        if attempt.call is None:
+            return False
+        return await self._marks.get((attempt.equal, attempt.call, attempt.id, state.value)) == b"ok"
+
+    async def _mark_all(self, rows: list[tuple[str, ...]]) -> list[bytes]:
+        return await self._scripts.call("mark_calls", attempts=rows)
 
 
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
+def _monotonic_us() -> float:
+    return time.monotonic() * 1e6

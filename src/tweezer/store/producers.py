@@ -51,9 +51,10 @@ from tweezer.model.messages import (
 from tweezer.model.quotas import QuotaExceeded
 from tweezer.model.sequence import SequenceHeader, read_sequence, sequence_text
 from tweezer.model.windows import check_time
+from tweezer.store.guards import CallAttempt, RecentCalls
 from tweezer.store.keys import Key
 from tweezer.store.reader import Reader
-from tweezer.store.records import DeviceRecord
+from tweezer.store.records import DeviceRecord, NewBatch
 from tweezer.store.scripts import Scripts, translating
 
 _DEVICE_AGE_S, _DEVICES_MAX = 10.0, 1000
@@ -108,7 +109,18 @@ class Admission:
         self._by_specs: Recent[str, DeviceRecord] = Recent(_DEVICES_MAX, kept_s=_DEVICE_AGE_S)
 
     async def submit(self, submission: Submission, *, project: str) -> UUID:
-        """Check and write a batch; return its id. Raises InvalidInput, QueueFull, Conflict, Unavailable."""
+        """Check and write a batch as :meth:`write`; return its id."""
+        return _id_of(await self.write(submission, project=project))
+
+    async def write(
+        self, submission: Submission, *, project: str, attempt: CallAttempt | None = None
+    ) -> NewBatch | UUID:
+        """Check and write a batch; return it, or the id of the first call's batch if this call repeats that one.
+
+        attempt: a call without an idempotency key, which may repeat one that was abandoned.
+
+        Raises InvalidInput, QueueFull, Conflict, Unavailable.
+        """
         if not is_project_id(project):
             raise InvalidInput("project", "must be 1 to 64 letters, digits, dots, dashes and underscores")
         specs = [as_job_spec(job, index) for index, job in enumerate(submission.jobs)]
@@ -122,7 +134,7 @@ class Admission:
         if doc.configuration is not None and device.is_emulator and device.checks_sequence and not device.reattaches:
             check_older_options(doc.configuration, device.adapter)
         _check_jobs(specs, header, doc, device)
-        return await self._commands.submit(
+        return await self._commands.write(
             submission.batch_id or new_batch_id(),
             project,
             doc,
@@ -131,12 +143,22 @@ class Admission:
             open=submission.open,
             not_before=submission.not_before,
             idempotency_key=submission.idempotency_key,
+            attempt=attempt,
         )
 
     async def add_jobs(
-        self, batch_id: UUID, jobs: Sequence[Any], *, project: str | None, idempotency_key: str = ""
+        self,
+        batch_id: UUID,
+        jobs: Sequence[Any],
+        *,
+        project: str | None,
+        idempotency_key: str = "",
+        attempt: CallAttempt | None = None,
     ) -> int:
-        """Append jobs to an open batch, checked as in a submit; return the index of the first."""
+        """Append jobs to an open batch, checked as in a submit; return the index of the first.
+
+        attempt: a call without an idempotency key, which may repeat one that was abandoned.
+        """
         try:
             batch = await self._reader.batch(batch_id, project=project)
         except NotFound:
@@ -150,7 +172,9 @@ class Admission:
         reads = device.checks_sequence and batch.doc.sequence is not None
         _check_jobs(specs, read_sequence(batch.doc.sequence or "") if reads else None, batch.doc, device)
         specs = _with_runs_shown(specs, batch.doc)
-        return await self._commands.add_jobs(batch_id, specs, project=project, idempotency_key=idempotency_key)
+        return await self._commands.add_jobs(
+            batch_id, specs, project=project, idempotency_key=idempotency_key, attempt=attempt
+        )
 
     async def _find_device(self, submission: Submission, jobs: Sequence[JobSpec]) -> DeviceRecord:
         """Return the named device, else the device in the (first) sequence."""
@@ -236,6 +260,10 @@ def _priority(priority: str) -> Priority:
 _QUICK_BYTES = 256 << 10  # compressed in a few milliseconds: not worth a thread
 
 _GLOB = re.compile(r"([*?\[\]\\])")
+
+
+def _id_of(written: NewBatch | UUID) -> UUID:
+    return written.batch.id if isinstance(written, NewBatch) else written
 
 
 class CancelAnswer(StrEnum):
@@ -336,10 +364,17 @@ def _why_not(has: JobStatus, status: JobStatus | None) -> str:
 class Commands:
     """Changes of batches and jobs that users request."""
 
-    def __init__(self, scripts: Scripts) -> None:
+    def __init__(self, scripts: Scripts, calls: RecentCalls) -> None:
         self._scripts = scripts
+        self._calls = calls
 
     async def submit(
+        self, batch_id: UUID, project: str, doc: BatchDoc, jobs: Sequence[JobSpec], **options: Any
+    ) -> UUID:
+        """Write a batch as :meth:`write`, which has these options; return its id."""
+        return _id_of(await self.write(batch_id, project, doc, jobs, **options))
+
+    async def write(
         self,
         batch_id: UUID,
         project: str,
@@ -350,10 +385,12 @@ class Commands:
         open: bool = False,
         not_before: datetime | None = None,
         idempotency_key: str = "",
-    ) -> UUID:
-        """Write a batch; return its id, which is that of the first call if this one repeats it.
+        attempt: CallAttempt | None = None,
+    ) -> NewBatch | UUID:
+        """Write a batch; return it, or the id of the first call's batch if this call repeats that one.
 
-        A call repeats another if it has the same id of a batch, or the same idempotency key and content.
+        A call repeats another if it has the same id of a batch, the same idempotency key and content, or is an attempt
+        at a call without a key that was abandoned.
         """
         check_key(idempotency_key)
         packed_doc, packed = _packed("batch", doc), _packed_jobs(jobs)
@@ -361,10 +398,11 @@ class Commands:
         head = (doc.device, priority.value, str(int(open)))
         digest = _digest([*head, packed_doc, str(due_ms), *packed]) if idempotency_key else ""
         stored_doc, *stored = await _compressed([packed_doc, *packed])
-        (identity,) = await self._command(
+        identity, created_us = await self._call_once(
             "submit",
             batch_id,
             project,
+            attempt,
             device=doc.device,
             priority=priority.value,
             open=int(open),
@@ -377,20 +415,29 @@ class Commands:
             digest=digest,
             specs=stored,
         )
-        return UUID(identity.decode())
+        if created_us is None:
+            return UUID(identity)
+        return NewBatch.of(batch_id, project, doc, jobs, created_us=created_us, priority=priority, open=open)
 
     async def add_jobs(
-        self, batch_id: UUID, jobs: Sequence[JobSpec], *, project: str | None, idempotency_key: str = ""
+        self,
+        batch_id: UUID,
+        jobs: Sequence[JobSpec],
+        *,
+        project: str | None,
+        idempotency_key: str = "",
+        attempt: CallAttempt | None = None,
     ) -> int:
         """Append jobs to an open batch; return the index of the first of them."""
         check_key(idempotency_key)
         packed = _packed_jobs(jobs)
         digest = _digest([str(batch_id), *packed]) if idempotency_key else ""
         stored = await _compressed(packed)
-        (first,) = await self._command(
+        first, _ = await self._call_once(
             "add_jobs",
             batch_id,
             project,
+            attempt,
             idempotency_key=idempotency_key,
             digest=digest,
             jobs_max=MAX_JOBS_PER_BATCH,
@@ -428,7 +475,7 @@ class Commands:
     ) -> list[CancelAnswer]:
         """Cancel some jobs of a batch; return one answer for each, in the given order. by: recorded requester."""
         digest = _digest(["cancel_jobs", str(batch_id), *map(str, indices)])
-        (answers,) = await self._command(
+        _, answers = await self._command(
             "cancel_jobs",
             batch_id,
             project,
@@ -506,9 +553,28 @@ class Commands:
             async for name in redis.scan_iter(pattern, count=1000):
                 await redis.unlink(name)
 
+    async def _call_once(
+        self, script: str, batch_id: UUID, project: str | None, attempt: CallAttempt | None, **arguments: Any
+    ) -> tuple[str, str | None]:
+        """Call a script that recognises repeated calls, as :meth:`_command`.
+
+        Return its answer, and the time in microseconds since 1970 if it took effect now.
+        """
+        while True:
+            reply = await self._command(script, batch_id, project, **self._calls.begin(attempt), **arguments)
+            word, *details = (part.decode() for part in reply)
+            if word == "repeated":
+                if attempt is not None and len(details) > 1:
+                    attempt.call = details[1]
+                return details[0], None
+            self._calls.set_clock(int(details[-1]))
+            if word == "ok":
+                return details[0], details[1]
+
     async def _command(self, script: str, batch_id: UUID, project: str | None, **arguments: Any) -> list[Any]:
-        """Call a script and return the details of its reply. Raises as :func:`_refuse` if the script refuses."""
-        word, *details = await self._scripts.call(script, batch_id=str(batch_id), project=project or "", **arguments)
-        if word not in (b"ok", b"repeated") and (script, word) != ("close", b"over"):
+        """Call a script and return its reply. Raises as :func:`_refuse` if the script refuses."""
+        reply = await self._scripts.call(script, batch_id=str(batch_id), project=project or "", **arguments)
+        word, *details = reply
+        if word not in (b"ok", b"repeated", b"late") and (script, word) != ("close", b"over"):
             _refuse(script, word, details, batch_id, arguments)
-        return details
+        return reply

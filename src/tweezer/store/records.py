@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any, Self
 from uuid import UUID
 
 import msgspec
@@ -179,13 +180,13 @@ class BatchRecord(msgspec.Struct, frozen=True):
     open: bool
     created: datetime
     updated: datetime
-    started: datetime | None
-    ended: datetime | None
     jobs: int
     counts: dict[JobStatus, int]
     sequence_number: int
     doc: BatchDoc
-    fault: Fault | None
+    started: datetime | None = None
+    ended: datetime | None = None
+    fault: Fault | None = None
     children: tuple[UUID, ...] = ()
     idle_s: float = 0.0
     job_s: float | None = None
@@ -224,18 +225,18 @@ class JobRecord(msgspec.Struct, frozen=True):
     status: JobStatus
     spec: JobSpec
     created: datetime
-    started: datetime | None
-    ended: datetime | None
-    attempt: int
-    stage: Stage | None
-    stage_since: datetime | None
-    progress: float | None
-    cancel_requested: datetime | None
-    cancel_requests: int
-    queue_s: float | None
-    preparation_s: float | None
-    device_s: float | None
-    faults: tuple[Fault, ...]
+    started: datetime | None = None
+    ended: datetime | None = None
+    attempt: int = 0
+    stage: Stage | None = None
+    stage_since: datetime | None = None
+    progress: float | None = None
+    cancel_requested: datetime | None = None
+    cancel_requests: int = 0
+    queue_s: float | None = None
+    preparation_s: float | None = None
+    device_s: float | None = None
+    faults: tuple[Fault, ...] = ()
     cancel_outcome: CancelOutcome | None = None
     cancels: tuple[CancelAttempt, ...] = ()
 
@@ -474,6 +475,51 @@ def _batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
         job_s=number("worked") / number("done") / 1000 if number("worked") and number("done") else None,
         cancels=read_attempts(text.get("cancels", "")),
     )
+
+
+class NewBatch(msgspec.Struct, frozen=True):
+    """A batch as it was written, before anything else happened to it."""
+
+    batch: BatchRecord
+    specs: Sequence[JobSpec]
+
+    @classmethod
+    def of(
+        cls, batch_id: UUID, project: str, doc: BatchDoc, specs: Sequence[JobSpec], *, created_us: str, **fields: Any
+    ) -> Self:
+        """Return the batch. fields: its priority, and whether it is open."""
+        created = moment_us(created_us)
+        batch = BatchRecord(
+            id=batch_id,
+            project=project,
+            device=doc.device,
+            status=BatchStatus.PENDING,
+            created=created,
+            updated=created,
+            jobs=len(specs),
+            counts={status: len(specs) if status is JobStatus.PENDING else 0 for status in JobStatus},
+            sequence_number=1,
+            doc=doc,
+            **fields,
+        )
+        return cls(batch, specs)
+
+    def jobs(self) -> list[JobRecord]:
+        """Return the jobs."""
+        batch, created = self.batch, self.batch.created
+        return [
+            JobRecord(
+                batch_id=batch.id,
+                index=index,
+                project=batch.project,
+                status=JobStatus.PENDING,
+                spec=spec,
+                created=created,
+                stage=Stage.QUEUED,
+                stage_since=created,
+            )
+            for index, spec in enumerate(self.specs)
+        ]
 
 
 def job_record(

@@ -52,6 +52,16 @@ _LOST = Fault(
 )
 
 
+CALL_LEASE_S = 0.9
+"""A running attempt at a call without an idempotency key is abandoned if its lease was not renewed for this time.
+
+Pasqal's clients wait a second before they repeat a call.
+"""
+
+CALL_RETRY_S = 61.0
+"""How long an abandoned call can be repeated: Pasqal's clients wait for 31 s in total, and a request may take 30 s."""
+
+
 PENALTIES_S = {Priority.HIGH: 0.0, Priority.MEDIUM: 60.0, Priority.LOW: 600.0}
 """The delay of each priority in the queue, in seconds of lane time."""
 
@@ -184,6 +194,7 @@ def generated_includes() -> dict[str, str]:
         "priorities": f"local PENALTY = {{ {penalties} }}",
         "specs": f"local SPECS_FIELDS = {_strings(SPECS_FIELDS)}",
         "settings": _settings(),
+        "calls": f"local CALL_LEASE, CALL_RETRY = {round(CALL_LEASE_S * 1000)}, {round(CALL_RETRY_S * 1000)}",
         "quotas": _quotas(),
         "sizes": f"local BATCH_BYTES, JOB_BYTES = {BATCH_BYTES}, {JOB_BYTES}",
         "attempts": f"local CRASH_MAX, LOST_MAX = {CRASHES_MAX}, {LOST_MAX}\n"

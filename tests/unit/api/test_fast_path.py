@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 from starlette.routing import Match
 from starlette.types import Scope
-from tests.support.api_rig import ApiRig
+from tests.support.api_rig import SEQUENCE, ApiRig, bearer
 
-from tweezer.api.batches.reads import FastRoute, fast_routes
+from tweezer.api.batches.fast_path import FastRoute, fast_routes
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.settings import ApiSettings, Settings
 
 ROUTES = ["/api/v2/jobs/{}", "/api/v2/batches/{}"]
+SUBMIT = "/api/v1/batches"
 
 
 @pytest.fixture
@@ -33,13 +34,13 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database)
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record which routes of the fast path an application takes that is created later."""
     found: list[str] = []
-    answer = FastRoute._answer
+    handle = FastRoute.handle
 
-    async def noting(self: FastRoute, request: Any) -> Any:
+    async def noting(self: FastRoute, *args: Any) -> None:
         found.append(self.path)
-        return await answer(self, request)
+        await handle(self, *args)
 
-    monkeypatch.setattr(FastRoute, "_answer", noting)
+    monkeypatch.setattr(FastRoute, "handle", noting)
     return found
 
 
@@ -55,11 +56,12 @@ async def test_the_fast_path_and_the_normal_one_return_the_same(taken: list[str]
     assert len(taken) == 8
 
 
-def test_only_a_get_of_an_id_takes_the_fast_path() -> None:
-    def takes(method: str, path: str, kind: str = "http") -> bool:
-        scope: Scope = {"type": kind, "method": method, "path": path, "headers": []}
-        return any(route.matches(scope)[0] is Match.FULL for route in fast_routes())
+def takes(method: str, path: str, *headers: bytes, kind: str = "http") -> bool:
+    scope: Scope = {"type": kind, "method": method, "path": path, "headers": [(name, b"") for name in headers]}
+    return any(route.matches(scope)[0] is Match.FULL for route in fast_routes())
 
+
+def test_only_a_get_of_an_id_takes_the_fast_path() -> None:
     identity = str(new_batch_id())
     for route in ROUTES:
         assert takes("GET", route.format(identity))
@@ -69,7 +71,45 @@ def test_only_a_get_of_an_id_takes_the_fast_path() -> None:
         assert not takes("GET", route.format(identity) + "/transitions")
         for method in ("HEAD", "POST", "PATCH", "DELETE", "OPTIONS"):
             assert not takes(method, route.format(identity))
-        assert not takes("GET", route.format(identity), "websocket")
+        assert not takes("GET", route.format(identity), kind="websocket")
+
+
+def test_only_a_submit_without_an_idempotency_key_takes_the_fast_path() -> None:
+    assert takes("POST", SUBMIT, b"content-type")
+    assert not takes("POST", SUBMIT, b"content-type", b"idempotency-key")
+    assert not takes("POST", SUBMIT + "/")
+    assert not takes("GET", SUBMIT)
+
+
+async def test_a_submit_on_the_fast_path_returns_the_batch_as_it_can_be_read(taken: list[str], rig: ApiRig) -> None:
+    key = rig.key()
+    body = {
+        "sequence_builder": SEQUENCE,
+        "jobs": [{"runs": 5, "variables": {"omega": 3.5}, "seed": 7}, {"runs": 6, "variables": {"omega": [1]}}],
+        "open": True,
+        "tags": ["a", "b"],
+        "queue_priority": "HIGH",
+        "name": "n",
+        "configuration": {"dt": 10.0},
+    }
+    for headers in ({}, {"Idempotency-Key": "k"}):
+        answer = await rig.http.post(SUBMIT, json=body, headers=bearer(key) | headers)
+        assert answer.status_code == 200, answer.text
+        batch = answer.json()["data"]
+        read = await rig.get(f"/api/v2/batches/{batch['id']}", key=key)
+        assert (answer.content, answer.headers["content-type"]) == (read.content, read.headers["content-type"])
+    assert taken.count(SUBMIT) == 1
+
+
+@pytest.mark.parametrize(
+    ("role", "body"), [(Role.READ, {}), (Role.USER, {}), (Role.USER, {"jobs": 7}), (Role.USER, {"device_type": "NO"})]
+)
+async def test_a_submit_is_refused_as_on_the_normal_path(rig: ApiRig, role: Role, body: dict[str, Any]) -> None:
+    key = rig.key(role)
+    quick = await rig.http.post(SUBMIT, json=body, headers=bearer(key))
+    slow = await rig.http.post(SUBMIT, json=body, headers=bearer(key) | {"Idempotency-Key": "k"})
+    assert quick.status_code in (400, 403)
+    assert (quick.status_code, quick.content) == (slow.status_code, slow.content)
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock
 
 import fakeredis
@@ -16,15 +17,18 @@ from tests.support.api_rig import DEVICE, HOST, PROJECT, ApiRig, bearer
 from tests.support.waiting import until
 
 from tweezer.api.access import replay_guard
+from tweezer.api.batches.schemas import BatchResponse
 from tweezer.api.http.header_limits import CONNECTION
-from tweezer.api.read_model import ReadModel
 from tweezer.ledger.database import Database
 from tweezer.model.errors import Unavailable
+from tweezer.model.ids import new_batch_id
+from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.settings import ApiSettings, Settings
 from tweezer.store import guards as calls
 from tweezer.store.connection import Store
-from tweezer.store.guards import CallState, RecentCalls
+from tweezer.store.guards import CallAttempt, CallState
 from tweezer.store.keys import Key
+from tweezer.store.scripts import CALL_LEASE_S, CALL_RETRY_S
 
 BATCHES = "/api/v1/batches"
 JOBS = [{"runs": 5}]
@@ -112,12 +116,30 @@ async def test_an_equal_call_after_a_server_error_is_a_retry(rig: Ours, monkeypa
     for failure in (Unavailable("Redis went away"), ZeroDivisionError("a defect")):
         before = await rig.written()
         with monkeypatch.context() as patch:
-            patch.setattr(ReadModel, "batch_with_jobs", Mock(side_effect=failure))  # the batch is written by then
+            patch.setattr(BatchResponse, "from_records", Mock(side_effect=failure))  # the batch is written by then
             assert (await rig.send()).status_code in (500, 503)
             assert (await rig.send()).status_code in (500, 503)
         first = await rig.id_of()
         assert await rig.written() == before + 1
         assert await rig.id_of() != first
+
+
+async def test_an_equal_call_after_a_lost_reply_of_redis_is_a_retry(rig: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = rig.store.scripts.call
+
+    async def losing(name: str, **arguments: Any) -> Any:
+        reply = await call(name, **arguments)
+        if name == "submit" and reply[0] == b"ok":
+            raise Unavailable("the connection was lost")
+        return reply
+
+    before = await rig.written()
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.store.scripts, "call", losing)
+        assert (await rig.send()).status_code == 503
+    first = await rig.id_of()
+    assert await rig.written() == before + 1
+    assert await rig.id_of() != first
 
 
 async def test_only_an_equal_call_is_a_retry(rig: Ours) -> None:
@@ -134,14 +156,14 @@ async def test_concurrent_equal_calls_are_separate_calls(rig: Ours) -> None:
 
 
 async def test_each_lost_call_has_one_retry(rig: Ours) -> None:
-    lost = set(await asyncio.gather(*(rig.id_of(wire=Wire(cut=True)) for _ in range(3))))
+    lost = set(await asyncio.gather(*(rig.id_of(wire=Wire(is_lost=True)) for _ in range(3))))
     found = [await rig.id_of() for _ in range(4)]
     assert (len(lost), set(found[:3])) == (3, lost)
     assert found[3] not in lost
 
 
 async def test_a_retry_joins_a_lost_call_that_still_runs(rig: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
-    submit, reached, go_on = rig.store.commands.submit, asyncio.Event(), asyncio.Event()
+    submit, reached, go_on = rig.store.commands.write, asyncio.Event(), asyncio.Event()
 
     async def slow(*args: Any, **options: Any) -> Any:
         if not reached.is_set():
@@ -149,15 +171,17 @@ async def test_a_retry_joins_a_lost_call_that_still_runs(rig: Ours, monkeypatch:
             await go_on.wait()
         return await submit(*args, **options)
 
-    monkeypatch.setattr(rig.store.commands, "submit", slow)
+    monkeypatch.setattr(rig.store.commands, "write", slow)
     wire = Wire()
     first = asyncio.create_task(rig.id_of(wire=wire))
     await reached.wait()
     other = await rig.id_of(wire=Wire())  # the connection of the first one is still open
     wire.cut = True
-    retry = await rig.id_of(wire=Wire())
+    retry = asyncio.create_task(rig.id_of(wire=Wire()))
+    await asyncio.sleep(0)
+    assert await rig.id_of(content=BODY | {"name": "other"}) != other
     go_on.set()
-    assert await first == retry != other
+    assert await first == await retry != other
 
 
 async def test_added_jobs_are_repeated_in_the_same_way(rig: Ours) -> None:
@@ -192,13 +216,13 @@ async def test_a_long_call_does_not_count_as_lost(rig: Ours, monkeypatch: pytest
         return await mark(attempt, state)
 
     monkeypatch.setattr(rig.store.recent_calls, "mark", noting)
-    submit = rig.store.commands.submit
+    submit = rig.store.commands.write
 
     async def slow(*args: Any, **options: Any) -> Any:
         await until(lambda: marked.count(CallState.RUNNING) > 2)
         return await submit(*args, **options)
 
-    monkeypatch.setattr(rig.store.commands, "submit", slow)
+    monkeypatch.setattr(rig.store.commands, "write", slow)
     await rig.id_of(wire=Wire())
     assert marked[-1] is CallState.OVER
 
@@ -207,38 +231,89 @@ async def test_a_long_call_does_not_count_as_lost(rig: Ours, monkeypatch: pytest
 
 
 @pytest.fixture
-async def known() -> AsyncIterator[RecentCalls]:
+async def store() -> AsyncIterator[Store]:
     store = Store(fakeredis.FakeAsyncRedis())
-    yield store.recent_calls
+    about_device, about_worker = {"adapter": "null", "exclusive": 0, "max_runs": 1000}, {"lanes": 0}
+    await store.tickets.heartbeat("w", DEVICE, ttl_s=60, about_device=about_device, about_worker=about_worker)
+    yield store
     await store.close()
 
 
-async def test_an_attempt_without_a_renewal_is_lost_after_its_lease(
-    known: RecentCalls, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    running = await known.begin("d", project="p")
-    assert not (await known.begin("d", project="p")).again
-    monkeypatch.setattr(calls, "LEASE_S", 0.0)
-    dead = await known.begin("other", project="p")
-    assert not (await known.begin("other", project="p", running=[dead.key])).again
-    found = await known.begin("other", project="p", running=[running.key])
-    assert (found.again, found.key) == (True, dead.key)
+async def make_call(store: Store, equal: str = "d", running: Sequence[str] = ()) -> CallAttempt:
+    attempt = CallAttempt(equal, running)
+    await store.commands.submit(new_batch_id(), PROJECT, BatchDoc(DEVICE), [JobSpec()], attempt=attempt)
+    return attempt
 
 
-async def test_the_former_owner_cannot_renew_an_attempt_that_was_taken_over(known: RecentCalls) -> None:
-    first = await known.begin("d", project="p")
+async def let_pass(store: Store, seconds: float, equal: str = "d") -> None:
+    """Change what Redis knows of equal calls as if this time had passed."""
+    redis: Any = store.redis
+    name = store.keys(Key.CALLS, equal)
+    for call, value in (await redis.hgetall(name)).items():
+        since, _, rest = value.partition(b" ")
+        await redis.hset(name, call, b"%d %b" % (int(since) - round(1000 * seconds), rest))
+
+
+async def test_an_attempt_without_a_renewal_is_lost_after_its_lease(store: Store) -> None:
+    first = await make_call(store)
+    second = await make_call(store)
+    assert second.call == second.id
+    await let_pass(store, CALL_LEASE_S)
+    third = await make_call(store, running=[first.id, second.id])
+    assert third.call == third.id
+    assert (await make_call(store, running=[second.id])).call == first.id
+    assert (await make_call(store, "other")).call != second.id
+
+
+async def test_the_former_owner_cannot_renew_an_attempt_that_was_taken_over(store: Store) -> None:
+    known = store.recent_calls
+    first = await make_call(store)
     await known.mark(first, CallState.ABANDONED)
-    second = await known.begin("d", project="p")
-    assert (second.key, second.again) == (first.key, True)
+    second = await make_call(store)
+    assert second.call == first.id
     assert not await known.mark(first, CallState.OVER)
     assert await known.mark(second, CallState.ABANDONED)
-    assert (await known.begin("d", project="p")).key == first.key
+    assert (await make_call(store)).call == first.id
 
 
-async def test_the_wait_for_a_lost_call_is_bounded(known: RecentCalls, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = await known.begin("d", project="p")
-    await known.mark(first, CallState.ABANDONED)
-    redis: Any = known._scripts.redis
-    assert 0 < await redis.pttl("tweezer:calls:d") <= 1000 * (calls.LEASE_S + calls.RETRY_S)
-    monkeypatch.setattr(calls, "RETRY_S", -1.0)
-    assert not (await known.begin("d", project="p")).again
+async def test_the_wait_for_a_lost_call_is_bounded(store: Store) -> None:
+    first = await make_call(store)
+    await store.recent_calls.mark(first, CallState.ABANDONED)
+    redis: Any = store.redis
+    assert 0 < await redis.pttl("tweezer:calls:d") <= 1000 * (CALL_LEASE_S + CALL_RETRY_S)
+    await let_pass(store, CALL_RETRY_S + 1)
+    later = await make_call(store)
+    assert later.call == later.id
+
+
+async def test_a_call_that_the_previous_version_began_is_not_repeated(store: Store) -> None:
+    redis: Any = store.redis
+    await redis.hset("tweezer:calls:d", "id", f"{time.time_ns() // 1_000_000 - 1000} id")
+    attempt = await make_call(store)
+    assert attempt.call == attempt.id
+
+
+async def test_a_call_that_redis_executes_too_late_writes_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis: Any = store.redis
+    await make_call(store)
+    call, sent = store.scripts.call, []
+
+    async def held_up(name: str, **arguments: Any) -> Any:
+        sent.append(arguments["expires_us"])
+        if len(sent) == 1:
+            arguments["expires_us"] -= round(1e6 * calls.EXPIRES_S) + 1  # as if it had arrived later
+        return await call(name, **arguments)
+
+    monkeypatch.setattr(store.scripts, "call", held_up)
+    await make_call(store)
+    assert len(sent) == 2
+    assert await redis.xlen(store.keys(Key.EVENTS)) == 2
+
+
+async def test_the_first_call_of_a_process_reads_the_time_of_redis(store: Store) -> None:
+    assert store.recent_calls.begin(CallAttempt("d"))["expires_us"] == 0
+    await make_call(store)
+    seconds, _ = await cast(Any, store.redis).time()
+    assert abs(store.recent_calls.begin(CallAttempt("d"))["expires_us"] / 1e6 - seconds - calls.EXPIRES_S) < 5

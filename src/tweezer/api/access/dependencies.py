@@ -25,7 +25,9 @@ WAIT_MAX_S = 20.0
 READERS = frozenset({Role.USER, Role.READ, Role.OPERATOR})
 """Roles that read results, batches and devices."""
 
-_WRITERS = frozenset({Role.USER, Role.OPERATOR})
+WRITERS = frozenset({Role.USER, Role.OPERATOR})
+"""Roles that submit batches, and change them."""
+
 _SCRAPERS = frozenset({Role.METRICS, Role.OPERATOR})
 _LINK = Principal("link", Role.OPERATOR)  # a link names the job that may be read, in any project
 
@@ -87,7 +89,7 @@ async def _wait_s(
 
 
 Caller = Annotated[Principal, Depends(_BearerKey(READERS))]
-Submitter = Annotated[Principal, Depends(_BearerKey(_WRITERS))]
+Submitter = Annotated[Principal, Depends(_BearerKey(WRITERS))]
 Scraper = Annotated[Principal, Depends(_BearerKey(_SCRAPERS))]
 Operator = Annotated[Principal, Depends(_BearerKey(frozenset({Role.OPERATOR})))]
 

@@ -1,17 +1,19 @@
 """Distinguish a call that repeats a lost one from a second call that is made on purpose.
 
-Pasqal's clients send no idempotency key, and repeat a submit when the server fails or the connection is lost. So a call
-without a key gets a generated one. The next equal call (same credentials, path, parameters and decompressed body) gets
-the same key if the earlier call was abandoned: its response was a server error, its connection was closed before the
-whole response was written, or its process died. An equal call is a new one if the response was written, or while the
-earlier call is still running on an open connection.
+Pasqal's clients send no idempotency key, and repeat a submit when the server fails or the connection is lost. So the
+next equal call without a key (same credentials, path, parameters and decompressed body) gets the answer of the earlier
+one if that was abandoned: its response was a server error, its connection was closed before the whole response was
+written, or its process died. An equal call is a new one if the response was written, or while the earlier call is still
+running on an open connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
+from collections.abc import AsyncIterator
 from typing import cast
 
 import structlog
@@ -23,7 +25,8 @@ from tweezer.api.http.header_limits import find_connection
 from tweezer.duties import repeat
 from tweezer.ledger.access.credentials import Principal
 from tweezer.model.errors import TweezerError
-from tweezer.store.guards import LEASE_S, CallAttempt, CallState, RecentCalls
+from tweezer.store.guards import CallAttempt, CallState, RecentCalls
+from tweezer.store.scripts import CALL_LEASE_S
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +34,7 @@ PATIENCE_S = 30.0
 """How long Pasqal's clients wait for a response."""
 
 _CALL = "tweezer.call"
-_RENEW_S = LEASE_S / 3
+_RENEW_S = CALL_LEASE_S / 3
 
 
 class ReplayGuard:
@@ -41,42 +44,34 @@ class ReplayGuard:
         self._calls = calls
         self._serving: dict[str, set[_Call]] = {}
 
-    async def key(self, request: Request, caller: Principal, project: str) -> str:
-        """Return the idempotency key for a call without one; read its body first. Raises Unavailable, QueueFull."""
-        path, query = request.scope["path"], request.scope["query_string"].decode("latin-1")
-        parts = (caller.key, path, query, body_digest(request.scope))
-        name = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-        equal = self._serving.get(name, set())
-        for other in [other for other in equal if other.is_cut()]:
+    @contextlib.asynccontextmanager
+    async def attempt(self, call: _Call, equal: str) -> AsyncIterator[CallAttempt]:
+        """Yield an attempt at a call without a key; make the call in the block. equal: digest of the request."""
+        for other in [other for other in self._serving.get(equal, ()) if other.is_cut()]:
             await self._end(other, CallState.ABANDONED)
-        running = [other.attempt.key for other in equal if other.attempt is not None]
-        attempt = await self._calls.begin(name, project=project, running=running)
-        if attempt.again:
-            log.info("call.repeated", path=path, key=caller.key)
-        call = cast("_Call", request.scope[_CALL])
-        call.attempt = attempt
-        call.keeping = asyncio.create_task(self._keep(call, attempt))
-        self._serving.setdefault(name, set()).add(call)
-        return attempt.key
+        served = self._serving.setdefault(equal, set())
+        running = [it.call or it.id for other in served if (it := other.attempt)]
+        attempt = call.attempt = CallAttempt(equal, running)
+        served.add(call)
+        call.keeping = asyncio.get_running_loop().call_later(_RENEW_S, self._keep, call, attempt)
+        async with call.making:
+            yield attempt
 
     async def before_answer(self, call: _Call, status: int) -> None:
-        """End the call before an error is sent.
-
-        A client error ends the call if it is the first attempt, because nothing was written. On a later attempt it does
-        not undo the first.
-        """
+        """End the call before an error is sent. Usually it had no effect, and leaves nothing to repeat."""
         if status >= 400:
-            is_over = status < 500 and call.attempt is not None and not call.attempt.again
-            await self._end(call, CallState.OVER if is_over else CallState.ABANDONED)
+            await self._end(call, CallState.ABANDONED)
 
     async def after_answer(self, call: _Call) -> None:
         """End the call after its response."""
         await self._end(call, CallState.OVER if call.is_answered else CallState.ABANDONED)
 
-    async def _keep(self, call: _Call, attempt: CallAttempt) -> None:
+    def _keep(self, call: _Call, attempt: CallAttempt) -> None:
+        call.keeping = asyncio.create_task(self._renew(call, attempt))
+
+    async def _renew(self, call: _Call, attempt: CallAttempt) -> None:
         """Renew the lease of a running call while its client may wait for it."""
         until = time.monotonic() + PATIENCE_S
-        await asyncio.sleep(_RENEW_S)
         await repeat(
             "call",
             lambda: self._mark(attempt, CallState.RUNNING),
@@ -86,30 +81,49 @@ class ReplayGuard:
         self._forget(call, attempt)
 
     async def _end(self, call: _Call, state: CallState) -> None:
-        attempt, call.attempt = call.attempt, None
-        if attempt is None:
-            return
-        self._forget(call, attempt)
-        if call.keeping is not None:
-            call.keeping.cancel()
-        await self._mark(attempt, state)
+        """Store the state in which the call ends, once it was made, unless that was done."""
+        async with call.making:
+            attempt = call.attempt
+            if attempt is None:
+                return
+            if call.keeping is not None:
+                call.keeping.cancel()
+            try:
+                await self._mark(attempt, state)
+            finally:
+                call.attempt = None
+                self._forget(call, attempt)
 
     async def _mark(self, attempt: CallAttempt, state: CallState) -> None:
         try:
-            await self._calls.mark(attempt, state)
-        except TweezerError as error:  # its lease will expire, and the next equal call will count as the same
-            log.warning("call.not_marked", state=state, error=error.message)
+            async with asyncio.timeout(CALL_LEASE_S):
+                await self._calls.mark(attempt, state)
+        except (TweezerError, TimeoutError) as error:  # its lease expires, and the next equal call counts as the same
+            log.warning("call.not_marked", state=state, error=str(error) or "timed out")
 
     def _forget(self, call: _Call, attempt: CallAttempt) -> None:
-        served = self._serving.get(attempt.digest, set())
+        served = self._serving.get(attempt.equal, set())
         served.discard(call)
         if not served:
-            self._serving.pop(attempt.digest, None)
+            self._serving.pop(attempt.equal, None)
 
 
-async def get_call_key(request: Request, caller: Principal, project: str) -> str:
-    """Return the idempotency key for a call without one. Raises Unavailable, QueueFull."""
-    return await cast(ReplayGuard, request.app.state.replay_guard).key(request, caller, project)
+@contextlib.asynccontextmanager
+async def begin_call(request: Request, caller: Principal, idempotency_key: str) -> AsyncIterator[CallAttempt | None]:
+    """Yield an attempt at a call without an idempotency key, or None for one with it.
+
+    Read the body before, and make the call in the block.
+    """
+    if idempotency_key:
+        yield None
+        return
+    guard, call = cast(ReplayGuard, request.app.state.replay_guard), cast("_Call", request.scope[_CALL])
+    path, query = request.scope["path"], request.scope["query_string"].decode("latin-1")
+    parts = (caller.key, path, query, body_digest(request.scope))
+    async with guard.attempt(call, hashlib.sha256("\n".join(parts).encode()).hexdigest()) as attempt:
+        yield attempt
+    if attempt.call != attempt.id:
+        log.info("call.repeated", path=path, key=caller.key)
 
 
 class ReplayGuardMiddleware:
@@ -145,7 +159,8 @@ class _Call:
     def __init__(self, scope: Scope) -> None:
         self._connection = find_connection(scope)
         self.attempt: CallAttempt | None = None
-        self.keeping: asyncio.Task[None] | None = None
+        self.making = asyncio.Lock()
+        self.keeping: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self.is_answered = False
 
     def is_cut(self) -> bool:

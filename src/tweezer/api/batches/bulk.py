@@ -12,11 +12,10 @@ from fastapi import APIRouter, Query, Request, Response
 from msgspec import Meta
 
 from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, Queue, ReadBodies, ResultsLinks, Submitter
-from tweezer.api.access.replay_guard import get_call_key
+from tweezer.api.access.replay_guard import begin_call
 from tweezer.api.batches.bodies import build_repetition, rename_field
-from tweezer.api.batches.commands import IdempotencyKey, describe_caller, expect_live, terminal_error
+from tweezer.api.batches.commands import IdempotencyKey, batch_response, describe_caller, expect_live, terminal_error
 from tweezer.api.batches.filters import TIME_FORMAT, VALUES_MAX, JobParams, Time
-from tweezer.api.batches.reads import get_batch
 from tweezer.api.batches.schemas import (
     BatchResponse,
     CanceledBatchesResponse,
@@ -135,14 +134,14 @@ async def rebatch(
         raise InvalidInput(
             "jobs", f"no job of batch {batch_id} matches the parameters; change them, or omit them to repeat all jobs"
         )
-    idempotency_key = idempotency_key or await get_call_key(request, caller, batch.project)
-    try:
-        submission = build_repetition(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
-        child = await queue.admission.submit(submission, project=batch.project)
-    except InvalidInput as error:
-        raise rename_field(error) from error
-    await queue.commands.note_child(batch_id, child)
-    return await get_batch(child, caller, live)
+    async with begin_call(request, caller, idempotency_key) as attempt:
+        try:
+            submission = build_repetition(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
+            written = await queue.admission.write(submission, project=batch.project, attempt=attempt)
+        except InvalidInput as error:
+            raise rename_field(error) from error
+    await queue.commands.note_child(batch_id, written if isinstance(written, UUID) else written.batch.id)
+    return await batch_response(written, caller, live)
 
 
 @router.get(

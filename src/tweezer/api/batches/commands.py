@@ -11,7 +11,7 @@ from fastapi import APIRouter, Header, Request, Response
 from msgspec import Meta
 
 from tweezer.api.access.dependencies import BatchId, JobId, Ledger, LiveStore, Queue, ReadBodies, Submitter
-from tweezer.api.access.replay_guard import get_call_key
+from tweezer.api.access.replay_guard import begin_call
 from tweezer.api.batches.bodies import (
     BatchBody,
     Jobs,
@@ -23,9 +23,11 @@ from tweezer.api.batches.bodies import (
     sends_placeholders,
 )
 from tweezer.api.batches.filters import NO_CONTROLS
-from tweezer.api.batches.reads import get_batch, get_job
+from tweezer.api.batches.reads import EMBEDDED_JOBS_MAX, get_batch, get_job
 from tweezer.api.batches.schemas import BatchResponse, JobResponse
 from tweezer.api.http.openapi import CollectionRoute, describe_failures, describe_route
+from tweezer.api.http.responses import success
+from tweezer.api.read_model import ReadModel
 from tweezer.api.webhooks.service import Hooks, check_webhook
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.recorder.writing import replace_tags
@@ -33,7 +35,7 @@ from tweezer.model.checks import MAX_KEY_LENGTH, MAX_TAG_LENGTH, MAX_TAGS, check
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, Unavailable
 from tweezer.model.ids import split_job_id
 from tweezer.store.producers import CancelAnswer
-from tweezer.store.records import BatchRecord
+from tweezer.store.records import BatchRecord, NewBatch
 
 IdempotencyKey = Annotated[
     str,
@@ -69,6 +71,14 @@ async def expect_live(batch: BatchRecord) -> AsyncIterator[None]:
         raise terminal_error("batch", batch.id) from None
 
 
+async def batch_response(written: NewBatch | UUID, caller: Principal, live: ReadModel) -> Response:
+    """Return the response to a submit: the batch as it was written, or its current state if it existed already."""
+    if isinstance(written, UUID):
+        return await get_batch(written, caller, live)
+    jobs = written.jobs() if written.batch.jobs <= EMBEDDED_JOBS_MAX else []
+    return success(BatchResponse.from_records(written.batch, jobs))
+
+
 router = APIRouter(route_class=CollectionRoute, responses=describe_failures(403, 409, 422, 503))
 
 
@@ -100,14 +110,14 @@ async def create_batch(
     body = await bodies.read(request, BatchBody, account=caller.account)
     project = choose_project(caller, body.project_id)
     check_webhook(body.webhook, webhooks.policy)
-    idempotency_key = idempotency_key or await get_call_key(request, caller, project)
-    try:
-        agent = request.headers.get("User-Agent", "")
-        submission = build_submission(body, user=caller.user, idempotency_key=idempotency_key, user_agent=agent)
-        batch_id = await queue.admission.submit(submission, project=project)
-    except InvalidInput as error:
-        raise rename_field(error) from error
-    return await get_batch(batch_id, caller, live)
+    async with begin_call(request, caller, idempotency_key) as attempt:
+        try:
+            agent = request.headers.get("User-Agent", "")
+            submission = build_submission(body, user=caller.user, idempotency_key=idempotency_key, user_agent=agent)
+            written = await queue.admission.write(submission, project=project, attempt=attempt)
+        except InvalidInput as error:
+            raise rename_field(error) from error
+    return await batch_response(written, caller, live)
 
 
 @router.post(
@@ -129,11 +139,12 @@ async def add_jobs(
     batch = await live.batch(caller, batch_id)
     jobs = await bodies.read(request, Jobs, account=caller.account, root="jobs")
     check_jobs_sent(jobs)
-    idempotency_key = idempotency_key or await get_call_key(request, caller, batch.project)
     agent = request.headers.get("User-Agent", "")
     sent = convert_jobs(jobs, placeholders=sends_placeholders(agent, batch.doc.backend_configuration))
-    async with expect_live(batch):
-        await queue.admission.add_jobs(batch_id, sent, project=batch.project, idempotency_key=idempotency_key)
+    async with expect_live(batch), begin_call(request, caller, idempotency_key) as attempt:
+        await queue.admission.add_jobs(
+            batch_id, sent, project=batch.project, idempotency_key=idempotency_key, attempt=attempt
+        )
     return await get_batch(batch_id, caller, live)
 
 

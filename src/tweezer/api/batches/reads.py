@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from uuid import UUID
-
 from fastapi import APIRouter, Request, Response
-from starlette.routing import Match, Route
-from starlette.types import Scope
 
 from tweezer.api.access.dependencies import (
-    READERS,
     BatchId,
     Caller,
     HeldRequests,
@@ -19,7 +13,6 @@ from tweezer.api.access.dependencies import (
     ResultsLinks,
     ResultsReader,
     WaitSeconds,
-    require_role,
 )
 from tweezer.api.batches.filters import BatchPageParams, BatchParams, JobPageParams, JobParams
 from tweezer.api.batches.results import KeptResults, result_response
@@ -42,8 +35,6 @@ from tweezer.api.http.openapi import (
     describe_route,
 )
 from tweezer.api.http.responses import page, success
-from tweezer.api.read_model import ReadModel
-from tweezer.ledger.access.credentials import Principal
 from tweezer.model.errors import NotFound
 from tweezer.model.ids import split_job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
@@ -210,35 +201,3 @@ async def get_results(
     if packed is None:
         raise NotFound("result of job", f"{job_id}; its status is {record.status.value}")
     return await result_response(packed, results, request.headers.get("Accept-Encoding", ""))
-
-
-Getter = Callable[[UUID, Principal, ReadModel], Awaitable[Response]]
-
-
-class FastRoute(Route):
-    """GET of a batch or job by its id, without FastAPI's routing and parsing of parameters.
-
-    These would cost several times as much as the response. The function is that of the FastAPI route, which documents
-    it in the OpenAPI document and handles the rare cases: an id in another format, another method.
-    """
-
-    def __init__(self, path: str, get: Getter) -> None:
-        super().__init__(path.replace("}", ":uuid}"), self._answer, include_in_schema=False)
-        self.path = path  # the route's name in metrics
-        self._get = get
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if scope["type"] != "http" or scope["method"] != "GET":
-            return Match.NONE, {}
-        match, child_scope = super().matches(scope)
-        return match, {**child_scope, "route": self}
-
-    async def _answer(self, request: Request) -> Response:
-        caller = require_role(request, READERS)
-        (identity,) = request.path_params.values()
-        return await self._get(identity, caller, request.app.state.live)
-
-
-def fast_routes() -> list[FastRoute]:
-    """Return the fast routes; they must come before all others."""
-    return [FastRoute("/api/v2/jobs/{job_id}", get_job), FastRoute("/api/v2/batches/{batch_id}", get_batch)]

@@ -36,6 +36,7 @@ class SecurityHeadersMiddleware:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._log = log.bind()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,7 +55,7 @@ class SecurityHeadersMiddleware:
         if scope["http_version"] == "1.1" and len(_hosts(scope)) != 1:
             answer = failure(400, "Host: expected exactly one Host header (RFC 9112)", "invalid", field="Host")
         await answer(scope, receive, send_guarded)
-        log.debug(
+        self._log.debug(
             "api.answered",
             method=scope["method"],
             path=scope["path"][:_PATH_LOGGED],
