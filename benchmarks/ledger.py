@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for tests: PostgreSQL, filling
 
 import harness
+from filtered_lists import measure_lists
 from harness import Broken, Figure, figure, median, note, percentile, ratio
 from questions import Questions
 from sqlalchemy import bindparam, select
@@ -38,6 +39,7 @@ from tweezer.model.ids import job_id
 OPERATOR = Principal("operator", Role.OPERATOR)
 PROJECT, DEVICE = "benchmark", "NULL"
 JOBS_ASKED = 500
+JOBS_LISTED, LISTS_MIN = 150_000, 50
 LATENCY_MS = "<= 50"
 SHARED_BUFFERS = "1GB"
 """The shared buffers of PostgreSQL: its default is 128 MB, which every serious installation raises."""
@@ -96,9 +98,9 @@ def three_filters(queries: Queries, questions: Questions, times: int) -> Timings
     took: Timings = defaultdict(list)
     for _ in range(times):
         caller, order, paging = questions.next_caller(), questions.one_of(JobOrder), questions.paging()
-        wanted = JobFilter(**questions.three(questions.job_parts()))
+        wanted = JobFilter(**questions.some(3, questions.job_parts()))
         took["jobs"].append(took_ms(queries.jobs, caller, wanted, order, paging))
-        by, chosen = questions.one_of(BatchOrder), BatchFilter(**questions.three(questions.batch_parts()))
+        by, chosen = questions.one_of(BatchOrder), BatchFilter(**questions.some(3, questions.batch_parts()))
         took["batches"].append(took_ms(queries.batches, caller, chosen, by, paging))
     return took
 
@@ -194,6 +196,18 @@ def measure_ledger(kind: str, database: Database, asked: argparse.Namespace) -> 
     return figures, measured
 
 
+async def measure_two_filters(
+    kind: str, database: Database, url: str, redis_url: str, asked: argparse.Namespace, projects: int
+) -> tuple[list[Figure], dict[str, Any]]:
+    """Measure lists by two filters in a history of this number of projects."""
+    name = f"{kind}, one project" if projects == 1 else f"{kind}, {projects} projects"
+    note(f"{name}: filling")
+    jobs = min(asked.jobs, JOBS_LISTED)
+    made = filled(database, Plan(jobs=jobs, batches=jobs // 50, projects=projects, live=jobs // 5000))
+    note(f"{name}: asking")
+    return await measure_lists(name, database, url, made, redis_url=redis_url, times=max(asked.times, LISTS_MIN))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
@@ -201,7 +215,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="20,000 jobs, asked little: a smoke test")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a figure is not met")
     parser.add_argument("--jobs", type=int, help="jobs in the ledger (1,000,000), in a fiftieth as many batches")
-    parser.add_argument("--only", choices=("sqlite", "postgres"), help="one part")
+    parser.add_argument("--only", choices=("sqlite", "postgres", "two"), help="one part")
     asked = parser.parse_args()
     asked.rounds = asked.rounds or (1 if asked.quick else 3)
     asked.jobs = asked.jobs or (20_000 if asked.quick else 1_000_000)
@@ -218,6 +232,14 @@ def main() -> int:
             server = closing.enter_context(PostgresServer(shared_buffers=SHARED_BUFFERS))
             database = closing.enter_context(opened(server.url()))
             _add(figures, measured, measure_ledger("PostgreSQL", database, asked))
+        if asked.only in (None, "two"):
+            server = closing.enter_context(PostgresServer(shared_buffers=SHARED_BUFFERS))
+            for projects in (20, 1):
+                name = f"lists_of_{projects}"
+                for kind, url in (("SQLite", f"sqlite:///{folder / name}.db"), ("PostgreSQL", server.create(name))):
+                    with opened(url) as database:
+                        lists = measure_two_filters(kind, database, url, running.url, asked, projects)
+                        _add(figures, measured, harness.run(lists))
     harness.report(figures, setup | {"measured": harness.rounded(measured)}, as_json=asked.json)
     return int(asked.strict and not all(one.met for one in figures))
 

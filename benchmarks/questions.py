@@ -54,10 +54,10 @@ class Questions:
             "jobs": lambda: {"jobs_min": self._random.choice((0, 20, 80)), "jobs_max": 100},
         }
 
-    def three(self, parts: dict[str, Part]) -> dict[str, Any]:
-        """Return three of the filters together."""
+    def some(self, number: int, parts: dict[str, Part]) -> dict[str, Any]:
+        """Return this number of the filters together."""
         together: dict[str, Any] = {}
-        for name in self._random.sample(list(parts), 3):
+        for name in self._random.sample(list(parts), number):
             together |= parts[name]()
         return together
 

@@ -270,5 +270,5 @@ def _state(status: str, begun: int | None, ended: int | None) -> str:
     took = "-" if begun is None or ended is None else str(ended - begun)
     words = [status, "0" if begun is None else "1", "1790000000000001", begun, ended, "12", took]
     words += ["on_device", begun, "40"] if status == "R" else ["-", "-", "-"]
-    words += ["-", "0", "0", "0", "0"]
+    words += [ended, "1", "-", "-", "-", "prevented"] if status == "C" else ["-", "-", "-", "-", "-"]
     return " ".join("-" if word is None else str(word) for word in words)

@@ -46,7 +46,7 @@ def test_dispatch_ends_with_one_object_of_figures_and_setup(redis_server: object
 @pytest.mark.slow
 def test_ledger_ends_with_one_object_of_figures_and_setup(redis_server: object, postgres_server: object) -> None:
     told = run("ledger.py", "--quick", "--json", "--jobs", "5000")
-    assert len(told["figures"]) == 12
+    assert len(told["figures"]) == 28
     assert all(figure["value"] > 0 for figure in told["figures"])
     assert told["setup"]["jobs"] == 5000
 
