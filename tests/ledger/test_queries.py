@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import event, func, select, update
 from tests.support.ledger_filling import DEVICES, SEQUENCE, TAGS, Filled, Plan, fill
 
 from tweezer.ledger.access.credentials import Principal, Role
@@ -37,6 +38,8 @@ CALLERS = {"operator": OPERATOR, "user": USER, "member": MEMBER}
 NOW = datetime.fromtimestamp(PLAN.now_ms / 1000, UTC)
 SOME_TIME = NOW - timedelta(days=11, hours=5)
 ALL = PageRequest(limit=100_000)
+RANK = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
+NEVER = 1_000_000  # more jobs, or pages, than there are
 
 
 class Ledger:
@@ -131,9 +134,22 @@ def _tagged(ledger: Ledger, count: int) -> UUID:
     return next(batch.id for batch in ledger.batches.values() if len(batch.doc.tags) >= count)
 
 
-def _combined(one: JobFilter, other: JobFilter) -> JobFilter:
-    said = {name: value for name in other.__struct_fields__ if (value := getattr(other, name)) not in ((), "", None)}
-    return msgspec.structs.replace(one, **said)
+Wanted = TypeVar("Wanted", JobFilter, BatchFilter)
+
+
+def _criteria(wanted: JobFilter | BatchFilter) -> dict[str, Any]:
+    named = ((name, getattr(wanted, name)) for name in wanted.__struct_fields__)
+    return {name: value for name, value in named if value not in ((), "", None)}
+
+
+def _combined(one: Wanted, other: Wanted) -> Wanted:
+    """Return the filter with all criteria of both; of a criterion that both have, that of the other."""
+    return msgspec.structs.replace(one, **_criteria(other))
+
+
+def _random_page(chance: random.Random) -> PageRequest:
+    limit, offset = chance.choice((7, 25)), chance.choice((0, 0, 5, 90))
+    return PageRequest(descending=chance.random() < 0.5, limit=limit, offset=offset)
 
 
 # -- jobs -----------------------------------------------------------------------------------------------
@@ -148,21 +164,50 @@ def test_each_filter_finds_the_jobs_that_it_means(ledger: Ledger, who: str) -> N
         assert found.total == len(found.rows) == len(expected), name
 
 
-def test_filters_together_mean_what_all_of_them_mean(ledger: Ledger) -> None:
+def test_two_filters_together_select_and_order_jobs_exactly(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pair of filters, each with another order and page, from a scan of all jobs or batch after batch."""
+    monkeypatch.setattr(lists, "_FEW_JOBS", 0)
     chance = random.Random(3)
-    filters = list(_job_filters(ledger).values())
-    for _ in range(60):
-        wanted = JobFilter()
-        for one in chance.sample(filters, 3):
-            wanted = _combined(wanted, one)
-        caller = chance.choice(list(CALLERS.values()))
-        expected = {job.id for job in ledger.wanted_jobs(caller, wanted)}
-        page = ledger.queries.jobs(caller, wanted, paging=PageRequest(limit=7))
-        assert page.total == len(expected), wanted
-        assert len(page.rows) == min(7, len(expected)), wanted
-        assert {job.id for job in page.rows} <= expected, wanted
-        counts = ledger.queries.job_counts(caller, wanted)
-        assert sum(counts.values()) == len(expected), wanted
+    for one, other in itertools.combinations(_job_filters(ledger).values(), 2):
+        wanted, paging = _combined(one, other), _random_page(chance)
+        caller, order = chance.choice([*CALLERS.values()]), chance.choice([*JobOrder])
+        key, found = _job_order_key(ledger, order), {job.id: job for job in ledger.wanted_jobs(caller, wanted)}
+        ids = _in_order({job.id: key(job) for job in found.values()}, descending=paging.descending)
+        rows = [found[identity] for identity in ids[paging.offset : paging.offset + paging.limit]]
+        counts = Counter(job.status for job in found.values())
+        large_batch, few_pages = chance.choice(((NEVER, 0), (0, 0), (0, NEVER), (0, NEVER)))
+        monkeypatch.setattr(lists, "_LARGE_BATCH", large_batch)
+        monkeypatch.setattr(lists, "_FEW_PAGES", few_pages)
+        how = (wanted, order, paging, large_batch, few_pages)
+        assert ledger.queries.jobs(caller, wanted, order, paging) == lists.ListPage(rows, len(ids)), how
+        assert ledger.queries.job_counts(caller, wanted) == {status: counts[status] for status in JobStatus}, how
+
+
+def test_only_jobs_of_matching_large_batches_are_read(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    statements: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    def joins(wanted: JobFilter, large_batch: int, few_pages: int = NEVER) -> int:
+        monkeypatch.setattr(lists, "_LARGE_BATCH", large_batch)
+        monkeypatch.setattr(lists, "_FEW_PAGES", few_pages)
+        statements.clear()
+        ledger.queries.jobs(OPERATOR, wanted)
+        return sum("jobs.id BETWEEN batches.id" in statement for statement in statements)
+
+    monkeypatch.setattr(lists, "_FEW_JOBS", 0)
+    mine = JobFilter(users=(PLAN.user(1, 2),), statuses=(JobStatus.DONE,))
+    event.listen(ledger.database.engine, "before_cursor_execute", note)
+    try:
+        assert joins(mine, 0) == 2, "the total, and the page"
+        assert joins(mine, 0, 0) == 1, "the total; a page of a long list comes from the index"
+        assert joins(mine, NEVER) == 0
+        assert joins(msgspec.structs.replace(mine, batches=ledger.filled.batches[:3]), NEVER, 0) >= 1
+        assert joins(JobFilter(devices=DEVICES, runs_min=50), 0) == 0, "all batches match"
+        assert joins(JobFilter(statuses=(JobStatus.DONE,), runs_min=50), 0) == 0, "jobs of every batch may match"
+    finally:
+        event.remove(ledger.database.engine, "before_cursor_execute", note)
 
 
 def test_every_filter_finds_something_and_leaves_something_out(ledger: Ledger) -> None:
@@ -177,22 +222,21 @@ def test_every_filter_finds_something_and_leaves_something_out(ledger: Ledger) -
 @pytest.mark.parametrize("descending", [True, False])
 @pytest.mark.parametrize("order", JobOrder)
 def test_jobs_come_in_the_order_that_is_asked_for(ledger: Ledger, order: JobOrder, *, descending: bool) -> None:
-    rank = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
-    of_batch: dict[JobOrder, Callable[[BatchRecord], Any]] = {
-        JobOrder.DEVICE: lambda batch: batch.device,
-        JobOrder.USER: lambda batch: batch.doc.user,
-        JobOrder.PRIORITY: lambda batch: rank[batch.priority],
-    }
-    of_job = job_key(order)
-
-    def key(job: JobRecord) -> Any:
-        if order in of_batch:
-            return of_batch[order](ledger.batches[job.batch_id])
-        return 0 if of_job is None else of_job(job)
-
+    key = _job_order_key(ledger, order)
     expected = _in_order({job.id: key(job) for job in ledger.jobs}, descending=descending)
     found = ledger.queries.jobs(OPERATOR, JobFilter(), order, PageRequest(descending=descending, limit=100_000))
     assert [job.id for job in found.rows] == expected
+
+
+def _job_order_key(ledger: Ledger, order: JobOrder) -> Callable[[JobRecord], Any]:
+    of_batch: dict[JobOrder, Callable[[BatchRecord], Any]] = {
+        JobOrder.DEVICE: lambda batch: batch.device,
+        JobOrder.USER: lambda batch: batch.doc.user,
+        JobOrder.PRIORITY: lambda batch: RANK[batch.priority],
+    }
+    if order in of_batch:
+        return lambda job: of_batch[order](ledger.batches[job.batch_id])
+    return job_key(order) or (lambda _: 0)
 
 
 def _in_order(keys: dict[UUID, Any], *, descending: bool) -> list[UUID]:
@@ -300,24 +344,45 @@ def test_a_listed_batch_is_the_batch_without_its_sequence(ledger: Ledger) -> Non
 @pytest.mark.parametrize("descending", [True, False])
 @pytest.mark.parametrize("order", BatchOrder)
 def test_batches_come_in_the_order_that_is_asked_for(ledger: Ledger, order: BatchOrder, *, descending: bool) -> None:
-    rank = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
-    keys: dict[BatchOrder, Callable[[BatchRecord], Any]] = {
-        BatchOrder.CREATED: lambda batch: batch.created,
-        BatchOrder.UPDATED: lambda batch: batch.updated,
-        BatchOrder.STARTED: lambda batch: batch.started,
-        BatchOrder.ENDED: lambda batch: batch.ended,
-        BatchOrder.STATUS: lambda batch: batch.status.letter,
-        BatchOrder.OPEN: lambda batch: batch.open,
-        BatchOrder.JOBS: lambda batch: batch.jobs,
-        BatchOrder.DEVICE: lambda batch: batch.device,
-        BatchOrder.USER: lambda batch: batch.doc.user,
-        BatchOrder.PRIORITY: lambda batch: rank[batch.priority],
-        BatchOrder.ORIGIN: lambda _: 0,
-        BatchOrder.ID: lambda _: 0,
-    }
-    expected = _in_order({batch.id: keys[order](batch) for batch in ledger.batches.values()}, descending=descending)
+    key = _BATCH_ORDER_KEYS[order]
+    expected = _in_order({batch.id: key(batch) for batch in ledger.batches.values()}, descending=descending)
     found = ledger.queries.batches(OPERATOR, BatchFilter(), order, PageRequest(descending=descending))
     assert [batch.id for batch in found.rows] == expected
+
+
+_BATCH_ORDER_KEYS: dict[BatchOrder, Callable[[BatchRecord], Any]] = {
+    BatchOrder.CREATED: lambda batch: batch.created,
+    BatchOrder.UPDATED: lambda batch: batch.updated,
+    BatchOrder.STARTED: lambda batch: batch.started,
+    BatchOrder.ENDED: lambda batch: batch.ended,
+    BatchOrder.STATUS: lambda batch: batch.status.letter,
+    BatchOrder.OPEN: lambda batch: batch.open,
+    BatchOrder.JOBS: lambda batch: batch.jobs,
+    BatchOrder.DEVICE: lambda batch: batch.device,
+    BatchOrder.USER: lambda batch: batch.doc.user,
+    BatchOrder.PRIORITY: lambda batch: RANK[batch.priority],
+    BatchOrder.ORIGIN: lambda _: 0,
+    BatchOrder.ID: lambda _: 0,
+}
+
+
+def test_two_filters_together_select_and_order_batches_exactly(ledger: Ledger) -> None:
+    """Every pair of filters, each with another order and page."""
+    chance = random.Random(4)
+    for (one, takes), (other, also_takes) in itertools.combinations(_batch_filters(ledger).values(), 2):
+        if _criteria(one).keys() & _criteria(other).keys():
+            continue
+        wanted, paging = _combined(one, other), _random_page(chance)
+        caller, order = chance.choice([*CALLERS.values()]), chance.choice([*BatchOrder])
+        found = ledger.wanted_batches(caller, takes) & ledger.wanted_batches(caller, also_takes)
+        keys = {identity: _BATCH_ORDER_KEYS[order](ledger.batches[identity]) for identity in found}
+        ids = _in_order(keys, descending=paging.descending)
+        page = ledger.queries.batches(caller, wanted, order, paging)
+        how = (wanted, order, paging)
+        assert [batch.id for batch in page.rows] == ids[paging.offset : paging.offset + paging.limit], how
+        assert page.total == len(ids), how
+        counts = Counter(ledger.batches[identity].status for identity in ids)
+        assert ledger.queries.batch_counts(caller, wanted) == {status: counts[status] for status in BatchStatus}, how
 
 
 # -- by id ----------------------------------------------------------------------------------------------

@@ -424,6 +424,15 @@ def read_state(raw: bytes | None) -> dict[str, str]:
     return {name: word for name, word in zip(STATE_FIELDS, raw.decode().split(), strict=False) if word != "-"}
 
 
+_CANCELS = STATE_FIELDS.index("cancels")
+
+
+def has_cancels(raw: bytes | None) -> bool:
+    """Return whether a job's state has cancel requests."""
+    words = (raw or b"").split()
+    return len(words) > _CANCELS and words[_CANCELS] != b"-"
+
+
 DAMAGED = (msgspec.MsgspecError, ValueError, LookupError)
 """The exceptions that decoding a damaged record raises."""
 

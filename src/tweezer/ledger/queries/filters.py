@@ -126,10 +126,6 @@ class JobFilter(_Filter, frozen=True, kw_only=True):
     runs_max: int | None = None
     failed: bool | None = None
 
-    @property
-    def names_rows(self) -> bool:
-        return bool(self.ids or self.id_prefix or self.batches)
-
     def takes_from(self, batch: BatchRecord) -> bool:
         """Return whether jobs of this batch may match."""
         tags = set(batch.doc.tags)

@@ -1,11 +1,13 @@
 """Pages of batches and jobs by filter, with exact totals, and counts by status.
 
 Lists scan the index that begins with the project and has all columns to filter and order by. The cost of a page is
-therefore limited by the size of the projects, regardless of the filter.
+therefore limited by the size of the projects, regardless of the filter. Jobs of which only those in some batches can
+match, by their id, user, device, priority or tags, are read by id instead, batch after batch.
 """
 
 from __future__ import annotations
 
+import functools
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -17,11 +19,12 @@ from sqlalchemy import (
     Connection,
     FunctionElement,
     LargeBinary,
+    Row,
     Select,
+    Subquery,
     Table,
     case,
     func,
-    or_,
     select,
     union_all,
 )
@@ -30,13 +33,11 @@ from sqlalchemy.ext.compiler import compiles
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, PageRequest
 from tweezer.ledger.schema import Id, batches, counters, jobs, projects, tags
-from tweezer.model.ids import last_job_id
 from tweezer.model.messages import Priority
 
 Condition = ColumnElement[bool]
 
 _EPOCH, _MILLISECOND = datetime.fromtimestamp(0, UTC), timedelta(milliseconds=1)
-_RANGES_MAX = 10  # batches that are searched as ranges of ids; with more, each job's batch is compared
 _RANK = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
 
 _ORDERED_BY = {
@@ -107,61 +108,65 @@ def is_any_of(column: Column[Any], values: Any) -> Condition:
 
 def batch_conditions(wanted: BatchFilter, scope: Scope) -> list[Condition]:
     """Return the filter's conditions on batches, except the projects."""
-    found = _common_conditions(batches, wanted)
-    found += _tagged(batches.c.id, tags.c.batch, wanted, scope)
+    found = [*_conditions_of_batches(batches, wanted, scope), *_own_conditions(batches, wanted)]
     if wanted.open is not None:
         found.append(batches.c.open == wanted.open)
     return found + _bounds(batches.c.jobs, wanted.jobs_min, wanted.jobs_max)
 
 
-def job_conditions(wanted: JobFilter, scope: Scope) -> list[Condition]:
-    """Return the filter's conditions on jobs, except the projects."""
-    found = _common_conditions(jobs, wanted)
-    found += _tagged(batch_part(jobs.c.id), batch_part(tags.c.batch), wanted, scope)
-    if 0 < len(wanted.batches) <= _RANGES_MAX:
-        found.append(or_(*(jobs.c.id.between(first, last_job_id(first)) for first in wanted.batches)))
-    elif wanted.batches:
-        found.append(batch_part(jobs.c.id).in_([batch.bytes[:13] for batch in wanted.batches]))
+def job_conditions(wanted: JobFilter) -> list[Condition]:
+    """Return the filter's conditions on jobs, except those that all jobs of a batch meet or none."""
+    found = _own_conditions(jobs, wanted)
     if wanted.failed is not None:
         found.append(jobs.c.failed == wanted.failed)
     return found + _bounds(jobs.c.runs, wanted.runs_min, wanted.runs_max)
 
 
-def order_keys(order: BatchOrder | JobOrder, paging: PageRequest, scope: Scope) -> list[ColumnElement[Any]]:
-    """Return the sort keys of a page; the last one is the id."""
+def sort_key(order: BatchOrder | JobOrder, scope: Scope) -> ColumnElement[Any]:
+    """Return what the rows of a list are sorted by; those with equal values are sorted by id."""
     table = jobs if isinstance(order, JobOrder) else batches
-    column, identity = table.c[_ORDERED_BY.get(order.name, order.name.lower())], table.c.id
-    if column is identity:
+    column = table.c[_ORDERED_BY.get(order.name, order.name.lower())]
+    if column is table.c.id and not scope.everything:
         # Without coalesce PostgreSQL would scan all projects in the order of ids to find the few rows of these.
-        return in_direction(paging, identity if scope.everything else func.coalesce(identity, identity))
-    key: ColumnElement[Any] = column
+        return func.coalesce(column, column)
     if column.name == "priority":
-        key = case(*((column == priority[0], rank) for priority, rank in _RANK.items()))
-    keys = in_direction(paging, key, identity)
-    return [keys[0].nulls_last(), keys[1]] if column.nullable else keys
+        return case(*((column == priority[0], rank) for priority, rank in _RANK.items()))
+    return column
 
 
-def in_direction(paging: PageRequest, *keys: ColumnElement[Any]) -> list[ColumnElement[Any]]:
-    """Return the keys in the direction of the page."""
-    return [key.desc() if paging.descending else key.asc() for key in keys]
+def in_direction(
+    paging: PageRequest, key: ColumnElement[Any], identity: ColumnElement[Any]
+) -> list[ColumnElement[Any]]:
+    """Return the terms of ORDER BY for the direction of the page. Rows without a value are last."""
+    keys: list[ColumnElement[Any]] = [term.desc() if paging.descending else term.asc() for term in (key, identity)]
+    return [keys[0].nulls_last(), keys[1]] if getattr(key, "nullable", False) else keys
 
 
-def _common_conditions(table: Table, wanted: BatchFilter | JobFilter) -> list[Condition]:
+def _conditions_of_batches(table: Table, wanted: BatchFilter | JobFilter, scope: Scope) -> list[Condition]:
+    """Return the filter's conditions on columns in which jobs equal their batch, except the projects, and on tags."""
+    found: list[Condition] = []
+    if wanted.users:
+        found.append(is_any_of(table.c.user, wanted.users))
+    if wanted.devices:
+        found.append(is_any_of(table.c.device, wanted.devices))
+    if wanted.priorities:
+        found.append(is_any_of(table.c.priority, [priority[0] for priority in wanted.priorities]))
+    if wanted.origins:
+        found.append(is_any_of(table.c.origin, [origin[0] for origin in wanted.origins]))
+    if table is jobs:
+        return found + _tagged(batch_part(jobs.c.id), batch_part(tags.c.batch), wanted, scope)
+    return found + _tagged(batches.c.id, tags.c.batch, wanted, scope)
+
+
+def _own_conditions(table: Table, wanted: BatchFilter | JobFilter) -> list[Condition]:
+    """Return the other conditions that batches and jobs have in common."""
     found: list[Condition] = []
     if wanted.ids:
         found.append(table.c.id.in_(wanted.ids))
     if wanted.id_prefix:
         found.append(table.c.id.between(*wanted.id_range()))
-    if wanted.users:
-        found.append(is_any_of(table.c.user, wanted.users))
-    if wanted.devices:
-        found.append(is_any_of(table.c.device, wanted.devices))
     if wanted.statuses:
         found.append(is_any_of(table.c.status, [status.letter for status in wanted.statuses]))
-    if wanted.priorities:
-        found.append(is_any_of(table.c.priority, [priority[0] for priority in wanted.priorities]))
-    if wanted.origins:
-        found.append(is_any_of(table.c.origin, [origin[0] for origin in wanted.origins]))
     found += _bounds(table.c.started_ms, _at_least(wanted.started_from), None)
     found += _bounds(table.c.ended_ms, None, _at_most(wanted.ended_to))
     return found + _bounds(table.c.created_ms, _at_least(wanted.created_from), _at_most(wanted.created_to))
@@ -201,6 +206,9 @@ def _at_most(time: datetime | None) -> int | None:
 T = TypeVar("T")
 
 _MERGED_MAX = 50  # projects whose pages are merged; with more, all rows are sorted
+_FEW_JOBS = 10_000  # are scanned as fast as the matching batches are found
+_LARGE_BATCH = 20  # jobs; of batches that are smaller on average, all jobs are scanned
+_FEW_PAGES = 10  # a list of so many pages is sorted; a page of a longer one is found sooner in the order of the index
 
 
 class ListPage(msgspec.Struct, Generic[T], frozen=True):
@@ -218,34 +226,72 @@ class Listing:
         self._scope = scope
         self._wanted = wanted
         self._table: Table = jobs if isinstance(wanted, JobFilter) else batches
-        self._conditions: list[Condition] = (
-            job_conditions(wanted, scope) if isinstance(wanted, JobFilter) else batch_conditions(wanted, scope)
-        )
+        self._conditions: list[Condition]
+        if isinstance(wanted, JobFilter):
+            self._conditions = [*_conditions_of_batches(jobs, wanted, scope), *job_conditions(wanted)]
+        else:
+            self._conditions = batch_conditions(wanted, scope)
 
-    def page(self, order: BatchOrder | JobOrder, paging: PageRequest) -> ListPage[UUID]:
-        """Return the ids of a page in their order, and the total."""
-        ids = list(self._connection.execute(self._page(order, paging)).scalars())
-        if len(ids) < paging.limit and (ids or not paging.offset):
-            return ListPage(ids, paging.offset + len(ids))
-        return ListPage(ids, self._total())
+    def page(self, order: BatchOrder | JobOrder, paging: PageRequest, statement: Select[Any]) -> ListPage[Row[Any]]:
+        """Return the rows of a page in their order, and the total. statement: selects the columns of all rows."""
+        total, by_batch = None, self._names_batches
+        if not by_batch and self._matching_batches is not None:
+            total = self._total()
+            by_batch = total <= _FEW_PAGES * (paging.offset + paging.limit)
+        ids = self._ids(order, paging, by_batch=by_batch).subquery()
+        named = statement.where(self._table.c.id == ids.c.id).order_by(*in_direction(paging, ids.c.key, ids.c.id))
+        found = list(self._connection.execute(named))
+        if total is None and len(found) < paging.limit and (found or not paging.offset):
+            total = paging.offset + len(found)
+        return ListPage(found, self._total() if total is None else total)
 
     def counts(self) -> dict[str, int]:
-        """Return the number of rows by the letter of their status, consistently, with one statement."""
+        """Return the number of rows by the letter of their status, consistently."""
         statement: Select[Any]
         if self._is_coarse:
             statement = select(counters.c.status, func.sum(counters.c.count)).where(*self._of_counters())
         else:
-            statement = select(self._table.c.status, func.count()).where(*self._all_conditions())
+            found = self._matching(self._table.c.status).subquery()
+            statement = select(found.c.status, func.count())
         rows = self._connection.execute(statement.group_by(statement.selected_columns.status)).all()
         return {row[0]: int(row[1]) for row in rows}
 
     def _total(self) -> int:
         if self._is_coarse:
             return sum(self.counts().values())
-        counted = select(func.count()).select_from(self._table).where(*self._all_conditions())
-        return int(self._connection.execute(counted).scalar_one())
+        found = self._matching(self._table.c.id).subquery()
+        return int(self._connection.execute(select(func.count()).select_from(found)).scalar_one())
+
+    @functools.cached_property
+    def _matching_batches(self) -> list[Condition] | None:
+        """The conditions on the batches whose jobs may match; None if a scan of all jobs is likely to be faster."""
+        wanted = self._wanted
+        if not isinstance(wanted, JobFilter):
+            return None
+        conditions = _conditions_of_batches(batches, wanted, self._scope)
+        if wanted.batches:
+            return [batches.c.id.in_(wanted.batches), *conditions, *self._scope.condition(batches)]
+        if self._is_coarse or wanted.names_rows or not conditions:
+            return None
+        sums = select(counters.c.kind, func.sum(counters.c.count)).where(*self._scope.condition(counters))
+        counts = {row[0]: int(row[1]) for row in self._connection.execute(sums.group_by(counters.c.kind))}
+        scanned = counts.get("J", 0)
+        if scanned < max(_FEW_JOBS, _LARGE_BATCH * counts.get("B", 0)):
+            return None
+        conditions += self._scope.condition(batches)
+        if created := _bounds(batches.c.created_ms, _at_least(wanted.created_from), _at_most(wanted.created_to)):
+            scanned = self._jobs_of([*self._scope.condition(batches), *created])  # the index has them together
+        return conditions if self._jobs_of(conditions) <= scanned // 2 else None
+
+    def _jobs_of(self, conditions: list[Condition]) -> int:
+        """Return the number of jobs of all batches that meet the conditions."""
+        return int(self._connection.execute(select(func.sum(batches.c.jobs)).where(*conditions)).scalar() or 0)
 
     @property
+    def _names_batches(self) -> bool:
+        return isinstance(self._wanted, JobFilter) and bool(self._wanted.batches)
+
+    @functools.cached_property
     def _is_coarse(self) -> bool:
         """Whether the recorder's counters are sufficient."""
         return msgspec.structs.replace(self._wanted, projects=(), devices=(), statuses=()) == type(self._wanted)()
@@ -258,28 +304,41 @@ class Listing:
             found.append(is_any_of(counters.c.status, [status.letter for status in self._wanted.statuses]))
         return found
 
-    def _all_conditions(self) -> list[Condition]:
-        return [*self._scope.condition(self._table), *self._conditions]
-
-    def _page(self, order: BatchOrder | JobOrder, paging: PageRequest) -> Select[Any]:
-        several = 1 < len(self._scope.projects) <= _MERGED_MAX
-        if several and order.value == BatchOrder.CREATED.value and not self._wanted.names_rows:
-            page = self._merged(paging)
+    def _matching(self, *columns: ColumnElement[Any], by_batch: bool = True) -> Select[Any]:
+        """Select columns of all rows that match. by_batch: read the jobs of matching batches, if that is possible."""
+        if self._matching_batches is None or not by_batch:
+            return select(*columns).where(*self._scope.condition(self._table), *self._conditions)
+        assert isinstance(self._wanted, JobFilter)
+        in_batch = jobs.c.id.between(batches.c.id, last_job_in(batches.c.id))
+        if self._connection.dialect.name == "sqlite":
+            found = select(*columns).select_from(batches.join(jobs, in_batch)).where(*job_conditions(self._wanted))
         else:
-            keys = order_keys(order, paging, self._scope)
-            page = select(self._table.c.id).where(*self._all_conditions()).order_by(*keys)
-        return page.limit(paging.limit).offset(paging.offset)
+            # PostgreSQL assumes that a batch has a fixed share of all jobs, and would compare each job with each batch.
+            # OFFSET prevents that.
+            of_batch = select(*columns).where(in_batch, *job_conditions(self._wanted)).offset(0)
+            found = select(of_batch.correlate(batches).lateral()).select_from(batches)
+        return found.where(*self._matching_batches)
 
-    def _merged(self, paging: PageRequest) -> Select[Any]:
+    def _ids(self, order: BatchOrder | JobOrder, paging: PageRequest, *, by_batch: bool) -> Select[Any]:
+        """Select the ids of a page, each with its sort key."""
+        several = not by_batch and 1 < len(self._scope.projects) <= _MERGED_MAX
+        if several and order.value == BatchOrder.CREATED.value and not self._wanted.names_rows:
+            found = self._merged(paging)
+        else:
+            key = sort_key(order, self._scope).label("key")
+            found = self._matching(self._table.c.id, key, by_batch=by_batch).subquery()
+        ordered = select(found).order_by(*in_direction(paging, found.c.key, found.c.id))
+        return ordered.limit(paging.limit).offset(paging.offset)
+
+    def _merged(self, paging: PageRequest) -> Subquery:
         """Merge the first rows of each project by creation time; they are contiguous in the index."""
         table = self._table
         firsts = [
-            select(table.c.id, table.c.created_ms)
+            select(table.c.id, table.c.created_ms.label("key"))
             .where(table.c.project == no, *self._conditions)
             .order_by(*in_direction(paging, table.c.created_ms, table.c.id))
             .limit(paging.offset + paging.limit)
             .subquery()
             for no in self._scope.projects
         ]
-        merged = union_all(*map(select, firsts)).subquery()
-        return select(merged.c.id).order_by(*in_direction(paging, merged.c.created_ms, merged.c.id))
+        return union_all(*map(select, firsts)).subquery()

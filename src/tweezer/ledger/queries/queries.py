@@ -21,7 +21,7 @@ from tweezer.model.events import Event, read_events
 from tweezer.model.ids import job_id, split_job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import decode_fault
-from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, job_record, read_state
+from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, has_cancels, job_record
 from tweezer.store.scripts import split_pages
 from tweezer.store.snapshots import Snapshot, SnapshotRequest
 from tweezer.store.streams.feed import Entry, position_id
@@ -47,14 +47,12 @@ _JOB: Select[Any] = (
     .where(jobs.c.id == bindparam("id"))
 )
 _IDS: BindParameter[Any] = bindparam("ids", expanding=True)
-_BATCHES: Select[Any] = select(batches.c.id, batches.c.record, batches.c.about, batches.c.jobs).where(
-    batches.c.id.in_(_IDS)
-)
-_JOBS: Select[Any] = (
-    select(jobs.c.id, jobs.c.project, jobs.c.status, jobs.c.spec, jobs.c.state, results.c.fault)
-    .select_from(jobs.outerjoin(results, _FAULTS))
-    .where(jobs.c.id.in_(_IDS))
-)
+_ALL_BATCHES: Select[Any] = select(batches.c.id, batches.c.record, batches.c.about, batches.c.jobs)
+_BATCHES = _ALL_BATCHES.where(batches.c.id.in_(_IDS))
+_ALL_JOBS: Select[Any] = select(
+    jobs.c.id, jobs.c.project, jobs.c.status, jobs.c.spec, jobs.c.state, results.c.fault
+).select_from(jobs.outerjoin(results, _FAULTS))
+_JOBS = _ALL_JOBS.where(jobs.c.id.in_(_IDS))
 _JOB_SNAPSHOTS: Select[Any] = (
     select(jobs.c.id, jobs.c.spec, jobs.c.state, results.c.result, results.c.fault)
     .select_from(jobs.outerjoin(results, results.c.id == jobs.c.id))
@@ -144,8 +142,9 @@ class Queries:
         ids = [job_id(batch.id, index) for index in indices]
         with self._database.read() as connection:
             for page in split_pages(ids, _PAGE):
-                rows = connection.execute(_JOBS, {"ids": page})
-                found.update((row.id, _job(batch, row)) for row in rows)
+                for row in connection.execute(_JOBS, {"ids": page}):
+                    _, index = split_job_id(row.id)
+                    found[row.id] = job_record(batch, index, row.spec, _state(row), row.fault)
         return [found[identity] for identity in ids if identity in found]
 
     def packed_result(self, job_id: UUID) -> bytes | None:
@@ -199,9 +198,8 @@ class Queries:
         paging = paging or PageRequest()
         with self._database.read() as connection:
             scope = Scope.read(connection, caller, wanted.projects)
-            page = Listing(connection, scope, wanted).page(order, paging)
-            rows = {row.id: row for row in connection.execute(_BATCHES, {"ids": page.rows})}
-        return ListPage([_batch(identity, rows[identity]) for identity in page.rows], page.total)
+            page = Listing(connection, scope, wanted).page(order, paging, _ALL_BATCHES)
+        return ListPage([_batch(row) for row in page.rows], page.total)
 
     def jobs(
         self,
@@ -214,10 +212,8 @@ class Queries:
         paging = paging or PageRequest()
         with self._database.read() as connection:
             scope = Scope.read(connection, caller, wanted.projects)
-            page = Listing(connection, scope, wanted).page(order, paging)
-            rows = {row.id: row for row in connection.execute(_JOBS, {"ids": page.rows})}
-            owners = _owners(connection, scope, rows.values())
-        return ListPage([_job(owners[split_job_id(identity)[0]], rows[identity]) for identity in page.rows], page.total)
+            page = Listing(connection, scope, wanted).page(order, paging, _ALL_JOBS)
+            return ListPage(_listed_jobs(connection, scope, page.rows), page.total)
 
     def batch_counts(self, caller: Principal, wanted: BatchFilter) -> dict[BatchStatus, int]:
         """Return the number of batches in each status, counted consistently."""
@@ -248,31 +244,27 @@ def _fields_for(connection: Connection, caller: Principal, batch_id: UUID) -> di
     return fields if fields is not None and caller.sees(fields["project"].decode()) else None
 
 
-def _batch(identity: UUID, row: Row[Any]) -> BatchRecord:
-    return batch_record(identity, {**_fields_decoder.decode(row.record), "doc": row.about})
-
-
-def _job(owner: BatchRecord | JobOwner, row: Row[Any]) -> JobRecord:
-    return job_record(owner, split_job_id(row.id)[1], row.spec, _state(row), row.fault)
+def _batch(row: Row[Any]) -> BatchRecord:
+    return batch_record(row.id, {**_fields_decoder.decode(row.record), "doc": row.about})
 
 
 def _state(row: Row[Any]) -> bytes | None:
     return None if row.state is None else row.state.encode()
 
 
-def _owners(connection: Connection, scope: Scope, rows: Iterable[Row[Any]]) -> dict[UUID, JobOwner]:
-    """Return the batches of the jobs, with the fault of a failed batch, and with its cancel requests."""
+def _listed_jobs(connection: Connection, scope: Scope, rows: Iterable[Row[Any]]) -> list[JobRecord]:
+    """Return the jobs of the rows; from their batches, the fault of a failed one, and the cancel requests."""
+    placed = [(*split_job_id(row.id), _state(row), row) for row in rows]
     owners, more = {}, set()
-    for row in rows:
-        batch_id, _ = split_job_id(row.id)
-        owners[batch_id] = JobOwner(batch_id, scope.projects[row.project])
-        doomed = row.status == JobStatus.ERROR.letter and row.fault is None
-        if doomed or "cancels" in read_state(_state(row)):
+    for batch_id, _, state, row in placed:
+        if batch_id not in owners:
+            owners[batch_id] = JobOwner(batch_id, scope.projects[row.project])
+        if (row.status == JobStatus.ERROR.letter and row.fault is None) or has_cancels(state):
             more.add(batch_id)
     if more:
         for row in connection.execute(_RECORDS, {"ids": list(more)}):
             owners[row.id] = _owner(row.id, _fields_decoder.decode(row.record))
-    return owners
+    return [job_record(owners[batch_id], index, row.spec, state, row.fault) for batch_id, index, state, row in placed]
 
 
 def _owner(batch_id: UUID, fields: dict[str, bytes]) -> JobOwner:
