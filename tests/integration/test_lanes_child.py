@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ from tests.support.waiting import PATIENCE_S, until
 from tweezer.adapters.lane.jail import JailMode
 from tweezer.adapters.lane.jail.home import Scratch
 from tweezer.adapters.lane.lane import ChildLane, LaneOptions
+from tweezer.adapters.registry import QUTIP_BACKEND
 from tweezer.model.errors import ExecutionError, FaultKind
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import (
@@ -111,6 +113,33 @@ async def test_the_output_of_a_library_does_not_corrupt_the_protocol(lane: Child
     for _ in range(3):
         outcome = await lane.run(job("echo"), ignore)
         assert outcome.kind is OutcomeKind.DONE
+
+
+DRAW = """
+import sys
+from tweezer.adapters.lane.child_main import _load
+_load(sys.argv[1])
+print(*sys.modules)
+from pulser import MockDevice, Pulse, Register, Register3D, Sequence
+register = Register.square(2, spacing=5.0, prefix="q")
+sequence = Sequence(register, MockDevice)
+sequence.declare_channel("channel", "rydberg_global")
+sequence.add(Pulse.ConstantPulse(200, 1, 0, 0), "channel")
+sequence.draw(show=False)
+register.draw(show=False)
+Register3D.cubic(2, spacing=5.0, prefix="q").draw()
+print(*sys.modules)
+"""
+
+
+@pytest.mark.emulator
+def test_a_lane_imports_matplotlib_only_to_draw() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", DRAW, QUTIP_BACKEND]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"MPLBACKEND": "Agg"})
+    before, after = (set(line.split()) for line in ran.stdout.splitlines())
+    assert {"pulser_simulation", "qutip"} <= before
+    assert not {"matplotlib", "mpl_toolkits", "setuptools", "redis", "pydantic"} & before
+    assert {"matplotlib.pyplot", "mpl_toolkits.mplot3d"} <= after
 
 
 async def test_a_batch_is_prepared_once(lane: ChildLane) -> None:

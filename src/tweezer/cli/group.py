@@ -77,16 +77,18 @@ class CommandGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _WHERE:
             return None
+        from tweezer.deferred_imports import defer_imports
+
         try:
-            command: click.Command = getattr(
-                import_module(f"tweezer.cli.{_WHERE[cmd_name][0]}"), cmd_name.replace("-", "_")
-            )
+            with defer_imports("jwt"):  # redis imports it, with cryptography, for a login that Tweezer lacks
+                module = import_module(f"tweezer.cli.{_WHERE[cmd_name][0]}")
         except ModuleNotFoundError as error:  # the base install has neither a server nor a ledger
             if (error.name or "tweezer").startswith("tweezer"):
                 raise
             raise TweezerError(
                 f"`tweezer {cmd_name}` needs {error.name}; run {install_command('server')}", code="missing_extra"
             ) from error
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         _check_values(command)
         return command
 

@@ -183,7 +183,7 @@ def test_the_environment_is_passed_by_a_list_and_without_urls(tmp_path: Path) ->
         "OMP_PROC_BIND": "true",
     }
     assert passed["PYTHONPATH"] == f"{Path('src').absolute()}{os.pathsep}/opt"
-    assert {passed[name] for name in ("HOME", "TMPDIR", "MPLCONFIGDIR", "XDG_CACHE_HOME")} == {str(tmp_path)}
+    assert {passed[name] for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")} == {str(tmp_path)}
 
 
 @LINUX

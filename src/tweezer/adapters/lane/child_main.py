@@ -40,6 +40,7 @@ from tweezer.adapters.lane.messages import (
     read_body_size,
     unpack_for_child,
 )
+from tweezer.deferred_imports import DRAWING, defer_imports
 from tweezer.model.errors import FaultKind, install_command
 from tweezer.model.messages import Fault, Outcome, OutcomeKind
 
@@ -205,7 +206,8 @@ def _suggest_remedy(error: Exception) -> str:
 
 def _load(backend: str) -> Callable[..., Backend]:
     module, _, factory = backend.partition(":")
-    loaded: Callable[..., Backend] = getattr(importlib.import_module(module), factory)
+    with defer_imports(*DRAWING):
+        loaded: Callable[..., Backend] = getattr(importlib.import_module(module), factory)
     return loaded
 
 

@@ -10,15 +10,17 @@ import json
 import sys
 
 from tweezer.adapters.lane.jail import Jail, enter
+from tweezer.deferred_imports import DRAWING, defer_imports
 
 
 def main() -> int:
     enter(Jail(scratch=sys.argv[1]))
     text = sys.stdin.read()
     try:
-        from pulser.json.abstract_repr.deserializer import deserialize_device
+        with defer_imports(*DRAWING):
+            from pulser.json.abstract_repr.deserializer import deserialize_device
 
-        from tweezer.adapters.emulators.pulser_sequences import describe_error
+            from tweezer.adapters.emulators.pulser_sequences import describe_error
     except ModuleNotFoundError as error:
         sys.stderr.write(f"{error}\n")
         return 3

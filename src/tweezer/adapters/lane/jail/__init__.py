@@ -34,14 +34,7 @@ _LIBRARIES = (
 )
 _CONFIGURATION = (
     *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime", "/etc/timezone"),
-    *("/etc/nsswitch.conf", "/etc/passwd", "/etc/fonts"),
-    *(
-        "/usr/share/zoneinfo",
-        "/usr/share/locale",
-        "/usr/share/fonts",
-        "/usr/local/share/fonts",
-        "/usr/share/fontconfig",
-    ),
+    *("/etc/nsswitch.conf", "/etc/passwd", "/usr/share/zoneinfo", "/usr/share/locale"),
 )
 _SYSTEM_INFORMATION = (
     *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/loadavg", "/proc/uptime", "/proc/version"),

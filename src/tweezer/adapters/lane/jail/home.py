@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _PREFIX = "tweezer-lane-"
-_FONT_LISTS = "fontlist-*.json"
 
 _PASSED = frozenset(
     {
@@ -38,8 +37,6 @@ class Scratch:
             if lock is not None:
                 break
         self._lock: int | None = lock
-        with contextlib.suppress(OSError):
-            _copy_font_lists(self.path)
 
     def remove(self) -> None:
         """Remove the folder and its contents. Blocks. May be called more than once."""
@@ -72,7 +69,7 @@ def build_environment(inherited: Mapping[str, str], folder: Path) -> dict[str, s
     if path := passed.get("PYTHONPATH"):  # may be relative to this process's current folder
         passed["PYTHONPATH"] = os.pathsep.join(str(Path(each).absolute()) for each in path.split(os.pathsep) if each)
     own = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "NUMBA_CACHE_DIR"), str(folder))
-    return passed | own | {"MPLCONFIGDIR": str(folder), "PYTHONUSERBASE": site.getuserbase()}
+    return passed | own | {"PYTHONUSERBASE": site.getuserbase()}
 
 
 def _lock(folder: Path) -> int | None:
@@ -102,12 +99,3 @@ def _remove_orphans() -> None:
             if (lock := _lock(folder)) is not None:
                 shutil.rmtree(folder, ignore_errors=True)
                 os.close(lock)
-
-
-def _copy_font_lists(folder: Path) -> None:
-    """Copy matplotlib's list of fonts, if this user has one, so that not every process has to make it."""
-    cache = os.environ.get("MPLCONFIGDIR") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "matplotlib"
-    )
-    for found in Path(cache).glob(_FONT_LISTS):
-        shutil.copyfile(found, folder / found.name)
