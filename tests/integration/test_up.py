@@ -36,9 +36,9 @@ Start = Callable[..., subprocess.Popen[str]]
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start ``tweezer up`` on the folder of this name, with its output in ``log``; kill it at the end."""
     started: list[subprocess.Popen[str]] = []
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
 
     def run(**settings: str) -> subprocess.Popen[str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
         with (tmp_path / "log").open("w") as log:
             started.append(
                 subprocess.Popen(
@@ -148,6 +148,48 @@ def test_commands_and_the_library_find_the_running_up(
     running.send_signal(signal.SIGTERM)
     assert running.wait(PATIENCE_S) == 0
     assert not (data / "env").exists()
+
+
+REPORT = """
+import atexit, os, sys
+
+def report():
+    command = next((word for word in sys.argv if word in COMMANDS), None)
+    if command is not None:
+        found = sorted(name for name, module in sys.modules.items() if getattr(module, "__file__", None))
+        with open(os.path.join(FOLDER, command), "w") as file:
+            file.write(" ".join(found))
+
+atexit.register(report)
+"""
+"""A ``sitecustomize``, with which each process writes at its end which modules it has imported."""
+
+NEVER = {"alembic", "jwt", "matplotlib", "numpy", "pulser", "scipy"}
+WEB = {"fastapi", "starlette", "uvicorn"}
+PLAIN = {*NEVER, *WEB, "aiohttp", "cryptography.hazmat"}
+UNUSED = {
+    "up": {*PLAIN, "arq", "sqlalchemy"},
+    "worker": {*PLAIN, "sqlalchemy"},
+    "scheduler": {*PLAIN, "sqlalchemy"},
+    "recorder": PLAIN,
+    "courier": {*NEVER, *WEB},
+    "api": {*NEVER, "aiohttp"},
+}
+"""Process → heavy libraries that it does not need while it is idle."""
+
+
+def test_idle_processes_import_no_heavy_library_that_they_do_not_need(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"FOLDER, COMMANDS = {str(tmp_path)!r}, {set(UNUSED)!r}\n{REPORT}")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    running = start()
+    started(running, tmp_path / "log")
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(PATIENCE_S) == 0
+    imported = {command: set((tmp_path / command).read_text().split()) for command in UNUSED}
+    assert all("msgspec" in modules for modules in imported.values())
+    assert [(command, name) for command, unused in UNUSED.items() for name in unused & imported[command]] == []
 
 
 def test_the_data_of_up_are_for_its_user_only(start: Start, tmp_path: Path) -> None:

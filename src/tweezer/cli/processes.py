@@ -13,8 +13,9 @@ import click
 from tweezer import __version__, logs
 from tweezer.cli import show
 from tweezer.cli.local.children import Interrupts, keep_several
+from tweezer.cli.local.ledger_setup import check_given_key
 from tweezer.cli.local.owned import is_free
-from tweezer.cli.local.stack import Stack, check_given_key, own_key
+from tweezer.cli.local.stack import Stack
 from tweezer.cli.options import Options, pass_options, require
 from tweezer.data_folder import DATA_DIR
 from tweezer.ledger.config import sqlite_file
@@ -146,7 +147,7 @@ def up(
             stack.wait_ready(interrupts.came)
             if interrupts.came.is_set():
                 raise click.exceptions.Exit(interrupts.exit_code)
-            show.echo("\n".join(_welcome(settings, stack, own_key(settings))))
+            show.echo("\n".join(_welcome(settings, stack)))
             stack.watch(interrupts.came)
             report("stopping; press Ctrl-C again to stop without waiting for running jobs")
         finally:
@@ -217,23 +218,23 @@ CURL = (
 )
 
 
-def usage(stack: Stack, key: str) -> list[str]:
-    """Publish the environment of the processes; return instructions for another terminal. key: API key."""
+def usage(stack: Stack) -> list[str]:
+    """Publish the environment of the processes; return instructions for another terminal."""
     return [
         f"  Redis  {stack.redis_place}",
         f"  API    {stack.api_url}  (described by /openapi.json)",
         "",
         "In another terminal:",
-        f"  . {shlex.quote(str(stack.publish(key)))}",
+        f"  . {shlex.quote(str(stack.publish()))}",
     ]
 
 
-def _welcome(settings: Settings, stack: Stack, key: str) -> list[str]:
+def _welcome(settings: Settings, stack: Stack) -> list[str]:
     lanes = f"{settings.worker.lanes} lane{'s' if settings.worker.lanes > 1 else ''}"
     return [
         "",
         show.style(f"Tweezer is up: {settings.worker.device} with {lanes}, data in {settings.data_dir}", bold=True),
-        *usage(stack, key),
+        *usage(stack),
         "  tweezer devices",
         (
             f"  tweezer submit sequence.json --device {settings.worker.device} --runs 500 --wait"

@@ -23,7 +23,7 @@ from tweezer.cli.listen import Received, Receiver, read_secrets
 from tweezer.cli.local import antiferromagnet as ring
 from tweezer.cli.local.children import Interrupts
 from tweezer.cli.local.owned import HOST, free_port
-from tweezer.cli.local.stack import QPU_JOURNAL, Stack, own_key
+from tweezer.cli.local.stack import QPU_JOURNAL, Stack
 from tweezer.cli.options import Options, pass_options
 from tweezer.cli.processes import CURL, require_emulator, require_server, usage
 from tweezer.cli.status import Meter, follow, must_be_done
@@ -121,7 +121,7 @@ def demo(
             "data_dir": data,
             "database.url": "",
             "results_dir": data / "results",
-            "api.port": port,
+            "api.key": "",
         }
         device = DEVICE
         if qpu_port is not None:
@@ -267,7 +267,7 @@ def _what_next(settings: Settings, stack: Stack, outcome: DemoResult, kept: Path
         yield "  tweezer --help        # list all commands: submit, watch, results, doctor, …"
         return
     yield "Everything keeps running until Ctrl-C, and is then removed."
-    yield from usage(stack, own_key(settings))
+    yield from usage(stack)
     yield f"  tweezer results {outcome.batch.id} --sum"
     yield f"  tweezer submit {kept} --device {settings.worker.device} \\"
     yield "    --runs 500 --var delta_final=18 --wait"

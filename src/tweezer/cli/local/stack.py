@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-import msgspec
+from typing import Literal
 
 from tweezer.cli.local.children import Child
+from tweezer.cli.local.ledger_setup import prepare_ledger
 from tweezer.cli.local.owned import HOST, free_port, why_not_free
 from tweezer.cli.local.redis_server import RedisServer
 from tweezer.data_folder import PublishedEnvironment
-from tweezer.model.errors import Conflict, InvalidInput, TweezerError
-from tweezer.settings import PREFIX, Settings, to_environment, variable_name
-from tweezer.store.connection import Store
+from tweezer.model.errors import TweezerError
+from tweezer.settings import Settings, to_environment
 from tweezer.store.records import WorkerRecord
 from tweezer.sync import connect
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
-    from tweezer.ledger.database import Database
-
 
 _READY_WITHIN_S = 120.0
 _LOOK_S = 0.1  # during the start
@@ -43,8 +34,6 @@ QPU_JOURNAL = "qpu.jsonl"
 _LOOPBACK = "127.0.0.0/8,::1"
 _SPARE_S = 10.0
 _REDIS_RESTARTS_MAX = 5
-
-_KEY_FILE, _KEY_NAME = "api-key", "tweezer up"  # file and name of the API key
 
 
 class Stack:
@@ -76,6 +65,7 @@ class Stack:
         durably: Literal["always", "everysec"] = "always" if settings.machines() else "everysec"
         self._redis = RedisServer(data / "redis", port=redis_port, appendfsync=durably, has_password=True)
         self._redis_deaths = 0
+        self._key = ""
         self._published: PublishedEnvironment | None = None
         self._children: list[Child] = []
 
@@ -104,8 +94,9 @@ class Stack:
             raise TweezerError(f"port {self._api_port} {why}; choose another port for the API with --port", code="port")
         os.umask(0o077)  # only this user may read the files of this process and its children
         self._redis.start()
-        self._prepare_ledger()
         environment = os.environ | self._environment()
+        own = to_environment({"project_id": self._settings.project_id, "api.key": self._settings.api.key})
+        self._key = prepare_ledger(environment | own, is_own=self._has_own_ledger)
         drain_s = self._settings.worker.drain_s + _SPARE_S
         lines: list[tuple[list[str], float]] = []
         if self._qpu_port is not None:
@@ -158,13 +149,13 @@ class Stack:
             self._published = None
         self._redis.stop()
 
-    def publish(self, key: str) -> Path:
-        """Publish the environment until :meth:`stop`; return a file that shells can source. key: API key."""
+    def publish(self) -> Path:
+        """Publish the environment until :meth:`stop`; return a file that shells can source."""
         settings = self._settings
         variables = {
             **self._of_installation(),
             "project_id": settings.project_id,
-            "api.key": key,
+            "api.key": self._key,
             "api.url": self.api_url,
             "webhook.allow": self.webhook_allow,
         }
@@ -180,37 +171,6 @@ class Stack:
             "database.url": settings.locate_ledger().url,
             "results_dir": str(settings.results_folder()),
         }
-
-    def _prepare_ledger(self) -> None:
-        """Create or upgrade the tables of a SQLite ledger. Operators upgrade other databases themselves."""
-        from tweezer.ledger.database import Database
-        from tweezer.ledger.migrate import require_schema, upgrade
-
-        database = Database.open(self._settings.locate_ledger(), create=True)
-        try:
-            if database.is_sqlite:
-                upgrade(database)
-            else:
-                require_schema(database)
-            asyncio.run(self._require_same_installation(database))
-        finally:
-            database.close()
-
-    async def _require_same_installation(self, database: Database) -> None:
-        from tweezer.ledger.health import read_recorder_position
-        from tweezer.ledger.installation import require_same
-        from tweezer.ledger.migrate import place
-
-        async with Store.open(msgspec.structs.replace(self._settings.connect(), url=self.redis_url)) as store:
-            await require_same(store, database)
-            is_new = await store.recovery.installation() is None
-        if is_new and not self._has_own_ledger and read_recorder_position(database, self._settings.namespace):
-            raise TweezerError(
-                f"{PREFIX}DATABASE_URL: {place(database)} records another Redis, not the new one in {self._data}; "
-                f"unset it to use the ledger in that folder, or set {PREFIX}DATA_DIR={self._data} if both belong "
-                "together",
-                code="installation",
-            )
 
     def _look(self) -> None:
         if not self._redis.alive:
@@ -257,53 +217,3 @@ class Stack:
 def _serves(workers: list[WorkerRecord], pid: int | None) -> bool:
     """Return whether the worker with this process id is among them. Worker ids are ``host:pid:random``."""
     return any(worker.id.split(":")[-2] == str(pid) for worker in workers)
-
-
-def check_given_key(settings: Settings) -> None:
-    """Raise InvalidInput("TWEEZER_API_KEY", …) if the setting is not a valid key."""
-    if settings.api.key:
-        from tweezer.ledger.access.credentials import check_key
-
-        try:
-            check_key(settings.api.key)
-        except InvalidInput as error:
-            raise InvalidInput(variable_name("api.key"), error.problem) from error
-
-
-def own_key(settings: Settings) -> str:
-    """Return an API key of the settings' project: the configured one, else one from a file in the data folder.
-
-    The file is created if needed, readable only by its owner. Raises Conflict if the configured key has ended or
-    belongs to another project.
-    """
-    from tweezer.ledger.access.keys import adopt_key
-    from tweezer.ledger.access.projects import project_no
-    from tweezer.ledger.database import Database
-
-    database = Database.open(settings.locate_ledger())
-    try:
-        with database.write() as connection:
-            project_no(connection, settings.project_id)
-            if settings.api.key:
-                adopt_key(connection, settings.api.key, name=_KEY_NAME, project_id=settings.project_id)
-                return settings.api.key
-            return _kept_key(connection, settings.data_dir / _KEY_FILE, settings.project_id)
-    finally:
-        database.close()
-
-
-def _kept_key(connection: Connection, file: Path, project_id: str) -> str:
-    from tweezer.ledger.access.keys import adopt_key, create_key
-
-    if file.exists():
-        kept = file.read_text("ascii", "replace").strip()
-        try:
-            adopt_key(connection, kept, name=_KEY_NAME, project_id=project_id)
-        except (Conflict, InvalidInput):
-            pass  # revoked, of another project, or not a valid key: replace it
-        else:
-            return kept
-    made = create_key(connection, name=_KEY_NAME, project_id=project_id)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as output:
-        output.write(f"{made.text}\n")
-    return made.text
