@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 from pulser import Pulse, Register, Sequence
 from pulser.devices import DigitalAnalogDevice
+from pulser.json.abstract_repr import SCHEMAS, deserializer
+from pulser.json.abstract_repr.validation import validate_abstract_repr
+from pulser.json.utils import ObjectType
 
+from tweezer.adapters.emulators import pulser_schema
 from tweezer.adapters.emulators.pulser_sequences import ParsedSequence
 from tweezer.adapters.lane.backend import Refusal
 
@@ -25,7 +29,37 @@ def document() -> dict[str, Any]:
     return parsed
 
 
-@pytest.mark.parametrize(
+def refusal(text: str) -> str:
+    """Return the message with which a sequence is refused."""
+    with pytest.raises(Refusal) as raised:
+        ParsedSequence(text)
+    assert raised.value.fault.field == "sequence"
+    return raised.value.fault.message
+
+
+@pytest.fixture
+def plain_pulser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check as Pulser does; another test may have patched it."""
+    monkeypatch.setattr(deserializer, "validate_abstract_repr", validate_abstract_repr)
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Check as in a lane, which has checked no device yet; return the kind of each check that Pulser makes."""
+    kinds: list[str] = []
+
+    def count(text: str, kind: ObjectType) -> None:
+        kinds.append(kind)
+        validate_abstract_repr(text, kind)
+
+    monkeypatch.setattr(pulser_schema, "validate_abstract_repr", count)
+    monkeypatch.setattr(deserializer, "validate_abstract_repr", None)
+    pulser_schema.install()
+    pulser_schema._checked.clear()
+    return kinds
+
+
+CHANGES = pytest.mark.parametrize(
     ("change", "problem"),
     [
         (lambda it: it["operations"][0].update(op="teleport"), "operations[0].op: 'teleport' is not one of 'align'"),
@@ -45,16 +79,69 @@ def document() -> dict[str, Any]:
         (lambda it: it.update(version="7"), "version: '7' is not '1'"),
     ],
 )
+
+
+@CHANGES
 def test_the_error_of_a_document_that_violates_the_schema_has_place_and_reason(
     change: Callable[[dict[str, Any]], object], problem: str
 ) -> None:
     changed = document()
     change(changed)
-    with pytest.raises(Refusal) as raised:
+    message = refusal(json.dumps(changed))
+    assert message.startswith(f"is not a Pulser sequence: {problem}")
+    assert len(message) < 300
+
+
+@CHANGES
+def test_the_error_is_the_same_after_the_device_was_checked(
+    change: Callable[[dict[str, Any]], object], problem: str, plain_pulser: None, request: pytest.FixtureRequest
+) -> None:
+    changed = document()
+    change(changed)
+    before = refusal(json.dumps(changed))
+    request.getfixturevalue("checks")
+    for _ in range(2):
+        assert refusal(json.dumps(changed)) == before
+        ParsedSequence(json.dumps(document()))
+
+
+@pytest.mark.parametrize("text", ["", "3", "[]", "{", "null", '{"device": {}}', "[" * 100_000])
+def test_a_text_that_is_not_a_sequence_has_the_same_error(
+    text: str, plain_pulser: None, request: pytest.FixtureRequest
+) -> None:
+    before = refusal(text)
+    request.getfixturevalue("checks")
+    assert refusal(text) == before
+
+
+def test_parts_of_a_sequence_that_differ_only_in_numbers_are_checked_once(checks: list[str]) -> None:
+    changed = document()
+    for place in range(3):
+        changed["register"][0]["x"] = place + 0.5
+        changed["operations"][0]["amplitude"]["duration"] = 200 + place
         ParsedSequence(json.dumps(changed))
-    assert raised.value.fault.field == "sequence"
-    assert raised.value.fault.message.startswith(f"is not a Pulser sequence: {problem}")
-    assert len(raised.value.fault.message) < 300
+    assert checks == ["device", "sequence"]
+    changed["device"]["max_atom_num"] = 7
+    ParsedSequence(json.dumps(changed))
+    changed["register"][0]["name"] = "another"
+    ParsedSequence(json.dumps(changed))
+    assert checks[2:] == ["device", "sequence"]
+
+
+def test_the_schema_has_no_limits_for_the_numbers_of_a_sequence() -> None:
+    known = {"$ref", "additionalProperties", "anyOf", "const", "description", "enum", "items", "maxItems", "minItems"}
+    known |= {"$id", "$schema", "definitions", "properties", "required", "type"}
+    left: list[Any] = [SCHEMAS["sequence"]]
+    while left:
+        schema = left.pop()
+        assert schema.keys() <= known
+        assert all(isinstance(value, str) for value in [*schema.get("enum", ()), schema.get("const", "")])
+        left += [
+            *schema.get("properties", {}).values(),
+            *schema.get("definitions", {}).values(),
+            *schema.get("anyOf", ()),
+        ]
+        left += [inner for key in ("items", "additionalProperties") if isinstance(inner := schema.get(key), dict)]
 
 
 def test_a_document_of_an_old_pulser_is_recognised() -> None:

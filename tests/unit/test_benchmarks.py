@@ -74,6 +74,15 @@ def test_webhooks_ends_with_one_object_of_figures_and_setup(
     assert told["setup"]["ledger"] == "sqlite"
 
 
+@pytest.mark.emulator
+@pytest.mark.slow
+def test_prepare_ends_with_one_object_of_figures_and_setup() -> None:
+    told = run("prepare.py", "--quick", "--json")
+    assert [figure["unit"] for figure in told["figures"]] == ["x"]
+    assert told["figures"][0]["value"] > 0
+    assert set(told["setup"]["measured"]) == {"prepare, ms", "bare Pulser, ms"}
+
+
 @pytest.mark.slow
 def test_startup_ends_with_one_object_of_figures_and_setup() -> None:
     told = run("startup.py", "--quick", "--json")

@@ -17,6 +17,7 @@ from pulser.devices import MockDevice
 from pulser.register.mappable_reg import MappableRegister
 from pulser.sampler import sample
 
+from tweezer.adapters.emulators import pulser_schema
 from tweezer.adapters.lane.backend import Refusal
 from tweezer.model.lru import Recent
 from tweezer.model.messages import BatchWork, Fault, JobWork
@@ -83,10 +84,12 @@ class ParsedSequence:
 class Sequences:
     """The sequences of a prepared batch: its own, and those of jobs that bring theirs. Equal texts are parsed once.
 
-    check: Called with each sequence that is parsed. It may change the sequence, or raise ``Refusal``.
+    Patches Pulser in the process. check: Called with each sequence that is parsed. It may change the sequence, or raise
+    ``Refusal``.
     """
 
     def __init__(self, check: Callable[[ParsedSequence], None] | None = None) -> None:
+        pulser_schema.install()
         self._check = check
         self._known: Recent[str, ParsedSequence] = Recent(_SEQUENCES_KEPT)
         self._default: ParsedSequence | None = None
