@@ -17,7 +17,7 @@ from typing import Any
 from uuid import UUID
 
 import harness
-import peers
+import references
 from harness import Broken, Figure, figure, median, note, percentile, ratio
 from redis.asyncio import Redis
 
@@ -35,20 +35,21 @@ def _jobs(count: int) -> list[JobSpec]:
     return [JobSpec(100, {"omega": 12.5 + index, "delta": -0.001 * index}) for index in range(count)]
 
 
-async def _submit(store: Store, jobs: list[JobSpec]) -> UUID:
+async def _submit(store: Store, jobs: list[JobSpec], project: str = PROJECT) -> UUID:
     """Submit with a new id, by which a repeated call would be recognised, as the Python API does."""
-    return await store.commands.submit(new_batch_id(), PROJECT, BatchDoc(DEVICE), jobs)
+    return await store.commands.submit(new_batch_id(), project, BatchDoc(DEVICE), jobs)
 
 
 @contextlib.asynccontextmanager
-async def _pool(url: str, lanes: int, *options: str) -> AsyncIterator[tuple[Store, harness.Program]]:
-    """Yield an empty store and one worker that waits for work."""
-    async with Store.open(Connect(url=url)) as store:
+async def _pool(url: str, lanes: int, *options: str, workers: int = 1) -> AsyncIterator[tuple[Store, harness.Program]]:
+    """Yield an empty store, and the first of its workers, which wait for work."""
+    async with Store.open(Connect(url=url)) as store, contextlib.AsyncExitStack() as stack:
         await store.redis.flushall()
-        async with harness.program("tickets", url, "--lanes", str(lanes), *options) as worker:
-            await harness.until(lambda: _has_lanes(store, lanes), "the worker is ready")
-            await asyncio.sleep(0.1)
-            yield store, worker
+        command = ("tickets", url, "--lanes", str(lanes), *options)
+        programs = [await stack.enter_async_context(harness.program(*command)) for _ in range(workers)]
+        await harness.until(lambda: _has_lanes(store, lanes * workers), "the workers are ready")
+        await asyncio.sleep(0.1)
+        yield store, programs[0]
 
 
 async def _has_lanes(store: Store, lanes: int) -> bool:
@@ -63,27 +64,30 @@ async def _is_drained(store: Store) -> bool:
 
 async def _check_done(store: Store, batches: list[UUID]) -> None:
     for batch_id in batches:
-        batch = await store.reader.batch(batch_id, project=PROJECT)
+        batch = await store.reader.batch(batch_id, project=None)
         if batch.status is not BatchStatus.DONE or batch.counts[JobStatus.DONE] != batch.jobs:
             raise Broken(f"batch {batch_id} ended as {batch.status} with {batch.counts}")
 
 
-async def drain(url: str, batches: int, jobs: int, lanes: int) -> tuple[float, float]:
+async def drain(
+    url: str, batches: int, jobs: int, lanes: int, *, workers: int = 1, projects: int = 1
+) -> tuple[float, float]:
     """Submit batches while the device is paused, then resume the device.
 
     Return the seconds of the submits, and those of the drain: by Redis' clock, from the resume to the last event.
     """
-    async with _pool(url, lanes) as (store, _):
+    async with _pool(url, lanes, workers=workers) as (store, _):
         await store.devices.pause(DEVICE, "benchmark")
         specs = _jobs(jobs)
+        owners = [f"{PROJECT}-{number % projects}" for number in range(batches)]
         ids: list[UUID] = []
         began = time.perf_counter()
         for first in range(0, batches, 50):
-            ids += await asyncio.gather(*(_submit(store, specs) for _ in range(min(50, batches - first))))
+            ids += await asyncio.gather(*(_submit(store, specs, owner) for owner in owners[first : first + 50]))
         submit_s = time.perf_counter() - began
         begin_us = await harness.server_time_us(store.redis)
         await store.devices.resume(DEVICE)
-        await harness.until(lambda: _is_drained(store), "the worker drained the queue", 2 * harness.WAIT_S)
+        await harness.until(lambda: _is_drained(store), "the workers drained the queue", 2 * harness.WAIT_S)
         ((_, last),) = await store.redis.xrevrange(store.keys(Key.EVENTS), count=1)
         await _check_done(store, ids)
         return submit_s, (int(last[b"t"]) - begin_us) / 1e6
@@ -105,7 +109,7 @@ async def latency(url: str, samples: int) -> list[float]:
     """Return the milliseconds from each call of submit to the start of the job in an idle worker."""
     async with _pool(url, 1, "--stamping") as (store, worker):
         specs = _jobs(1)
-        return await peers.starts(worker, lambda: _submit(store, specs), samples)
+        return await references.starts(worker, lambda: _submit(store, specs), samples)
 
 
 async def _key_bytes(client: Redis) -> int:
@@ -162,17 +166,17 @@ async def measure(url: str, asked: argparse.Namespace) -> tuple[list[Figure], di
     for number in range(1, asked.rounds + 1):
         note(f"round {number} of {asked.rounds}")
         await short("one batch", drain_one_batch)
-        await short("bare loop", lambda: peers.pop_and_set(url, count))
-        await short("bare loop, variadic", lambda: peers.pop_and_set(url, count, peers.POP_AND_SET_VARIADIC))
-        await short("bare claim and commit", lambda: peers.claim_and_commit(url, count))
-        enqueue_s, drain_s = await peers.arq_round(url, count)
+        await short("bare loop", lambda: references.pop_and_set(url, count))
+        await short("bare loop, variadic", lambda: references.pop_and_set(url, count, references.POP_AND_SET_VARIADIC))
+        await short("bare claim and commit", lambda: references.claim_and_commit(url, count))
+        enqueue_s, drain_s = await references.arq_round(url, count)
         took("arq enqueue", enqueue_s)
         took("arq drain", drain_s)
         await short("submit", lambda: submit(url, count))
         took("one-job batches", (await drain(url, count, 1, asked.lanes_many))[1])
         latencies["tweezer"].append(await latency(url, samples))
-        latencies["echo"].append(await peers.echo_latency(url, samples))
-        latencies["arq"].append(await peers.arq_latency(url, samples))
+        latencies["echo"].append(await references.echo_latency(url, samples))
+        latencies["arq"].append(await references.arq_latency(url, samples))
     used, keys = await memory(url, 1_000 if asked.quick else 10_000)
 
     mid = {who: [median(one) for one in rounds] for who, rounds in latencies.items()}

@@ -146,7 +146,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 class Program:
-    """A process of ``workers.py`` that is ready."""
+    """A process that is ready."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -158,16 +158,19 @@ class Program:
     async def line(self, timeout_s: float = WAIT_S) -> str:
         """Return the next line that the process prints."""
         assert self._process.stdout is not None
-        async with asyncio.timeout(timeout_s):
-            line = await self._process.stdout.readline()
+        try:
+            async with asyncio.timeout(timeout_s):
+                line = await self._process.stdout.readline()
+        except TimeoutError as error:
+            raise Broken(f"a worker process printed nothing for {timeout_s:g} s") from error
         if not line:
             raise Broken(f"a worker process ended with status {await self._process.wait()}")
         return line.decode().strip()
 
-    def go(self) -> None:
-        """Let a process begin that waits for this line."""
+    def send(self, line: str) -> None:
+        """Write a line that the process waits for."""
         assert self._process.stdin is not None
-        self._process.stdin.write(b"go\n")
+        self._process.stdin.write(line.encode() + b"\n")
 
     async def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -181,20 +184,22 @@ class Program:
 
 
 @contextlib.asynccontextmanager
-async def program(what: str, url: str, *arguments: str) -> AsyncIterator[Program]:
-    """Run ``workers.py what url …`` in a separate process until the block ends."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(HERE / "workers.py"), what, url, *arguments,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    running = Program(process)
+async def launch(*command: str) -> AsyncIterator[Program]:
+    """Run a command that prints ``ready``, until the block ends."""
+    process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    ran = Program(process)
     try:
-        line = await running.line()
+        line = await ran.line()
         if line != "ready":
-            raise Broken(f"{what} printed {line!r} instead of 'ready'")
-        yield running
+            raise Broken(f"{' '.join(command)} printed {line!r} instead of 'ready'")
+        yield ran
     finally:
-        await running.stop()
+        await ran.stop()
+
+
+def program(what: str, url: str, *arguments: str) -> contextlib.AbstractAsyncContextManager[Program]:
+    """Run ``workers.py what url …`` in a separate process until the block ends."""
+    return launch(sys.executable, str(HERE / "workers.py"), what, url, *arguments)
 
 
 async def server_time_us(client: Redis) -> int:

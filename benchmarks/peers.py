@@ -1,185 +1,207 @@
-"""The contestants that Tweezer is compared with: tuned arq, a bare Lua loop, a bare echo.
+"""How Tweezer compares with other queues on Redis when each job is submitted alone and does nothing.
 
-Tuned arq is arq 0.28 with 100 messages at once, a poll each 5 ms, uvloop, results not kept, and enqueueing
-gathered by 100; logging is quiet.
+Each queue has one client and one worker process, both from ``contestants.py``, in its own environment, which is made
+on the first run and kept. The queues take turns on one redis-server. A round of a queue: its client submits jobs one by
+one, its worker starts and drains them, and then the client submits single jobs to the idle worker.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import importlib.metadata
+import os
 import random
-import time
-from collections.abc import Awaitable, Callable
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
 
 import harness
-from arq import create_pool
-from arq.connections import ArqRedis, RedisSettings
+from contestants import CONTESTANTS
+from harness import HERE, Broken, Figure, figure, launch, median, note, percentile, ratio
 from redis.asyncio import Redis
 
-from tweezer.model.messages import JobSpec, Outcome, OutcomeKind, Result, decode_spec, encode_result, encode_spec
+OURS = "tweezer"
+WARM_UP = 100
+CLIENT, LOOP = ("redis==8.1.0", "hiredis==3.5.0"), "uvloop==0.23.0"
+PEERS: dict[str, tuple[str, ...]] = {
+    "arq": (),  # Tweezer depends on it: it is in this environment
+    "saq": ("saq==0.26.4", "typing-extensions==4.16.0", *CLIENT, LOOP),
+    "taskiq-redis": ("taskiq-redis==1.2.4", "taskiq==0.13.0", *CLIENT, LOOP),
+    "streaq": ("streaq==7.2.0", "coredis==6.9.0", LOOP),
+    "dramatiq": ("dramatiq==2.2.1", *CLIENT),
+    "celery": ("celery[redis]==5.7.0", *CLIENT),
+    "rq": ("rq==3.0.0", *CLIENT),
+    "huey": ("huey==3.5.4", *CLIENT),
+}
+"""The packages of each peer's environment, the queue itself first."""
 
-QUEUE = "benchmark:arq"
-MESSAGE = "nothing"
-ECHO = "benchmark:echo"
-GATHERED = 100
-
-# The bare loop: set the results of the previous ids, and pop the next ids off a list.
-POP_AND_SET = """
-for at = 2, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 1]) end
-local ids = {}
-for at = 1, tonumber(ARGV[1]) do
-  local id = redis.call('LPOP', KEYS[1])
-  if not id then break end
-  ids[at] = id
-end
-return ids
-"""
-
-# The same without a loop, by two variadic commands. For information: the limit of Redis itself.
-POP_AND_SET_VARIADIC = """
-if #ARGV > 1 then redis.call('HSET', KEYS[2], unpack(ARGV, 2)) end
-return redis.call('LPOP', KEYS[1], ARGV[1])
-"""
-
-# The least that a queue with leases does for a job: pop its id, read its record, note that it runs and its owner …
-CLAIM = """
-local reply = {}
-for _ = 1, tonumber(ARGV[1]) do
-  local id = redis.call('LPOP', 'ids')
-  if not id then break end
-  redis.call('HSET', 'states', id, 'running')
-  redis.call('ZADD', 'leases', ARGV[2], id)
-  reply[#reply + 1] = id
-  reply[#reply + 1] = redis.call('HGET', 'specs', id)
-end
-return reply
-"""
-
-# … then write its status and result, and give up the lease.
-COMMIT = """
-for at = 1, #ARGV, 2 do
-  redis.call('HSET', 'states', ARGV[at], 'done')
-  redis.call('HSET', 'results', ARGV[at], ARGV[at + 1])
-  redis.call('ZREM', 'leases', ARGV[at])
-end
-"""
+SUBMIT, DRAIN, MEDIAN, P99 = "submit, jobs/s", "drain, jobs/s", "idle latency, median ms", "idle latency, p99 ms"
+BYTES, CPU = "bytes of Redis a queued job", "CPU µs of Redis a job"
+BEST = {SUBMIT: max, DRAIN: max, MEDIAN: min, P99: min, BYTES: min, CPU: min}
+Round = Mapping[str, float]
 
 
-async def arq_pool(url: str) -> ArqRedis:
-    return await create_pool(RedisSettings.from_dsn(url), default_queue_name=QUEUE)
+def interpreter(name: str, environments: Path) -> str:
+    """Return the Python that runs a queue; make its environment unless one with these packages exists."""
+    wanted = PEERS.get(name)
+    if not wanted:
+        return sys.executable
+    place = environments / f"{name}-{sys.version_info.major}.{sys.version_info.minor}"
+    python, mark = place / "bin" / "python", place / "packages.txt"
+    if mark.exists() and mark.read_text().split() == list(wanted):
+        return str(python)
+    note(f"installing {wanted[0]} into {place}")
+    shutil.rmtree(place, ignore_errors=True)
+    if uv := shutil.which("uv"):
+        commands = [(uv, "venv", "--quiet", "--python", sys.executable, str(place))]
+        commands += [(uv, "pip", "install", "--quiet", "--python", str(python), *wanted)]
+    else:
+        commands = [(sys.executable, "-m", "venv", str(place))]
+        commands += [(str(python), "-m", "pip", "install", "--quiet", *wanted)]
+    for command in commands:
+        if subprocess.run(command, check=False).returncode != 0:
+            raise Broken(f"could not install {name}; --only leaves peers out, --environments names another folder")
+    mark.write_text("\n".join(wanted))
+    return str(python)
 
 
-async def arq_enqueue(pool: ArqRedis, messages: int) -> float:
-    """Enqueue no-op messages and return the seconds."""
-    began = time.perf_counter()
-    for first in range(0, messages, GATHERED):
-        await asyncio.gather(*(pool.enqueue_job(MESSAGE) for _ in range(min(GATHERED, messages - first))))
-    return time.perf_counter() - began
+async def usage(redis: Redis) -> tuple[int, float]:
+    """Return the bytes that Redis uses, and its CPU time in µs, after a rest."""
+    await asyncio.sleep(0.3)  # clients finish their last calls
+    info = await redis.info()
+    return int(info["used_memory"]), 1e6 * (float(info["used_cpu_sys"]) + float(info["used_cpu_user"]))
 
 
-async def arq_round(url: str, messages: int) -> tuple[float, float]:
-    """Enqueue messages, then let a worker drain them; return the seconds of each step."""
-    pool = await arq_pool(url)
+async def measure_round(redis: Redis, url: str, name: str, python: str, jobs: int, samples: int) -> Round:
+    """Submit jobs, drain them, and take the latency of single jobs."""
+    await redis.flushall()
+    # -I: a peer must not import what PYTHONPATH or this folder holds.
+    program = (python, *(() if python == sys.executable else ("-I",)), str(HERE / "contestants.py"), name)
+    limit_s = harness.WAIT_S + jobs / 50
+    async with launch(*program, "client", url) as client:
 
-    async def drained() -> bool:
-        return int(await pool.zcard(QUEUE)) == 0
+        async def submit(count: int) -> tuple[int, int]:
+            client.send(str(count))
+            began, ended = (await client.line(limit_s)).split()
+            return int(began), int(ended)
 
-    try:
-        await pool.flushall()
-        enqueue_s = await arq_enqueue(pool, messages)
-        async with harness.program("arq", url) as worker:
-            began = time.perf_counter()
-            worker.go()
-            await harness.until(drained, "arq drained its queue", 2 * harness.WAIT_S)
-            drain_s = time.perf_counter() - began
-            await asyncio.sleep(0.2)  # the queue is empty before the worker has cleaned up after its last messages
-            return enqueue_s, drain_s
-    finally:
-        await pool.aclose()
-
-
-async def pop_and_set(url: str, jobs: int, script: str = POP_AND_SET, *, at_once: int = 100) -> float:
-    """Call one script for the last 100 results and the next 100 ids until all are done; return the seconds."""
-    client = Redis.from_url(url)
-    try:
-        await client.flushall()
-        await client.rpush("ids", *range(jobs))
-        call = client.register_script(script)
-        result = encode_result(Result(counter={"0": 100}))
-        done: list[bytes] = []
-        began = time.perf_counter()
-        while ids := await call(keys=["ids", "results"], args=[at_once, *done]):
-            done = [part for one in ids for part in (one, result)]
-        elapsed_s = time.perf_counter() - began
-        if await client.hlen("results") != jobs:
-            raise harness.Broken("the bare loop lost results")
-        return elapsed_s
-    finally:
-        await client.aclose()
+        await submit(WARM_UP)  # connects, loads scripts, and lets buffers reach their size
+        bytes_before, cpu_before = await usage(redis)
+        began, ended = await submit(jobs)
+        bytes_queued, cpu_queued = await usage(redis)
+        async with launch(*program, "worker", url, "--jobs", str(WARM_UP + jobs)) as worker:
+            first, last = [int(await worker.line(limit_s)) for _ in range(2)]
+            _, cpu_drained = await usage(redis)
+            taken: list[float] = []
+            for number in range(samples + 5):
+                await asyncio.sleep(random.uniform(0.010, 0.020))
+                sent, _ = await submit(1)
+                started = int(await worker.line())
+                if number >= 5:
+                    taken.append((started - sent) / 1e6)
+            await asyncio.sleep(0.3)
+    return {
+        SUBMIT: jobs / ((ended - began) / 1e9),
+        DRAIN: (WARM_UP + jobs) / ((last - first) / 1e9),
+        MEDIAN: median(taken),
+        P99: percentile(taken, 99),
+        BYTES: (bytes_queued - bytes_before) / jobs,
+        CPU: (cpu_queued - cpu_before) / jobs + (cpu_drained - cpu_queued) / (WARM_UP + jobs),
+    }
 
 
-async def _run_nothing(spec: JobSpec) -> Outcome:
-    return Outcome(OutcomeKind.DONE, result=Result(counter={"0": spec.runs or 1}))
+async def measure(url: str, pythons: Mapping[str, str], asked: argparse.Namespace) -> dict[str, list[Round]]:
+    """Run all rounds; each round begins with another queue."""
+    jobs, samples = (200, 10) if asked.quick else (asked.jobs, 200)
+    names = list(pythons)
+    rounds: dict[str, list[Round]] = {name: [] for name in names}
+    async with aclosing(Redis.from_url(url)) as redis:
+        for number in range(asked.rounds):
+            shift = number % len(names)
+            for name in names[shift:] + names[:shift]:
+                try:
+                    took = await measure_round(redis, url, name, pythons[name], jobs, samples)
+                except Broken as error:
+                    raise Broken(f"{name}: {error}") from error
+                rounds[name].append(took)
+                note(f"round {number + 1}, {name}: " + "; ".join(f"{what} {value:.4g}" for what, value in took.items()))
+    return rounds
 
 
-async def claim_and_commit(url: str, jobs: int, *, at_once: int = 100) -> float:
-    """Run a bare queue: claim a hundred jobs, decode each, await it, encode its result, commit the hundred.
-
-    It has no events, no tokens, no fairness and no counters. Return the seconds.
-    """
-    client = Redis.from_url(url)
-    try:
-        await client.flushall()
-        spec = encode_spec(JobSpec(100, {"a": 1.0, "b": 2.0}))
-        await client.hset("specs", mapping={str(index): spec for index in range(jobs)})
-        await client.rpush("ids", *range(jobs))
-        claim, commit = client.register_script(CLAIM), client.register_script(COMMIT)
-        began = time.perf_counter()
-        while taken := await claim(args=[at_once, 1]):
-            done: list[bytes] = []
-            for identity, packed in zip(taken[::2], taken[1::2], strict=True):
-                outcome = await _run_nothing(decode_spec(packed))
-                assert outcome.result is not None
-                done += (identity, encode_result(outcome.result))
-            await commit(args=done)
-        elapsed_s = time.perf_counter() - began
-        if await client.hlen("results") != jobs:
-            raise harness.Broken("the bare queue lost results")
-        return elapsed_s
-    finally:
-        await client.aclose()
+def column(rounds: Sequence[Round], what: str) -> list[float]:
+    return [one[what] for one in rounds]
 
 
-async def starts(worker: harness.Program, send: Callable[[], Awaitable[object]], samples: int) -> list[float]:
-    """Return the milliseconds from each send to the start of its job in the worker, which is idle before each."""
-    taken: list[float] = []
-    for number in range(samples + 5):
-        await asyncio.sleep(random.uniform(0.010, 0.020))
-        began = time.monotonic_ns()
-        await send()
-        latency_ms = (int(await worker.line()) - began) / 1e6
-        if number >= 5:
-            taken.append(latency_ms)
-    return taken
+def compare(rounds: Mapping[str, list[Round]]) -> list[Figure]:
+    """Return the figures: Tweezer against the best peer in each column, and against the peers that targets name."""
+    ours = rounds[OURS]
+    peers = {name: taken for name, taken in rounds.items() if name != OURS}
+
+    def against(name: str, what: str, target: str = "", rank: str = "") -> Figure:
+        return figure(f"{what}: Tweezer / {rank}{name}", ratio(column(ours, what), column(peers[name], what)), target)
+
+    targets = {DRAIN: ("huey", ">= 2"), SUBMIT: ("saq", ">= 1.2"), MEDIAN: ("huey", "<= 1.3")}
+    figures = [against(name, what, target) for what, (name, target) in targets.items() if name in peers]
+    figures += [
+        figure(f"{BYTES}: Tweezer", median(column(ours, BYTES)), "<= 450", "bytes"),
+        figure(f"{CPU}: Tweezer", median(column(ours, CPU)), "<= 100", "µs"),
+    ]
+    for what, best in BEST.items():
+        name = best(peers, key=lambda peer: median(column(peers[peer], what)))
+        figures.append(against(name, what, rank="the best peer, "))
+    return figures
 
 
-async def arq_latency(url: str, samples: int) -> list[float]:
-    pool = await arq_pool(url)
-    try:
-        await pool.flushall()
-        async with harness.program("arq", url, "--stamping") as worker:
-            worker.go()
-            return await starts(worker, lambda: pool.enqueue_job(MESSAGE), samples)
-    finally:
-        await pool.aclose()
+def versions(names: Sequence[str]) -> dict[str, str]:
+    return {
+        name: PEERS[name][0].partition("==")[2] if PEERS.get(name) else importlib.metadata.version(name)
+        for name in names
+    }
 
 
-async def echo_latency(url: str, samples: int) -> list[float]:
-    """Return the milliseconds from an LPUSH here to the return of a BLPOP in another process."""
-    client = Redis.from_url(url)
-    try:
-        await client.flushall()
-        async with harness.program("echo", url) as worker:
-            return await starts(worker, lambda: client.lpush(ECHO, b"1"), samples)
-    finally:
-        await client.aclose()
+def table(rounds: Mapping[str, list[Round]]) -> str:
+    """Return a Markdown table of the medians, for docs/benchmarks.md."""
+    shown = versions(list(rounds))
+    lines = [["queue", *BEST], ["---"] * (1 + len(BEST))]
+    for name, taken in rounds.items():
+        mid = [median(column(taken, what)) for what in BEST]
+        lines.append([f"{name} {shown[name]}", *(f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in mid)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table of the medians first")
+    parser.add_argument("--rounds", type=int, help="rounds of each measurement (5; 1 with --quick)")
+    parser.add_argument("--jobs", type=int, default=5000, help="jobs that each queue drains in a round (5000)")
+    parser.add_argument("--only", default=",".join(PEERS), metavar="NAME,…", help=f"peers to run ({', '.join(PEERS)})")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tweezer-benchmarks"
+    parser.add_argument(
+        "--environments", type=Path, default=cache, help="folder of the peers' environments (%(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="200 jobs in one round: a smoke test, not a measurement")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 when a figure is not met")
+    asked = parser.parse_args()
+    asked.rounds = asked.rounds or (1 if asked.quick else 5)
+    names = [name for name in CONTESTANTS if name == OURS or name in asked.only.split(",")]
+    if len(names) != 1 + len(set(asked.only.split(","))):
+        parser.error(f"--only: the peers are {', '.join(PEERS)}")
+    pythons = {name: interpreter(name, asked.environments) for name in names}
+    with harness.server() as running:
+        setup = harness.setup_of(running, asked.rounds, quick=asked.quick, jobs=asked.jobs, queues=versions(names))
+        rounds = harness.run(measure(running.url, pythons, asked))
+    if asked.markdown:
+        print(table(rounds), end="\n\n")
+    measured = {f"{name}: {what}": column(taken, what) for name, taken in rounds.items() for what in BEST}
+    figures = compare(rounds)
+    harness.report(figures, setup | {"measured": harness.rounded(measured)}, as_json=asked.json)
+    return int(asked.strict and not all(one.met for one in figures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

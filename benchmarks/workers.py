@@ -12,9 +12,10 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
-import peers
+import references
 import structlog
 import uvloop
 from arq import func
@@ -29,6 +30,7 @@ from tweezer.adapters.registry import default_binding, make_adapter
 from tweezer.model.messages import JobWork, Outcome
 from tweezer.store.connection import Connect, Store
 from tweezer.worker.config import WorkerConfig
+from tweezer.worker.heartbeat import Presence
 from tweezer.worker.worker import TicketWorker
 
 
@@ -40,27 +42,52 @@ def _print_ready() -> None:
     os.write(1, b"ready\n")
 
 
-class StampLane(NullLane):
-    """A null lane that prints when a job starts."""
+class StartingLane(NullLane):
+    """A null lane that reports when a job starts."""
+
+    def __init__(self, started: Callable[[], None]) -> None:
+        super().__init__()
+        self._started = started
 
     async def run(self, job: JobWork, report: Report) -> Outcome:
-        _stamp()
+        self._started()
         return await super().run(job, report)
 
 
-class StampAdapter(NullAdapter):
-    """A null adapter whose lanes print when a job starts."""
+class StartingAdapter(NullAdapter):
+    """A null adapter whose lanes report when a job starts."""
 
-    async def open_lane(self) -> StampLane:
-        return StampLane()
+    def __init__(self, started: Callable[[], None]) -> None:
+        super().__init__()
+        self._started = started
+
+    async def open_lane(self) -> StartingLane:
+        return StartingLane(self._started)
 
 
-def tickets(url: str, device: str, lanes: int, *, stamping: bool) -> None:
-    """Run Tweezer's worker. It is ready, with warm lanes, when its heartbeat is in Redis."""
+def quieten_logs() -> None:
+    """Log warnings only, to stderr."""
+    logging.basicConfig(level=logging.WARNING)
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+async def register(store: Store, device: str) -> None:
+    """Register a device as a worker does when it starts, so that clients can submit to it before one runs."""
+    about = NullAdapter().capabilities
+    presence = Presence(store, "benchmark", device, "benchmark", about, None, WorkerConfig(), __version__)
+    await presence.beat(lanes=1, busy=0, draining=False, jail="")
+    await presence.leave()
+
+
+def ticket_worker(url: str, device: str, lanes: int, started: Callable[[], None] | None = None) -> TicketWorker:
+    """Make Tweezer's worker; started is called at each start of a job."""
     binding = default_binding(device)
     assert binding is not None, device
-    adapter: Adapter = StampAdapter() if stamping else make_adapter(binding)
-    worker = TicketWorker(
+    adapter: Adapter = make_adapter(binding) if started is None else StartingAdapter(started)
+    return TicketWorker(
         Store.open(Connect(url=url)),
         device,
         adapter,
@@ -69,31 +96,23 @@ def tickets(url: str, device: str, lanes: int, *, stamping: bool) -> None:
         config=WorkerConfig(),
         version=__version__,
     )
-    _print_ready()
-    worker.run()
 
 
-async def _nothing(context: dict[Any, Any]) -> None:
-    pass
+def arq_worker(url: str, started: Callable[[], None] | None = None) -> Worker:
+    """Make tuned arq's worker; started is called at each start of a job."""
 
+    async def run(context: dict[Any, Any]) -> None:
+        if started is not None:
+            started()
 
-async def _stamp_job(context: dict[Any, Any]) -> None:
-    _stamp()
-
-
-def arq(url: str, *, stamping: bool) -> None:
-    """Run tuned arq's worker. It waits for a line on stdin, so that a drain can be timed from a full queue."""
-    worker = Worker(
-        functions=[func(_stamp_job if stamping else _nothing, name=peers.MESSAGE)],  # type: ignore[arg-type]
+    return Worker(
+        functions=[func(run, name=references.MESSAGE)],  # type: ignore[arg-type]
         redis_settings=RedisSettings.from_dsn(url),
-        queue_name=peers.QUEUE,
+        queue_name=references.QUEUE,
         max_jobs=100,
         poll_delay=0.005,
         keep_result=0,
     )
-    _print_ready()
-    sys.stdin.readline()
-    worker.run()
 
 
 async def _echo(url: str) -> None:
@@ -101,7 +120,7 @@ async def _echo(url: str) -> None:
     await client.ping()
     _print_ready()
     while True:
-        if await client.blpop([peers.ECHO], timeout=5):
+        if await client.blpop([references.ECHO], timeout=5):
             _stamp()
 
 
@@ -127,18 +146,20 @@ def main() -> None:
     parser.add_argument("--ledger", default="")
     asked = parser.parse_args()
 
-    logging.basicConfig(level=logging.WARNING)
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    quieten_logs()
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     asyncio.set_event_loop(asyncio.new_event_loop())
+    started = _stamp if asked.stamping else None
     match asked.what:
         case "tickets":
-            tickets(asked.url, asked.device, asked.lanes, stamping=asked.stamping)
+            worker = ticket_worker(asked.url, asked.device, asked.lanes, started)
+            _print_ready()  # it is ready, with warm lanes, when its heartbeat is in Redis
+            worker.run()
         case "arq":
-            arq(asked.url, stamping=asked.stamping)
+            arq = arq_worker(asked.url, started)
+            _print_ready()
+            sys.stdin.readline()  # so that a drain can be timed from a full queue
+            arq.run()
         case "recorder":
             recorder(asked.url, asked.ledger)
         case _:
