@@ -3,9 +3,10 @@
     python contestants.py NAME client URL           submit as many jobs as each line on stdin requests
     python contestants.py NAME worker URL --jobs N  run jobs, which do nothing, until it is terminated
 
-Both print ``ready``. The client then prints for each line the monotonic clock before and after its submits, in ns. The
-worker prints that clock at the start of the first job, of the Nth and of each later one. The clock is shared by all
-processes of a machine. A queue's own packages are imported only in its function, because no environment has all.
+Both print ``ready``. The client reads ``N`` (one by one) or ``N at once``, and prints for each line the monotonic clock
+before and after its submits, in ns. The worker prints that clock at the start of the first job, of the Nth and of each
+later one. The clock is shared by all processes of a machine. A queue's own packages are imported only in its function,
+because no environment has all.
 
 Each queue is tuned for jobs that do nothing, on one worker process: it keeps no results (Tweezer does), and polls or
 prefetches as fast as its options allow. What else was changed is noted at each; values were found by trying several.
@@ -47,11 +48,13 @@ class Contestant:
     """A queue: ``submit`` submits one job, ``work`` runs a worker; both may be coroutine functions.
 
     client: What the client opens before it submits.
+    submit_many: Submits this many jobs at once, if the queue has a call for it.
     """
 
     submit: Callable[[], Any]
     work: Callable[[], Any]
     client: contextlib.AbstractAsyncContextManager[Any] = field(default_factory=contextlib.nullcontext)
+    submit_many: Callable[[int], Any] | None = None
 
 
 def arq(url: str) -> Contestant:
@@ -122,7 +125,10 @@ def streaq(url: str) -> Contestant:
     async def submit() -> None:
         await nothing.enqueue()
 
-    return Contestant(submit, worker.run_sync, worker)
+    async def submit_many(count: int) -> None:
+        await worker.enqueue_many([nothing.enqueue() for _ in range(count)])
+
+    return Contestant(submit, worker.run_sync, worker, submit_many)
 
 
 def dramatiq(url: str) -> Contestant:
@@ -170,13 +176,18 @@ def rq(url: str) -> Contestant:
     queue = Queue(connection=Redis.from_url(url))
     sys.modules["contestants"] = sys.modules["__main__"]  # RQ imports a job's function by name, but not from __main__
 
+    options: Any = {"timeout": -1, "result_ttl": 0, "description": "nothing"}
+
     def submit() -> None:
-        queue.enqueue_call("contestants.run_nothing", timeout=-1, result_ttl=0, description="nothing")
+        queue.enqueue_call("contestants.run_nothing", **options)
+
+    def submit_many(count: int) -> None:
+        queue.enqueue_many([Queue.prepare_data("contestants.run_nothing", **options) for _ in range(count)])
 
     def work() -> None:
         SimpleWorker([queue], log_job_description=False).work(logging_level="ERROR")
 
-    return Contestant(submit, work)
+    return Contestant(submit, work, submit_many=submit_many)
 
 
 def huey(url: str) -> Contestant:
@@ -188,7 +199,7 @@ def huey(url: str) -> Contestant:
 
 
 def tweezer(url: str) -> Contestant:
-    """Run Tweezer: a batch for each job, 32 lanes. It keeps the results."""
+    """Run Tweezer: 32 lanes. Each submit is a batch, of one job or of many, and the results are kept."""
     import workers
 
     from tweezer import connect_async
@@ -206,7 +217,10 @@ def tweezer(url: str) -> Contestant:
     def work() -> None:
         workers.ticket_worker(url, "NULL", 32, run_nothing).run()
 
-    return Contestant(lambda: queue.submit(None, [job], device="NULL"), work, client())
+    def submit(count: int = 1) -> Any:
+        return queue.submit(None, [job] * count, device="NULL")
+
+    return Contestant(submit, work, client(), submit)
 
 
 CONTESTANTS: dict[str, Callable[[str], Contestant]] = {
@@ -222,16 +236,33 @@ CONTESTANTS: dict[str, Callable[[str], Contestant]] = {
 }
 
 
+async def finish(submitted: object) -> None:
+    """Await what an asynchronous queue returns."""
+    if inspect.isawaitable(submitted):
+        await submitted
+
+
+async def submit_at_once(contestant: Contestant, count: int) -> None:
+    """Submit many jobs in the fastest way that the queue has: one call, or calls gathered by 100."""
+    if contestant.submit_many is not None:
+        await finish(contestant.submit_many(count))
+        return
+    for first in range(0, count, 100):
+        await asyncio.gather(*(finish(contestant.submit()) for _ in range(min(100, count - first))))
+
+
 async def serve(contestant: Contestant) -> None:
     """Submit as many jobs as each line requests."""
     async with contestant.client:
         os.write(1, b"ready\n")
         for line in sys.stdin:
+            count, _, at_once = line.strip().partition(" ")
             began = time.monotonic_ns()
-            for _ in range(int(line)):
-                submitted = contestant.submit()
-                if inspect.isawaitable(submitted):
-                    await submitted
+            if at_once:
+                await submit_at_once(contestant, int(count))
+            else:
+                for _ in range(int(count)):
+                    await finish(contestant.submit())
             os.write(1, b"%d %d\n" % (began, time.monotonic_ns()))
 
 

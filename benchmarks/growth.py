@@ -11,11 +11,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import harness
 from dispatch import drain
 from harness import Figure, figure, median, note
+from plots import Curve, plot
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,12 @@ class Rates:
 Line = dict[int, Case]
 """The cases of a line in a plot, by the value of the parameter."""
 
-LARGE, SINGLE = Case(1000, 100, 4), Case(5000, 1, 32)
-FORMS = {"batches of 100 jobs": LARGE, "batches of one job": SINGLE}
+LARGE, SINGLE = "large batches", "batches of one job"
+FORMS = {LARGE: Case(1000, 100, 4), SINGLE: Case(5000, 1, 32)}
 PLOTS: dict[str, dict[str, Line]] = {
     "jobs": {
-        "batches of up to 10,000 jobs": {
-            1_000: Case(1, 1_000, 4),
-            10_000: Case(1, 10_000, 4),
-            100_000: Case(10, 10_000, 4),
-            1_000_000: Case(100, 10_000, 4),
-        },
-        "batches of one job": {count: replace(SINGLE, batches=count) for count in (1_000, 10_000, 100_000)},
+        LARGE: {count: Case(max(1, count // 10_000), min(count, 10_000), 4) for count in (10**3, 10**4, 10**5, 10**6)},
+        SINGLE: {count: replace(FORMS[SINGLE], batches=count) for count in (10**3, 10**4, 10**5)},
     },
     "lanes": {name: {one: replace(form, lanes=one) for one in (1, 2, 4, 8, 16)} for name, form in FORMS.items()},
     "workers": {name: {one: replace(form, workers=one) for one in (1, 2, 3, 4)} for name, form in FORMS.items()},
@@ -59,11 +54,17 @@ PLOTS: dict[str, dict[str, Line]] = {
     },
 }
 """The lines of each plot, by its parameter and their form of batches."""
+LOOKS = {LARGE: "c0", SINGLE: "c1"}
 
 
 def shorten(line: Line) -> Line:
     """Return the ends of a line with at most 10 batches, for a smoke test."""
     return {value: replace(line[value], batches=min(10, line[value].batches)) for value in (min(line), max(line))}
+
+
+def limit(line: Line, most: int) -> Line:
+    """Return the cases of a line that have at most this many jobs, or the smallest one."""
+    return {value: case for value, case in line.items() if value == min(line) or case.batches * case.jobs <= most}
 
 
 async def measure(url: str, cases: set[Case], rounds: int) -> dict[Case, Rates]:
@@ -93,25 +94,34 @@ def compare(plots: Mapping[str, Mapping[str, Line]], rates: Mapping[Case, Rates]
     ]
 
 
-def draw(folder: Path, parameter: str, forms: Mapping[str, Line], rates: Mapping[Case, Rates]) -> None:
-    """Draw the rates against a parameter into ``growth-PARAMETER.svg``."""
-    import matplotlib as mpl
+def draw(plots: Mapping[str, Mapping[str, Line]], rates: Mapping[Case, Rates]) -> str:
+    """Return an SVG with a panel for each parameter."""
 
-    mpl.use("Agg")
-    mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "growth"}  # text as text, and the same file each time
-    from matplotlib.figure import Figure as Canvas
+    def curves(form: str, line: Line) -> list[Curve]:
+        return [
+            Curve(LOOKS[form], {value: rates[case].drain for value, case in line.items()}),
+            Curve(f"{LOOKS[form]} dashed", {value: rates[case].submit for value, case in line.items()}),
+        ]
 
-    canvas = Canvas(figsize=(6, 3.6), layout="constrained")
-    axes = canvas.add_subplot()
-    for (name, line), color in zip(forms.items(), ("tab:blue", "tab:green"), strict=True):
-        for step, style in (("drain", "o-"), ("submit", "o:")):
-            values = [getattr(rates[case], step) for case in line.values()]
-            axes.plot(list(line), values, style, color=color, label=f"{step}, {name}")
-    many = max(max(line) for line in forms.values()) > 16
-    axes.set(xscale="log" if many else "linear", yscale="log", xlabel=parameter, ylabel="jobs a second")
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend(fontsize="small")
-    canvas.savefig(folder / f"growth-{parameter}.svg", metadata={"Date": None})
+    legend = {f"drain of {form}": look for form, look in LOOKS.items()}
+    legend |= {f"submit of {form}": f"{look} dashed" for form, look in LOOKS.items()}
+    return plot(
+        "Jobs a second by the number of jobs, lanes, workers and projects",
+        legend,
+        {parameter: [one for item in forms.items() for one in curves(*item)] for parameter, forms in plots.items()},
+    )
+
+
+def table(plots: Mapping[str, Mapping[str, Line]], rates: Mapping[Case, Rates]) -> str:
+    """Return a Markdown table of jobs a second, for docs/benchmarks.md."""
+    columns = [(form, step) for form in FORMS for step in ("submit", "drain")]
+    rows = []
+    for parameter, forms in plots.items():
+        for value in forms[LARGE]:
+            cases = [(forms[form].get(value), step) for form, step in columns]
+            cells = ["–" if case is None else f"{getattr(rates[case], step):,.0f}" for case, step in cases]
+            rows.append([f"{value:,} {parameter.removesuffix('s') if value == 1 else parameter}", *cells])
+    return harness.markdown(["jobs a second", *(f"{form}: {step}" for form, step in columns)], rows)
 
 
 def main() -> int:
@@ -119,12 +129,14 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--rounds", type=int, default=1, help="rounds of each measurement (1)")
     parser.add_argument("--only", action="append", choices=PLOTS, help="vary this parameter; may be repeated (all)")
-    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw growth-*.svg into this folder")
+    parser.add_argument("--most", type=int, default=10**6, help="leave out cases with more jobs (1000000)")
+    parser.add_argument("--markdown", action="store_true", help="first print the table of docs/benchmarks.md")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw an SVG into this file")
     parser.add_argument("--quick", action="store_true", help="a fraction of the work: a smoke test, not a measurement")
     parser.add_argument("--strict", action="store_true", help="no effect: no figure has a target")
     asked = parser.parse_args()
     plots: dict[str, dict[str, Line]] = {
-        parameter: {name: shorten(line) if asked.quick else line for name, line in forms.items()}
+        parameter: {name: shorten(line) if asked.quick else limit(line, asked.most) for name, line in forms.items()}
         for parameter, forms in PLOTS.items()
         if parameter in (asked.only or PLOTS)
     }
@@ -132,12 +144,12 @@ def main() -> int:
     with harness.server() as running:
         setup = harness.setup_of(running, asked.rounds, quick=asked.quick)
         rates = harness.run(measure(running.url, cases, asked.rounds))
-    if asked.plots is not None:
-        asked.plots.mkdir(parents=True, exist_ok=True)
-        for parameter, forms in plots.items():
-            draw(asked.plots, parameter, forms, rates)
-    measured: dict[str, Any] = {
-        f"{step}, {name}, {parameter} {value:,}: jobs/s": getattr(rates[case], step)
+    if asked.plot is not None:
+        asked.plot.write_text(draw(plots, rates), encoding="utf-8")
+    if asked.markdown:
+        print(table(plots, rates), end="\n\n")
+    measured = {
+        f"{step}, {name}, {value:,} {parameter}: jobs/s": getattr(rates[case], step)
         for parameter, forms in plots.items()
         for name, line in forms.items()
         for value, case in line.items()

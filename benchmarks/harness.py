@@ -134,6 +134,11 @@ def report(figures: Sequence[Figure], setup: dict[str, Any], *, as_json: bool) -
             print(f"{name}: {value}")
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
+
+
 def note(text: str) -> None:
     """Print to stderr what is being measured."""
     print(text, file=sys.stderr, flush=True)

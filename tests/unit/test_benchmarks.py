@@ -45,18 +45,19 @@ def test_dispatch_ends_with_one_object_of_figures_and_setup(redis_server: object
 @pytest.mark.slow
 def test_peers_end_with_one_object_of_figures_and_setup(redis_server: object, tmp_path: Path) -> None:
     told = run("peers.py", "--quick", "--json", "--only", "arq", "--environments", str(tmp_path))
-    assert len(told["figures"]) == 8
+    assert len(told["figures"]) == 10
     assert all(figure["value"] > 0 for figure in told["figures"])
     assert set(told["setup"]["queues"]) == {"tweezer", "arq"}
 
 
 @pytest.mark.redis
 @pytest.mark.slow
-def test_growth_draws_a_plot_for_each_parameter(redis_server: object, tmp_path: Path) -> None:
-    told = run("growth.py", "--quick", "--json", "--only", "jobs", "--only", "projects", "--plots", str(tmp_path))
+def test_growth_draws_a_line_of_each_form_and_step_for_each_parameter(redis_server: object, tmp_path: Path) -> None:
+    picture = tmp_path / "growth.svg"
+    told = run("growth.py", "--quick", "--json", "--only", "jobs", "--only", "projects", "--plot", str(picture))
     assert len(told["figures"]) == 4
     assert all(figure["value"] > 0 for figure in told["figures"])
-    assert {path.name for path in tmp_path.iterdir()} == {"growth-jobs.svg", "growth-projects.svg"}
+    assert picture.read_text().count("<polyline ") == 8
 
 
 @pytest.mark.redis
