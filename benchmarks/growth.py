@@ -130,7 +130,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1, help="rounds of each measurement (1)")
     parser.add_argument("--only", action="append", choices=PLOTS, help="vary this parameter; may be repeated (all)")
     parser.add_argument("--most", type=int, default=10**6, help="leave out cases with more jobs (1000000)")
-    parser.add_argument("--markdown", action="store_true", help="first print the table of docs/benchmarks.md")
+    parser.add_argument("--markdown", action="store_true", help="first print a Markdown table")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw an SVG into this file")
     parser.add_argument("--quick", action="store_true", help="a fraction of the work: a smoke test, not a measurement")
     parser.add_argument("--strict", action="store_true", help="no effect: no figure has a target")
