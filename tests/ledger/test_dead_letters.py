@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 from click.testing import CliRunner
 from tests.support.ledger_rig import NAMESPACE, LedgerRig
+from tests.support.records import NEWER, VERSION, change_record
 
 from tweezer.cli import main
 from tweezer.cli.ledger_checks import Level, check_health
@@ -49,8 +50,8 @@ async def repair(bench: LedgerRig, batch_id: UUID, field: str, value: bytes | No
 POISONS: dict[str, tuple[str, bytes]] = {
     "doc": ("doc", b"\xc1"),
     "tags": ("tags", b"no JSON"),
-    "number": ("updated", str(2**70).encode()),  # valid, but too large for any database
-    "newer": ("v", b"2"),
+    "number": ("times", b"%d,0,0,0" % 2**70),  # valid, but too large for any database
+    "newer": ("v", NEWER.encode()),
 }
 
 
@@ -147,11 +148,11 @@ async def test_entries_of_an_unknown_project_wait_one_by_one(bench: LedgerRig) -
 
 async def test_a_recorder_of_another_version_retries_by_itself(bench: LedgerRig) -> None:
     bad = await bench.rig.submit(1)
-    await put(bench, bad, "v", "2")
+    await put(bench, bad, "v", NEWER)
     await bench.record()
     (letter,) = letters(bench)
-    assert "was written by a newer Tweezer: its record has version 2" in letter.error
-    await put(bench, bad, "v", "1")
+    assert f"was written by a newer Tweezer: its record has version {NEWER}" in letter.error
+    await put(bench, bad, "v", VERSION)
     with bench.database.write() as connection:
         connection.exec_driver_sql("UPDATE dead_letters SET version = '0.0.1'")
     await bench.record()
@@ -173,7 +174,7 @@ async def test_a_parked_batch_is_not_forgotten_and_does_not_block_others(
     await bench.record()
     await rig.redis.zadd(rig.keys.prefix + "ended", {"no id": 0, str(bad): 1, str(good): 2})
     for batch_id in (bad, good):
-        await put(bench, batch_id, "ended", "1")
+        await change_record(rig.store, batch_id, ended=1)
     for _ in range(4):
         await bench.recorder.tidy()
     with pytest.raises(NotFound):
@@ -254,7 +255,7 @@ def tweezer(bench: LedgerRig, *arguments: str) -> str:
 async def test_operators_list_retry_and_drop_letters(bench: LedgerRig) -> None:
     bad = await bench.rig.submit(1)
     assert tweezer(bench, "list") == "No dead letters.\n"
-    await put(bench, bad, "v", "2")
+    await put(bench, bad, "v", NEWER)
     await bench.rig.redis.xadd(bench.rig.keys.prefix + "events", {"x": "y"})
     await bench.record()
     first, second = letters(bench)
@@ -272,7 +273,7 @@ async def test_operators_list_retry_and_drop_letters(bench: LedgerRig) -> None:
     assert told["dead letters"].level is Level.FAIL
     assert "1 from the recorder" in told["dead letters"].says
     assert "1 batches were written by a newer Tweezer" in told["record version"].says
-    await put(bench, bad, "v", "1")
+    await put(bench, bad, "v", VERSION)
     await bench.rig.run_all()
 
 

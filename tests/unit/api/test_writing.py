@@ -16,6 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from tests.support.api_rig import DEVICE, SEQUENCE, ApiRig, bearer
 from tests.support.effort import effort
+from tests.support.records import NEWER, VERSION
 
 from tweezer.api.batches.bodies import BatchBody
 from tweezer.ledger.access.credentials import Role
@@ -729,7 +730,7 @@ async def test_the_openapi_document_describes_the_bodies(rig: Doors) -> None:
 async def test_a_batch_that_a_newer_tweezer_wrote_is_named_by_every_route(rig: Doors) -> None:
     batch_id = await rig.post(open=True)
     redis: Any = rig.store.redis
-    await redis.hset(f"tweezer:batch:{batch_id}", "v", 2)
+    await redis.hset(f"tweezer:batch:{batch_id}", "v", NEWER)
     job = job_id(batch_id, 0)
     before = await rig.everything()
     for method, path, content in (
@@ -750,11 +751,11 @@ async def test_a_batch_that_a_newer_tweezer_wrote_is_named_by_every_route(rig: D
         answer = await rig.ask(method, path, content)
         told = answer.json()["data"]
         assert (answer.status_code, told["reason"]) == (409, "newer_record"), (path, answer.text)
-        assert "was written by a newer Tweezer: its record has version 2" in told["description"]
+        assert f"was written by a newer Tweezer: its record has version {NEWER}" in told["description"]
         assert str(batch_id) in told["description"]
     several = await rig.done("PATCH", "/api/v1/batches/cancel", {"batch_ids": [str(batch_id)]})
-    assert "its record has version 2" in several["errors"][str(batch_id)]
+    assert f"its record has version {NEWER}" in several["errors"][str(batch_id)]
     assert await rig.everything() == before
-    await redis.hset(f"tweezer:batch:{batch_id}", "v", 1)
+    await redis.hset(f"tweezer:batch:{batch_id}", "v", VERSION)
     canceled = await rig.done("PATCH", f"/api/v2/batches/{batch_id}/cancel")
     assert canceled["status"] == "CANCELED"
