@@ -13,7 +13,7 @@ from pulser.json.abstract_repr import SCHEMAS, deserializer
 from pulser.json.abstract_repr.validation import validate_abstract_repr
 from pulser.json.utils import ObjectType
 
-from tweezer.adapters.emulators import pulser_schema
+from tweezer.adapters.emulators import pulser_sequences
 from tweezer.adapters.emulators.pulser_sequences import ParsedSequence
 from tweezer.adapters.lane.backend import Refusal
 
@@ -52,10 +52,10 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         kinds.append(kind)
         validate_abstract_repr(text, kind)
 
-    monkeypatch.setattr(pulser_schema, "validate_abstract_repr", count)
+    monkeypatch.setattr(pulser_sequences, "validate_abstract_repr", count)
     monkeypatch.setattr(deserializer, "validate_abstract_repr", None)
-    pulser_schema.install()
-    pulser_schema._checked.clear()
+    pulser_sequences.check_parts_once()
+    pulser_sequences._valid_parts.clear()
     return kinds
 
 

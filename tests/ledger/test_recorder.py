@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 from tests.support.ledger_rig import OPERATOR, LedgerRig
+from tests.support.records import change_record
 from tests.support.waiting import until
 
 from tweezer.ledger.queries.filters import JobFilter
@@ -203,7 +204,7 @@ async def test_a_batch_is_forgotten_once_it_is_recorded_and_the_grace_is_over(be
     await rig.run_all()
     forgetter = bench.recorder._forgetter
     await rig.redis.zadd(rig.keys.prefix + "ended", {str(ended): 1})
-    await rig.redis.hset(rig.keys.prefix + f"batch:{ended}", "ended", 1)
+    await change_record(rig.store, ended, ended=1)
     assert (await forgetter.forget()).gone == [], "the ledger does not have it"
     await bench.record()
     assert (await forgetter.forget()).gone == [ended]

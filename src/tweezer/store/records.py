@@ -109,13 +109,13 @@ TEXT_VALUES = frozenset({"device", "priority", "status", "fate"})
 
 
 def unpack_record(row: dict[str, bytes]) -> dict[str, bytes]:
-    """Return the fields of a batch's hash with the values of its record as fields, without zeros.
+    """Return the fields of a batch's hash with the values of its record as fields, without zeros, as in version 1.
 
-    Raises an error of DAMAGED.
+    The ledger stores them in this form. Raises an error of DAMAGED.
     """
     if row["v"] == OLDER:
         return row
-    fields = {name: value for name, value in row.items() if name not in RECORD}
+    fields = {name: value for name, value in row.items() if name not in RECORD} | {"v": OLDER}
     for part, names in RECORD.items():
         values = msgspec.json.decode(b"[%b]" % row[part], type=list[str | int])
         if len(values) < len(names) - (len(RARE_FIELDS) if part == "now" else 0):
