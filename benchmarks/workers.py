@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -87,7 +88,7 @@ def ticket_worker(url: str, device: str, lanes: int, started: Callable[[], None]
     binding = default_binding(device)
     assert binding is not None, device
     adapter: Adapter = make_adapter(binding) if started is None else StartingAdapter(started)
-    return TicketWorker(
+    worker = TicketWorker(
         Store.open(Connect(url=url)),
         device,
         adapter,
@@ -96,6 +97,8 @@ def ticket_worker(url: str, device: str, lanes: int, started: Callable[[], None]
         config=WorkerConfig(),
         version=__version__,
     )
+    gc.freeze()  # as a worker process does
+    return worker
 
 
 def arq_worker(url: str, started: Callable[[], None] | None = None) -> Worker:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from typing import Any
 from uuid import UUID
@@ -99,7 +98,6 @@ class CourierProcess:
             connections=settings.webhook.endpoint_connections,
             tuning=self._tuning,
         )
-        gc.freeze()  # existing objects stay; exclude them from later collections
         log.info("courier.started")
         try:
             with watching_loop():
