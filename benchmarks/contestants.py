@@ -9,7 +9,7 @@ later one. The clock is shared by all processes of a machine. A queue's own pack
 because no environment has all.
 
 Each queue is tuned for jobs that do nothing, on one worker process: it keeps no results (Tweezer does), and polls or
-prefetches as fast as its options allow. What else was changed is noted at each; values were found by trying several.
+prefetches as fast as its options allow. Other changes are noted at each; values were found by trying several.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _last = 0
 
 
 def run_nothing() -> None:
-    """Be the job: print when the first one starts, and the last ones."""
+    """Print the clock when the first job and the last ones start."""
     if (number := next(_numbers)) == 1 or number >= _last:
         os.write(1, b"%d\n" % time.monotonic_ns())
 
@@ -47,7 +47,7 @@ async def run_nothing_async(*_: object) -> None:
 class Contestant:
     """A queue: ``submit`` submits one job, ``work`` runs a worker; both may be coroutine functions.
 
-    client: What the client opens before it submits.
+    client: A context that the client enters before it submits.
     submit_many: Submits this many jobs at once, if the queue has a call for it.
     """
 

@@ -73,14 +73,14 @@ def interpreter(name: str, environments: Path) -> str:
 
 
 async def usage(redis: Redis) -> tuple[int, float]:
-    """Return the bytes that Redis uses, and its CPU time in µs, after a rest."""
+    """Return the bytes that Redis uses, and its CPU time in µs, after 0.3 s."""
     await asyncio.sleep(0.3)  # clients finish their last calls
     info = await redis.info()
     return int(info["used_memory"]), 1e6 * (float(info["used_cpu_sys"]) + float(info["used_cpu_user"]))
 
 
 async def measure_round(redis: Redis, url: str, name: str, python: str, asked: argparse.Namespace) -> Round:
-    """Submit jobs one by one, drain them, take the latency of single jobs, and submit many at once."""
+    """Submit jobs one by one, drain them, measure the latency of single jobs, and submit many at once."""
     jobs, many, samples = (200, 200, 10) if asked.quick else (asked.jobs, 10_000, 200)
     await redis.flushall()
     # -I: a peer must not import what PYTHONPATH or this folder holds.
