@@ -1,7 +1,7 @@
 """Supervised background loops ("duties"): a failure is logged, and the loop continues after a pause.
 
-This module also has their tools: backoff, and reliable cancellation. In Python 3.11 ``asyncio.wait_for``, with which
-redis-py sends commands, swallows a cancellation that coincides with the reply. Python 3.12 fixed this.
+This module also has their tools: backoff, and reliable cancellation. In Python 3.11 ``asyncio.wait_for``, which
+redis-py uses, swallows a cancellation that coincides with the reply. Python 3.12 fixed this.
 """
 
 from __future__ import annotations

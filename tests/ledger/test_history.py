@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 from tests.support.ledger_rig import LedgerRig
+from tests.support.records import end_earlier
 
 from tweezer.client import AsyncQueue
 from tweezer.ledger.config import OpenDatabase
@@ -26,6 +27,7 @@ async def _forgotten(bench: LedgerRig) -> UUID:
     await bench.rig.run_all()
     await bench.record()
     await bench.rig.tickets.set_full("full", ttl_s=60)
+    await end_earlier(bench.rig.store, batch_id, by_s=30)
     assert (await bench.recorder._forgetter.forget()).gone == [batch_id]
     return batch_id
 
@@ -77,6 +79,7 @@ async def test_an_export_is_the_same_before_and_after_redis_forgot_the_batch(ben
     async with _queue(bench) as queue:
         before = [json.loads(line) async for line in _lines(queue.batch(batch_id))]
         await bench.rig.tickets.set_full("full", ttl_s=60)
+        await end_earlier(bench.rig.store, batch_id, by_s=30)
         await bench.recorder._forgetter.forget()
         after = [json.loads(line) async for line in _lines(queue.batch(batch_id))]
         assert before == after

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 from tests.support.ledger_rig import OPERATOR, LedgerRig
-from tests.support.records import change_record
+from tests.support.records import change_record, end_earlier
 from tests.support.waiting import until
 
 from tweezer.ledger.queries.filters import JobFilter
@@ -217,13 +217,14 @@ async def test_a_batch_is_forgotten_once_it_is_recorded_and_the_grace_is_over(be
     await rig.commands.close(live, project=None)
 
 
-async def test_a_full_redis_forgets_without_grace(bench: LedgerRig) -> None:
+async def test_a_full_redis_forgets_once_a_submit_is_no_longer_repeated(bench: LedgerRig) -> None:
     rig = bench.rig
     ended = await rig.submit(2)
     await rig.run_all()
     await bench.record()
-    assert (await bench.recorder._forgetter.forget()).gone == []
     await rig.tickets.set_full("Redis uses 9 of its 10 MiB", ttl_s=60)
+    assert (await bench.recorder._forgetter.forget()).gone == []
+    await end_earlier(rig.store, ended, by_s=30)
     assert (await bench.recorder._forgetter.forget()).gone == [ended]
     assert bench.batch(ended) is not None
 
@@ -302,6 +303,7 @@ async def test_an_ended_batch_that_the_ledger_lacks_is_recorded_before_it_is_for
             connection.execute(text(f"DELETE FROM {table}"))  # noqa: S608
     await bench.recorder.resume()
     await bench.rig.tickets.set_full("full", ttl_s=60)
+    await end_earlier(bench.rig.store, batch_id, by_s=30)
     assert not await bench.recorder.tidy()
     assert bench.batch(batch_id) is not None
     assert await bench.recorder.tidy()

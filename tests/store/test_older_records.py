@@ -101,3 +101,16 @@ async def test_a_snapshot_of_an_older_record_that_is_rewritten_meanwhile(
     snapshot = (await rig.store.snapshots.take([SnapshotRequest(batch_id, None, ())]))[batch_id]
     assert grants
     assert (snapshot.jobs, snapshot.fields["status"], len(snapshot.specs)) == (2, b"R", 2)
+
+
+async def test_a_restore_that_the_previous_version_began_is_finished(rig: StoreRig) -> None:
+    before = await checkpoint(rig.store)
+    batch_id = await rig.submit(3)
+    batch, jobs = await recorded(rig.store, batch_id)
+    await fall_back(rig.store, before)
+    assert await rig.recovery.restore(batch, jobs[:1]) == 2
+    await make_older(rig.store, batch_id)
+    await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "v", "0")
+    assert await rig.recovery.restore(batch, jobs) == 0
+    await rig.recovery.open_gate()
+    assert await rig.run_all() == [batch_id]

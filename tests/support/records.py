@@ -8,11 +8,12 @@ from uuid import UUID
 import msgspec
 
 from tweezer.model.messages import RECORD_VERSION
+from tweezer.store import records
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.records import RECORD, RECORD_VALUES, unpack_record
 
-VERSION, OLDER, NEWER = (str(version) for version in (RECORD_VERSION, RECORD_VERSION - 1, RECORD_VERSION + 1))
+VERSION, OLDER, NEWER = str(RECORD_VERSION), records.OLDER.decode(), str(RECORD_VERSION + 1)
 
 
 async def read_record(store: Store, batch_id: UUID | str) -> dict[str, bytes]:
@@ -30,6 +31,14 @@ async def change_record(store: Store, batch_id: UUID | str, **values: int) -> No
         packed += [0] * (len(names) - len(packed))
         changed = [values.get(field, value) for field, value in zip(names, packed, strict=True)]
         await redis.hset(name, part, msgspec.json.encode(changed)[1:-1])
+
+
+async def end_earlier(store: Store, batch_id: UUID | str, *, by_s: float) -> None:
+    """Let an ended batch have ended earlier."""
+    redis: Any = store.redis
+    ended = int((await read_record(store, batch_id))["ended"]) - round(1000 * by_s)
+    await change_record(store, batch_id, ended=ended)
+    await redis.zadd(store.keys(Key.ENDED), {str(batch_id): ended})
 
 
 def drop_update(row: dict[bytes, bytes]) -> None:

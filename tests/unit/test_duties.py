@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import structlog
 from redis import exceptions as redis_errors
-from redis.asyncio.connection import AbstractConnection
 from tests.support.waiting import until
 
 from tweezer.duties import Backoff, Duties, Duty, DutyEnded, repeat, until_answered
 from tweezer.model.errors import InvalidInput, QueueFull, TweezerError, Unavailable
+from tweezer.store import connection
 from tweezer.store.connection import Connect, Store
 from tweezer.store.scripts import translate_error
 
@@ -173,9 +173,9 @@ async def test_a_broken_connection_counts_as_unavailable(raised: Exception, monk
     async def fail(*_: Any, **__: Any) -> Any:
         raise raised
 
-    monkeypatch.setattr(AbstractConnection, "send_packed_command", fail)
-    monkeypatch.setattr(AbstractConnection, "connect", lambda _: asyncio.sleep(0))
-    monkeypatch.setattr(AbstractConnection, "can_read_destructive", lambda _: asyncio.sleep(0))
+    monkeypatch.setattr(connection._Dependable, "_write", fail)
+    monkeypatch.setattr(connection._Dependable, "connect", lambda _: asyncio.sleep(0))
+    monkeypatch.setattr(connection._Dependable, "can_read_destructive", lambda _: asyncio.sleep(0))
     async with Store.open(Connect()) as store:
         with pytest.raises(Unavailable, match="the connection was lost"):
             await store.reader.ping()

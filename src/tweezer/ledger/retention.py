@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 
 _PAGE = 50  # batches per transaction
 _FORGOTTEN_AT_ONCE = 200
+_REPEATED_S = 30.0  # how long a submit may be repeated; its batch in Redis shows that
 _OVER = [status.letter for status in TERMINAL_BATCH]
 
 
@@ -197,7 +198,7 @@ class ForgottenBatches(msgspec.Struct, frozen=True):
 
 
 class Forgetter:
-    """Makes Redis forget recorded batches ``grace_s`` after their end, or at once if Redis is nearly full."""
+    """Makes Redis forget recorded batches ``grace_s`` after their end, or soon if Redis is nearly full."""
 
     def __init__(self, store: Store, database: Database, *, grace_s: float) -> None:
         self._store = store
@@ -206,7 +207,7 @@ class Forgetter:
 
     async def forget(self, kept: Collection[UUID] = ()) -> ForgottenBatches:
         """Forget some batches, oldest first, except those in ``kept``. Raises Unavailable."""
-        least_age_s = 0.0 if await self._store.tickets.is_full() else self._grace_s
+        least_age_s = min(self._grace_s, _REPEATED_S) if await self._store.tickets.is_full() else self._grace_s
         ended = await self._store.recovery.ended(least_age_s=least_age_s, most=_FORGOTTEN_AT_ONCE + len(kept))
         found = [batch_id for batch_id in ended if batch_id not in kept][:_FORGOTTEN_AT_ONCE]
         if not found:

@@ -7,6 +7,7 @@ not renewed is abandoned, too.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import secrets
@@ -17,9 +18,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from tweezer.model.errors import Unavailable
 from tweezer.model.lru import CombinedCalls
 from tweezer.store.keys import Key
-from tweezer.store.scripts import Scripts, ask
+from tweezer.store.scripts import CALL_LEASE_S, Scripts, ask
 
 LOGIN_WINDOW_S = 300
 
@@ -75,7 +77,7 @@ class FailedLogins:
 
 
 EXPIRES_S = 10.0
-"""How long a call waits for Redis. Its caller then gives up, and may repeat it; Redis must not execute both."""
+"""After this time the caller of a call gives up and may repeat it, so Redis must not execute it any more."""
 
 _TOGETHER_MAX = 100  # attempts that are marked by one script
 
@@ -117,7 +119,7 @@ class RecentCalls:
         if attempt is None:
             return {"equal": "", "attempt": "", "expires_us": 0, "running": ()}
         attempt.call = attempt.id
-        expires_us = round(max(_monotonic_us() + self._clock_us + EXPIRES_S * 1e6, 0))
+        expires_us = self._expires_us(EXPIRES_S)
         return {"equal": attempt.equal, "attempt": attempt.id, "expires_us": expires_us, "running": attempt.running}
 
     def set_clock(self, now_us: int) -> None:
@@ -131,7 +133,16 @@ class RecentCalls:
         return await self._marks.get((attempt.equal, attempt.call, attempt.id, state.value)) == b"ok"
 
     async def _mark_all(self, rows: list[tuple[str, ...]]) -> list[bytes]:
-        return await self._scripts.call("mark_calls", attempts=rows)
+        expires_us = self._expires_us(CALL_LEASE_S)
+        try:
+            async with asyncio.timeout(CALL_LEASE_S):
+                return await self._scripts.call("mark_calls", expires_us=expires_us, attempts=rows)
+        except TimeoutError as error:
+            raise Unavailable(f"Redis did not reply within {CALL_LEASE_S:g} s") from error
+
+    def _expires_us(self, wait_s: float) -> int:
+        """Return the time by Redis' clock after which this process no longer waits."""
+        return round(max(_monotonic_us() + self._clock_us + wait_s * 1e6, 0))
 
 
 def _monotonic_us() -> float:

@@ -32,7 +32,7 @@ from tweezer.model.checks import (
     check_text,
 )
 from tweezer.model.configurations import check_older_options, configured_shots
-from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, QueueFull, Unreadable
+from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, QueueFull, Unavailable, Unreadable
 from tweezer.model.ids import is_project_id, new_batch_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.lru import Recent
@@ -58,6 +58,7 @@ from tweezer.store.records import DeviceRecord, NewBatch
 from tweezer.store.scripts import Scripts, translating
 
 _DEVICE_AGE_S, _DEVICES_MAX = 10.0, 1000
+_TRIES_MAX = 3  # of a call that Redis executes too late
 _NO_DEVICES = "no worker has announced a device yet; start a worker"
 
 
@@ -560,7 +561,7 @@ class Commands:
 
         Return its answer, and the time in microseconds since 1970 if it took effect now.
         """
-        while True:
+        for _ in range(_TRIES_MAX):
             reply = await self._command(script, batch_id, project, **self._calls.begin(attempt), **arguments)
             word, *details = (part.decode() for part in reply)
             if word == "repeated":
@@ -570,6 +571,7 @@ class Commands:
             self._calls.set_clock(int(details[-1]))
             if word == "ok":
                 return details[0], details[1]
+        raise Unavailable("Redis executed the call too late; try again")
 
     async def _command(self, script: str, batch_id: UUID, project: str | None, **arguments: Any) -> list[Any]:
         """Call a script and return its reply. Raises as :func:`_refuse` if the script refuses."""

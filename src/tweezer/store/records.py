@@ -95,14 +95,15 @@ RECORD: Mapping[str, Sequence[str]] = {"made": MADE_FIELDS, "times": TIME_FIELDS
 """The record of a batch: fields of its hash, and the values in each of them, as a JSON array without brackets.
 
 ``made`` never changes. ``now`` ends before the rare values if these are 0. Each field is usually shorter than 64 bytes,
-so that Redis stores a small hash compactly. New values are appended to ``now``; a record without them has zeros.
+so that Redis stores a small hash compactly. New values are appended to ``now``; a record without them has zeros. A
+process that does not know them sets them to zero, so a value that must not be lost needs a new version.
 
 The hash also has ``v``, ``project``, ``doc``, a field ``t:<n>`` for each ticket, ``fault``, ``tags`` (JSON, once they
 were replaced), ``children`` (ids of the batches that repeat it) and ``cancels`` (cancel requests, a line each; see
 :mod:`tweezer.model.cancels`). In version 1, each value of the record was a field of the hash."""
 
-OLDER = str(RECORD_VERSION - 1).encode()
-"""The version before, in which each value is a field of the hash."""
+OLDER = b"1"
+"""The version in which each value is a field of the hash. The ledger stores records in this form."""
 
 RECORD_VALUES = tuple(itertools.chain.from_iterable(RECORD.values()))
 TEXT_VALUES = frozenset({"device", "priority", "status", "fate"})

@@ -33,6 +33,7 @@ from tweezer.store.keys import Key, Keys
 from tweezer.store.records import (
     MADE_FIELDS,
     NOW_FIELDS,
+    OLDER,
     RARE_FIELDS,
     RECORD_VALUES,
     SPECS_FIELDS,
@@ -120,7 +121,7 @@ def _record() -> str:
     text = ", ".join(str(name in TEXT_VALUES).lower() for name in RECORD_VALUES)
     rare = " + ".join(f"b.{name}" for name in RARE_FIELDS)
     return f"""
-local VERSION, OLDER = '{RECORD_VERSION}', '{RECORD_VERSION - 1}'
+local VERSION, OLDER = '{RECORD_VERSION}', '{OLDER.decode()}'
 local USUAL_VALUES = {len(RECORD_VALUES) - len(RARE_FIELDS)}
 local function read_batch(id, raw)
   return {{ id = id, events = {{}}, asked = {{}}, changed = {{}}, {", ".join(values)} }}
@@ -134,6 +135,7 @@ local function pack_now(b)
 end
 local function read_older(name)
   local raw = redis.call('HMGET', name, {names})
+  if not (raw[{place["device"]}] and raw[{place["status"]}]) then return nil end
   for at, value in ipairs({{ {text} }}) do raw[at] = value and (raw[at] or '') or tonumber(raw[at] or 0) end
   return raw
 end

@@ -1,4 +1,4 @@
-"""Reads the raw records of many batches in three round trips, for the recorder and the couriers."""
+"""Reads the raw records of many batches in a few round trips, for the recorder and the couriers."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Snapshots:
     async def take(self, wanted: Sequence[SnapshotRequest]) -> dict[UUID, Snapshot]:
         """Return snapshots of the batches that Redis still has, without jobs that do not exist.
 
-        Raises NewerRecord, Unavailable.
+        Raises NewerRecord, Unreadable, Unavailable.
         """
         found: dict[UUID, Snapshot] = {}
         records = await self._ask([(Key.BATCH, want.batch_id, want.fields) for want in wanted])

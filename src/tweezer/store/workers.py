@@ -76,7 +76,8 @@ class TakeResult(msgspec.Struct, frozen=True):
     """The tickets granted by one ``take`` call.
 
     due_s: seconds until the next lease expires or the next ticket is due; None without any. paused: nothing is granted
-    for now, because the device is paused or the gate is shut. left_alone: tickets of batches of an unknown version.
+    for now, because the device is paused or the gate is shut. left_alone: tickets of batches that cannot be
+    read.
     """
 
     grants: list[Grant]

@@ -220,7 +220,7 @@ class TicketWorker(Worker):
         await self._keeper.catch_up()
         taken = await self._take()
         for name in taken.left_alone:
-            log.warning("ticket.skipped", ticket=name, reason="its batch was written by a newer version")
+            log.warning("ticket.skipped", ticket=name, reason="its batch was written by a newer version, or is damaged")
         if self.allow_pick_jobs:
             for grant in taken.grants:
                 self._work_on(grant)

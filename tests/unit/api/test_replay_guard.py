@@ -17,6 +17,7 @@ from tests.support.api_rig import DEVICE, HOST, PROJECT, ApiRig, bearer
 from tests.support.waiting import until
 
 from tweezer.api.access import replay_guard
+from tweezer.api.access.replay_guard import ReplayGuard
 from tweezer.api.batches.schemas import BatchResponse
 from tweezer.api.http.header_limits import CONNECTION
 from tweezer.ledger.database import Database
@@ -69,6 +70,11 @@ class Ours(ApiRig):
         response = await self.send(*args, **options)
         assert response.status_code == 200, response.text
         return str(response.json()["data"]["id"])
+
+    def keeping(self) -> list[object]:
+        """Return what renews the leases of running calls."""
+        guard: ReplayGuard = self.app.state.replay_guard
+        return [call.keeping for calls in guard._serving.values() for call in calls]
 
     async def written(self) -> int:
         """Return the number of entries in the stream of events: each batch makes one."""
@@ -162,7 +168,11 @@ async def test_each_lost_call_has_one_retry(rig: Ours) -> None:
     assert found[3] not in lost
 
 
-async def test_a_retry_joins_a_lost_call_that_still_runs(rig: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_noticed", [False, True])
+async def test_a_retry_joins_a_lost_call_that_still_runs(
+    rig: Ours, monkeypatch: pytest.MonkeyPatch, is_noticed: bool
+) -> None:
+    monkeypatch.setattr(replay_guard, "_RENEW_S", 0.01)
     submit, reached, go_on = rig.store.commands.write, asyncio.Event(), asyncio.Event()
 
     async def slow(*args: Any, **options: Any) -> Any:
@@ -177,6 +187,8 @@ async def test_a_retry_joins_a_lost_call_that_still_runs(rig: Ours, monkeypatch:
     await reached.wait()
     other = await rig.id_of(wire=Wire())  # the connection of the first one is still open
     wire.cut = True
+    if is_noticed:  # its lease is no longer renewed
+        await until(lambda: all(isinstance(it, asyncio.Task) and it.done() for it in rig.keeping()))
     retry = asyncio.create_task(rig.id_of(wire=Wire()))
     await asyncio.sleep(0)
     assert await rig.id_of(content=BODY | {"name": "other"}) != other

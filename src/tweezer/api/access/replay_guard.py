@@ -58,7 +58,7 @@ class ReplayGuard:
             yield attempt
 
     async def before_answer(self, call: _Call, status: int) -> None:
-        """End the call before an error is sent. Usually it had no effect, and leaves nothing to repeat."""
+        """End the call before an error is sent. Nothing changes for a call without effect, as it has no entry."""
         if status >= 400:
             await self._end(call, CallState.ABANDONED)
 
@@ -70,7 +70,10 @@ class ReplayGuard:
         call.keeping = asyncio.create_task(self._renew(call, attempt))
 
     async def _renew(self, call: _Call, attempt: CallAttempt) -> None:
-        """Renew the lease of a running call while its client may wait for it."""
+        """Renew the lease of a running call while its client may wait for it.
+
+        A call whose connection was cut stays among those that are served, because a retry must wait until it was made.
+        """
         until = time.monotonic() + PATIENCE_S
         await repeat(
             "call",
@@ -78,7 +81,8 @@ class ReplayGuard:
             every_s=_RENEW_S,
             while_=lambda: time.monotonic() < until and not call.is_cut(),
         )
-        self._forget(call, attempt)
+        if not call.is_cut():
+            self._forget(call, attempt)
 
     async def _end(self, call: _Call, state: CallState) -> None:
         """Store the state in which the call ends, once it was made, unless that was done."""
@@ -96,10 +100,9 @@ class ReplayGuard:
 
     async def _mark(self, attempt: CallAttempt, state: CallState) -> None:
         try:
-            async with asyncio.timeout(CALL_LEASE_S):
-                await self._calls.mark(attempt, state)
-        except (TweezerError, TimeoutError) as error:  # its lease expires, and the next equal call counts as the same
-            log.warning("call.not_marked", state=state, error=str(error) or "timed out")
+            await self._calls.mark(attempt, state)
+        except TweezerError as error:  # its lease expires, and the next equal call counts as the same
+            log.warning("call.not_marked", state=state, error=error.message)
 
     def _forget(self, call: _Call, attempt: CallAttempt) -> None:
         served = self._serving.get(attempt.equal, set())

@@ -2,7 +2,7 @@
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str
--- Returns {'ok'} | {'version'}: of an unknown version | {'held'}: a lane works on it
+-- Returns {'ok'} | {'version'}: of an unknown version | {'held'}: a lane works on it, unless its record is damaged
 -- Events  none
 -- include: batch, ticket, counts, batch_keys
 

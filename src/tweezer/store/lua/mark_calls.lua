@@ -2,7 +2,7 @@
 -- taken over.
 --
 -- KEYS[1] namespace
--- ARGV attempts:{equal:str call:str attempt:str state:str}..., each with the digest of equal calls, the call, itself, and
+-- ARGV expires_us:int, it is too late from then to renew leases   attempts:{equal:str call:str attempt:str state:str}..., each with the digest of equal calls, the call, itself, and
 --     'running'|'over'|'abandoned'
 -- Returns {'ok' | 'superseded', …}
 -- Events  none
@@ -14,7 +14,7 @@ for at = attempts_first, attempts_last, 4 do
   local equal, call, attempt, state = unpack(ARGV, at, at + 3)
   local name = key(KEY.calls, equal)
   local last, answer = string.match(redis.call('HGET', name, call) or '', '^%d+ (%S+) (.*)$')
-  if last ~= attempt then
+  if last ~= attempt or state == 'running' and tonumber(NOW_US) > expires_us then
     reply[#reply + 1] = 'superseded'
   else
     if state == 'over' then

@@ -169,10 +169,17 @@ local is_partial = not version or version == PARTIAL
 if not (is_partial or version == VERSION or version == OLDER) or ledger.v ~= VERSION and ledger.v ~= OLDER then
   return { 'unknown' }
 end
-if not version then create() elseif is_partial then redis.call('HSET', record, 'v', VERSION) end
+if not version then
+  create()
+elseif is_partial then
+  redis.call('HSET', record, 'v', redis.call('HEXISTS', record, 'made') == 1 and VERSION or OLDER)
+end
 
 local b = load_batch(id)
-if not b then return { 'unknown' } end
+if not b then
+  if is_partial then redis.call('HSET', record, 'v', PARTIAL) end
+  return { 'unknown' }
+end
 follow(b)
 follow_jobs(b, put_back_jobs(b))
 local lacking = math.max(tonumber(ledger.jobs or 0) - b.jobs, 0)
