@@ -144,7 +144,7 @@ local function drop_older(name) redis.call('HDEL', name, {names}) end
 
 
 def _packing(names: Sequence[str]) -> str:
-    """Return a Lua expression that packs these values of the batch ``b``."""
+    """Return a Lua expression that packs these values of the batch ``b``. Texts are names of devices, and words."""
     pattern = ",".join('"%s"' if name in TEXT_VALUES else "%d" for name in names)
     values = (f"b.{name} or ''" if name in TEXT_VALUES else f"b.{name}" for name in names)
     return f"string.format('{pattern}', {', '.join(values)})"
