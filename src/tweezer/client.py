@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
 import secrets
@@ -703,7 +704,8 @@ class AsyncQueue(Handle):
             idempotency_key="" if idempotency_key is None else _checked_key(idempotency_key),
             batch_id=new_batch_id() if idempotency_key is None else None,  # a repeated call finds the batch by its id
         )
-        return AsyncBatch(self, await self.ask(lambda: self.store.admission.submit(submission, project=self.project)))
+        submit, tries = self.store.admission.submit, itertools.count()
+        return AsyncBatch(self, await self.ask(lambda: submit(submission, project=self.project, again=next(tries) > 0)))
 
     def batch(self, batch_id: UUID | str) -> AsyncBatch:
         """Return a handle on an existing batch, without checking that it exists.

@@ -37,11 +37,11 @@ from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
-from tweezer.store.streams.feed import START, EntryGroup, position_number
+from tweezer.store.streams.feed import COURIERS, START, EntryGroup, position_number
 from tweezer.webhooks import courier as couriers
 from tweezer.webhooks import outbox as outboxes
 from tweezer.webhooks.attempts import Deliverer
-from tweezer.webhooks.courier import GROUP, Courier, CourierTuning
+from tweezer.webhooks.courier import Courier, CourierTuning
 from tweezer.webhooks.deliveries import Alarms, AttemptOutcome, ClaimedDelivery, Deliveries, NewDelivery, read_log
 from tweezer.webhooks.endpoints import Endpoint, create_endpoint, disable_endpoint, enable_endpoint, find_endpoint
 from tweezer.webhooks.outbox import Outbox, RetrySchedule
@@ -392,7 +392,7 @@ async def test_entries_that_a_killed_courier_read_but_did_not_write_are_written_
         await post.batch(2)
         await post.rig.run_all()
         entries = await post.rig.store.events.read()
-        await EntryGroup(post.rig.store.scripts, GROUP, "dead").join(START)
+        await EntryGroup(post.rig.store.scripts, COURIERS, "dead").join(START)
         await post.rig.redis.xreadgroup("couriers", "dead", {"test:events": ">"})
         assert (await post.rig.redis.xpending("test:events", "couriers"))["pending"] >= len(entries)
         await post.start(abandoned_s=0.05)
@@ -640,12 +640,12 @@ async def test_an_event_that_cannot_be_sent_is_parked_and_others_are_sent(post: 
 
 async def held(post: Post) -> bool:
     """Return whether a courier has entries that are not acknowledged."""
-    return bool((await post.rig.redis.xpending(post.rig.keys(Key.EVENTS), GROUP))["pending"])
+    return bool((await post.rig.redis.xpending(post.rig.keys(Key.EVENTS), COURIERS))["pending"])
 
 
 async def holds(post: Post, reader: str) -> bool:
     """Return whether this reader has entries that are not acknowledged."""
-    readers = await post.rig.redis.xinfo_consumers(post.rig.keys(Key.EVENTS), GROUP)
+    readers = await post.rig.redis.xinfo_consumers(post.rig.keys(Key.EVENTS), COURIERS)
     return any(it["name"] == reader.encode() and it["pending"] for it in readers)
 
 
@@ -712,7 +712,7 @@ async def test_a_courier_does_not_skip_what_a_restarted_server_forgot_that_anoth
         async with post.rig.redis.pipeline(transaction=True) as restart:
             restart.set(post.rig.keys(Key.SERVER), "1 another")
             restart.xdel(events, held_entry.id)
-            restart.xack(events, GROUP, held_entry.id)
+            restart.xack(events, COURIERS, held_entry.id)
             await restart.execute()
         with pytest.raises(Unavailable, match="restarted"):
             await step

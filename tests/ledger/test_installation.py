@@ -27,7 +27,7 @@ from tweezer.settings import ApiSettings, DatabaseSettings, RedisSettings, Setti
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
-from tweezer.webhooks.courier import GROUP
+from tweezer.store.streams.feed import COURIERS
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ async def test_a_redis_that_lost_everything_is_joined_again(bench: LedgerRig) ->
 
 async def reads(store: Store) -> bool:
     """Return whether a courier reads the events."""
-    return bool(await store.events.idle_s(GROUP))
+    return bool(await store.events.idle_s(COURIERS))
 
 
 async def test_a_courier_refuses_the_redis_of_another_installation(

@@ -292,11 +292,11 @@ def check_webhooks(found: WebhookState) -> Iterator[Finding]:
 
 async def examine_couriers(store: Store, found: WebhookState) -> Finding:
     """Check which couriers are running and how far behind they are. Raises TweezerError."""
-    from tweezer.webhooks.courier import GROUP
+    from tweezer.store.streams.feed import COURIERS
 
     measures = await measure(store.scripts, None, found.health.position)
     behind_s = measures.undelivered_s if measures.undelivered else None
-    return check_couriers(await store.events.idle_s(GROUP), behind_s=behind_s, wanted=found.receivers.endpoints > 0)
+    return check_couriers(await store.events.idle_s(COURIERS), behind_s=behind_s, wanted=found.receivers.endpoints > 0)
 
 
 def check_couriers(idle_s: Sequence[float] | None, *, behind_s: float | None, wanted: bool) -> Finding:

@@ -109,16 +109,17 @@ class Admission:
         self._devices: Recent[str, DeviceRecord] = Recent(_DEVICES_MAX, kept_s=_DEVICE_AGE_S)
         self._by_specs: Recent[str, DeviceRecord] = Recent(_DEVICES_MAX, kept_s=_DEVICE_AGE_S)
 
-    async def submit(self, submission: Submission, *, project: str) -> UUID:
+    async def submit(self, submission: Submission, *, project: str, again: bool = False) -> UUID:
         """Check and write a batch as :meth:`write`; return its id."""
-        return _id_of(await self.write(submission, project=project))
+        return _id_of(await self.write(submission, project=project, again=again))
 
     async def write(
-        self, submission: Submission, *, project: str, attempt: CallAttempt | None = None
+        self, submission: Submission, *, project: str, again: bool = False, attempt: CallAttempt | None = None
     ) -> NewBatch | UUID:
         """Check and write a batch; return it, or the id of the first call's batch if this call repeats that one.
 
-        attempt: a call without an idempotency key, which may repeat one that was abandoned.
+        again: whether an earlier call with the same submission failed and may have taken effect. attempt: a call
+        without an idempotency key, which may repeat one that was abandoned.
 
         Raises InvalidInput, QueueFull, Conflict, Unavailable.
         """
@@ -143,6 +144,7 @@ class Admission:
             priority=_priority(submission.priority),
             open=submission.open,
             not_before=submission.not_before,
+            again=again,
             idempotency_key=submission.idempotency_key,
             attempt=attempt,
         )
@@ -385,6 +387,7 @@ class Commands:
         priority: Priority = Priority.MEDIUM,
         open: bool = False,
         not_before: datetime | None = None,
+        again: bool = False,
         idempotency_key: str = "",
         attempt: CallAttempt | None = None,
     ) -> NewBatch | UUID:
@@ -412,6 +415,7 @@ class Commands:
             idle_ms=round(doc.limits.open_timeout_s * 1000),
             retries=doc.limits.transient_retries,
             timeout_ms=round(doc.limits.job_timeout_s * 1000),
+            again=int(again),
             idempotency_key=idempotency_key,
             digest=digest,
             specs=stored,

@@ -29,7 +29,7 @@ from tweezer.model.events import Event, Notice
 from tweezer.model.webhooks import BatchData, EventType, JobData, body, envelope, timestamp
 from tweezer.store.connection import Store
 from tweezer.store.recovery import Gate
-from tweezer.store.streams.feed import START, Entry, EntryGroup, position_id, position_number
+from tweezer.store.streams.feed import COURIERS, START, Entry, EntryGroup, position_id, position_number
 from tweezer.webhooks.attempts import CLAIM_S, Deliverer
 from tweezer.webhooks.deliveries import ClaimedDelivery, Deliveries, NewDelivery, delivery_id
 from tweezer.webhooks.endpoints import Endpoint
@@ -38,8 +38,6 @@ from tweezer.webhooks.payloads import BatchFacts, Payloads
 from tweezer.webhooks.subscriptions import Subscribers, Subscriptions
 
 log = structlog.get_logger(__name__)
-
-GROUP = "couriers"
 
 _EVENTS = 2000  # the approximate number written in one transaction
 _OUTBOXES_KEPT = 1000
@@ -132,7 +130,7 @@ class Courier:
         self._schedule = schedule
         self._connections = connections
         self._tuning = tuning or CourierTuning()
-        self._group = EntryGroup(store.scripts, GROUP, reader)
+        self._group = EntryGroup(store.scripts, COURIERS, reader)
         self._joined = False
         self._may_hold = False
         self._claim_at = 0.0
@@ -166,7 +164,7 @@ class Courier:
         """
         await require_same(self._store, self._database)
         position = await self._database.run(self._deliveries.position)
-        is_lost = bool(position) and await self._store.events.idle_s(GROUP) is None
+        is_lost = bool(position) and await self._store.events.idle_s(COURIERS) is None
         if is_lost and not (await self._store.recovery.gate()).has_ledger:
             log.warning(
                 "courier.waits_for_recorder", reason="Redis has lost its data; start `tweezer recorder` to restore it"

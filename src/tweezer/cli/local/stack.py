@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import os
 import threading
@@ -17,7 +18,9 @@ from tweezer.cli.local.redis_server import RedisServer
 from tweezer.data_folder import PublishedEnvironment
 from tweezer.model.errors import TweezerError
 from tweezer.settings import Settings, to_environment
+from tweezer.store.connection import Connect, Store
 from tweezer.store.records import WorkerRecord
+from tweezer.store.streams.feed import COURIERS
 from tweezer.sync import connect
 
 _READY_WITHIN_S = 120.0
@@ -116,7 +119,10 @@ class Stack:
             child.start()
 
     def wait_ready(self, stop: threading.Event) -> None:
-        """Wait until the worker and the API are ready, or until ``stop``. Raises TweezerError."""
+        """Wait until the worker, the API and the courier are ready, or until ``stop``. Raises TweezerError.
+
+        Events that the recorder trims before the first courier reads them have no webhooks.
+        """
         deadline = time.monotonic() + _READY_WITHIN_S
         with connect(self.redis_url, namespace=self._settings.namespace, retry_s=1.0) as queue:
             while not stop.is_set():
@@ -124,7 +130,9 @@ class Stack:
                 worker = self._child("worker")
                 api, worker.ready = self._child("api"), _serves(queue.workers(), worker.pid)
                 api.ready = api.ready or self._api_is_ready()
-                if api.ready and worker.ready:
+                courier = self._child("courier")
+                courier.ready = courier.ready or asyncio.run(self._courier_is_ready())
+                if api.ready and worker.ready and courier.ready:
                     for child in self._children:
                         child.ready = True
                     return
@@ -202,6 +210,10 @@ class Stack:
             "log.level": settings.log.level,
         }
         return to_environment(given)
+
+    async def _courier_is_ready(self) -> bool:
+        async with Store.open(Connect(self.redis_url, self._settings.namespace)) as store:
+            return bool(await store.events.idle_s(COURIERS))
 
     def _api_is_ready(self) -> bool:
         connection = http.client.HTTPConnection(HOST, self._api_port, timeout=2.0)

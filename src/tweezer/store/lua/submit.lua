@@ -4,21 +4,20 @@
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str   device:str   priority:str HIGH|MEDIUM|LOW   open:int 1|0   doc:bytes, BatchDoc
 --     not_before_ms:int since 1970, 0 is now   idle_ms:int, limit when open   retries:int, transient failures of a job
---     timeout_ms:int of a job   idempotency_key:str or ''   digest:str of the call
+--     timeout_ms:int of a job   again:int 1|0, an earlier call with this id may have taken effect
+--     idempotency_key:str or ''   digest:str of the call
 --     equal:str or '', digest of equal calls without an idempotency key   attempt:str or ''   expires_us:int, see `repeated`
 --     running:str[], such calls   specs:bytes..., JobSpec
 -- Returns {'ok', batch id, NOW_US} | {'repeated', batch id, the call or nil} | {'late', NOW_US} | {'conflict'}
 --     | {'exists'}: another project has that id | {'full', why} | {'quota', project, its name, limit, used, added}
 --     | {'unknown_device'}
 -- Events  batch.created; batch.done if it is closed and has no jobs
--- Gate    while shut: unavailable if the id is older than the restart, because the ledger may have that batch
--- include: restart, calls, idempotency, new_jobs, issue, conclude, generated/record
+-- Gate    while shut: unavailable if it is called again, because the ledger may have that batch
+-- include: gate, restart, calls, idempotency, new_jobs, issue, conclude, generated/record
 
 local owner = redis.call('HGET', key(KEY.batch, batch_id), 'project')
 if owner then return owner == project and { 'repeated', batch_id } or { 'exists' } end
-local shut_us = redis.call('GET', key(KEY.gate)) -- when Redis restarted
-local restarted = shut_us and math.floor((tonumber(shut_us) or came_back() * 1000) / 1000)
-if restarted and id_ms(batch_id) < restarted then refuse_while_shut() end
+if again == 1 and is_shut() then refuse_while_shut() end
 local before = repeated(equal, attempt, expires_us, running_first, running_last)
   or answered(project, idempotency_key, digest)
 if before then return before end

@@ -24,6 +24,9 @@ from tweezer.store.workers import CancelRequest
 
 log = structlog.get_logger(__name__)
 
+COURIERS = "couriers"
+"""The group of the couriers, which exists from the first read of the first courier on."""
+
 _TIME_MAX = 253_402_300_799_999_999  # µs: the end of the year 9999
 _GONE_MS = 3_600_000  # a reader of a group that was idle for this long is considered dead
 _BEYOND = "9223372036854775807-0"  # no entry has a later id

@@ -6,9 +6,6 @@ local function came_back()
   return tonumber(string.match(redis.call('GET', key(KEY.server)) or '', '^(%d+) ') or 0)
 end
 
--- The time (ms) at which the id of a batch was generated.
-local function id_ms(id) return tonumber(string.sub(id, 1, 8) .. string.sub(id, 10, 13), 16) end
-
 -- Ends the script with an error that callers receive as *unavailable*; it must not have written anything. Until the ledger
 -- has restored what was lost, a batch from before the restart must not change: its events would get numbers that were
 -- used before, and a job whose end was announced would end again.
