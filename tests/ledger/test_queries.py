@@ -210,6 +210,30 @@ def test_only_jobs_of_matching_large_batches_are_read(ledger: Ledger, monkeypatc
         event.remove(ledger.database.engine, "before_cursor_execute", note)
 
 
+@pytest.mark.parametrize("order", JobOrder)
+def test_sqlite_finds_the_batches_before_their_jobs(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, order: JobOrder
+) -> None:
+    if not ledger.database.is_sqlite:
+        pytest.skip("PostgreSQL is asked for this order by a lateral join")
+    monkeypatch.setattr(lists, "_FEW_JOBS", 0)
+    monkeypatch.setattr(lists, "_LARGE_BATCH", 0)
+    plans: list[str] = []
+
+    def explain(connection: Any, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        if "JOIN jobs ON jobs.id BETWEEN batches.id" in statement:
+            steps = connection.connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans.append(next(step[-1] for step in steps if " batches" in step[-1] or " jobs" in step[-1]))
+
+    event.listen(ledger.database.engine, "before_cursor_execute", explain)
+    try:
+        ledger.queries.jobs(OPERATOR, JobFilter(users=(PLAN.user(1, 2),)), order)
+    finally:
+        event.remove(ledger.database.engine, "before_cursor_execute", explain)
+    assert len(plans) == 2, "the total, and the page"
+    assert all(" batches" in plan for plan in plans), plans
+
+
 def test_every_filter_finds_something_and_leaves_something_out(ledger: Ledger) -> None:
     """Otherwise the tests above would show nothing."""
     empty = {"another origin", "an unknown tag"}

@@ -1,8 +1,8 @@
 """Pages of batches and jobs by filter, with exact totals, and counts by status.
 
 Lists scan the index that begins with the project and has all columns to filter and order by. The cost of a page is
-therefore limited by the size of the projects, regardless of the filter. Jobs of which only those in some batches can
-match, by their id, user, device, priority or tags, are read by id instead, batch after batch.
+therefore limited by the size of the projects, regardless of the filter. If a filter on batch id, user, device, priority
+or tags selects few batches, only the jobs of those batches are read.
 """
 
 from __future__ import annotations
@@ -115,19 +115,19 @@ def batch_conditions(wanted: BatchFilter, scope: Scope) -> list[Condition]:
 
 
 def job_conditions(wanted: JobFilter) -> list[Condition]:
-    """Return the filter's conditions on jobs, except those that all jobs of a batch meet or none."""
+    """Return the filter's conditions on jobs, except those on columns that a job shares with its batch."""
     found = _own_conditions(jobs, wanted)
     if wanted.failed is not None:
         found.append(jobs.c.failed == wanted.failed)
     return found + _bounds(jobs.c.runs, wanted.runs_min, wanted.runs_max)
 
 
-def sort_key(order: BatchOrder | JobOrder, scope: Scope) -> ColumnElement[Any]:
-    """Return what the rows of a list are sorted by; those with equal values are sorted by id."""
+def sort_key(order: BatchOrder | JobOrder, scope: Scope, *, by_batch: bool) -> ColumnElement[Any]:
+    """Return the sort key of a list; equal rows are sorted by id. by_batch: the list is read batch after batch."""
     table = jobs if isinstance(order, JobOrder) else batches
     column = table.c[_ORDERED_BY.get(order.name, order.name.lower())]
-    if column is table.c.id and not scope.everything:
-        # Without coalesce PostgreSQL would scan all projects in the order of ids to find the few rows of these.
+    if column is table.c.id and (by_batch or not scope.everything):
+        # Without coalesce databases would scan all rows in the order of ids to find the few that match.
         return func.coalesce(column, column)
     if column.name == "priority":
         return case(*((column == priority[0], rank) for priority, rank in _RANK.items()))
@@ -206,9 +206,9 @@ def _at_most(time: datetime | None) -> int | None:
 T = TypeVar("T")
 
 _MERGED_MAX = 50  # projects whose pages are merged; with more, all rows are sorted
-_FEW_JOBS = 10_000  # are scanned as fast as the matching batches are found
+_FEW_JOBS = 10_000  # below this number, a scan is as fast as finding the batches
 _LARGE_BATCH = 20  # jobs; of batches that are smaller on average, all jobs are scanned
-_FEW_PAGES = 10  # a list of so many pages is sorted; a page of a longer one is found sooner in the order of the index
+_FEW_PAGES = 10  # longer lists are scanned, which finds a page soon if they are in order of creation
 
 
 class ListPage(msgspec.Struct, Generic[T], frozen=True):
@@ -325,7 +325,7 @@ class Listing:
         if several and order.value == BatchOrder.CREATED.value and not self._wanted.names_rows:
             found = self._merged(paging)
         else:
-            key = sort_key(order, self._scope).label("key")
+            key = sort_key(order, self._scope, by_batch=by_batch).label("key")
             found = self._matching(self._table.c.id, key, by_batch=by_batch).subquery()
         ordered = select(found).order_by(*in_direction(paging, found.c.key, found.c.id))
         return ordered.limit(paging.limit).offset(paging.offset)
