@@ -128,13 +128,22 @@ def test_parts_of_a_sequence_that_differ_only_in_numbers_are_checked_once(checks
     assert checks[2:] == ["device", "sequence"]
 
 
+def test_the_name_of_a_device_is_checked_with_the_rest(checks: list[str]) -> None:
+    changed = document() | {"device": "MockDevice"}
+    for place in range(3):
+        changed["register"][0]["x"] = place + 0.5
+        ParsedSequence(json.dumps(changed))
+    assert checks == ["sequence"]
+
+
 def test_the_schema_has_no_limits_for_the_numbers_of_a_sequence() -> None:
     known = {"$ref", "additionalProperties", "anyOf", "const", "description", "enum", "items", "maxItems", "minItems"}
     known |= {"$id", "$schema", "definitions", "properties", "required", "type"}
-    left: list[Any] = [SCHEMAS["sequence"]]
+    left: list[Any] = [SCHEMAS["sequence"], SCHEMAS["layout"]]
     while left:
         schema = left.pop()
         assert schema.keys() <= known
+        assert schema.get("$ref", "#").startswith(("#", "layout-schema.json", "device-schema.json"))
         assert all(isinstance(value, str) for value in [*schema.get("enum", ()), schema.get("const", "")])
         left += [
             *schema.get("properties", {}).values(),

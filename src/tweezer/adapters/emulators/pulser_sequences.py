@@ -324,8 +324,11 @@ def _validate(obj_str: str, name: ObjectType) -> None:
         return validate_abstract_repr(obj_str, name)
     try:
         form = json.loads(obj_str, parse_int=lambda _: 0, parse_float=lambda _: 0.5)
-        _validate_part(json.loads(obj_str)["device"], "device")
-        _validate_part(form | {"device": _VALID_DEVICE}, name)
+        device = json.loads(obj_str)["device"]
+        if not isinstance(device, str):  # a name is checked with the rest
+            _validate_part(device, "device")
+            form["device"] = _VALID_DEVICE
+        _validate_part(form, name)
     except Exception:  # noqa: BLE001  # reported by this check of the whole text
         validate_abstract_repr(obj_str, name)
 
