@@ -1,4 +1,4 @@
-"""Defers imports of libraries that other libraries import and a process hardly ever uses: saves memory and time."""
+"""Defers the import of rarely used libraries until first use, to save memory and time."""
 
 from __future__ import annotations
 
@@ -33,8 +33,18 @@ class _Deferred(ModuleType):
         return getattr(resolve_name(self.__name__), name)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        _stop(_find_library(self.__name__))
-        return resolve_name(self.__name__)(*arguments, **options)
+        return _resolve(self)(*arguments, **options)
+
+    def __getitem__(self, key: Any) -> Any:
+        return _resolve(self)[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        _resolve(self)[key] = value
+
+    def __or__(self, other: object) -> Any:  # only in the annotation of a type
+        return Any
+
+    __ror__ = __or__
 
     def __instancecheck__(self, instance: object) -> bool:
         return isinstance(instance, resolve_name(self.__name__))
@@ -47,7 +57,9 @@ class _Finder(MetaPathFinder, Loader):
     """Finds deferred libraries and all their modules, before Python's own finders do."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        return ModuleSpec(name, self, is_package=True) if _find_library(name) in _deferred else None
+        # The finder of distutils needs the file of this module. If the module is not found, neither is distutils.
+        is_deferred = _find_library(name) in _deferred and name != "setuptools._distutils"
+        return ModuleSpec(name, self, is_package=True) if is_deferred else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _Deferred(spec.name)
@@ -71,6 +83,12 @@ def defer_imports(*libraries: str) -> Iterator[None]:
         sys.meta_path.remove(finder)
         for library in absent:
             _stop(library)
+
+
+def _resolve(deferred: _Deferred) -> Any:
+    """Return what this replaces, from its library, which is imported from now on."""
+    _stop(_find_library(deferred.__name__))
+    return resolve_name(deferred.__name__)
 
 
 def _stop(library: str) -> None:

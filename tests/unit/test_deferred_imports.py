@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tweezer.deferred_imports import defer_imports
+from tweezer.deferred_imports import _Deferred, defer_imports
 
 LIBRARY = {
-    "__init__.py": "",
+    "__init__.py": "defaults = {'width': 1}\n",
     "axes.py": "class Axes:\n    unit = 'mm'\n    def __init__(self, size): self.size = size\n",
     "plots/__init__.py": "from drawing.axes import Axes\ndef plot(size=1): return Axes(size)\n",
 }
@@ -75,6 +77,38 @@ def test_a_library_that_is_used_within_the_block_is_imported_there() -> None:
         assert sys.modules["drawing.plots"].Axes is sys.modules["drawing.axes"].Axes
     assert user.Axes(4).size == 4
     assert "drawing.plots" in sys.modules
+
+
+def test_items_of_a_library_can_be_set_and_read_within_the_block() -> None:
+    with defer_imports("drawing"):
+        defaults = importlib.import_module("drawing").defaults
+        defaults["height"] = 2
+        assert defaults["width"] == 1
+    assert importlib.import_module("drawing").defaults == {"width": 1, "height": 2}
+
+
+def test_a_class_of_a_library_can_be_part_of_a_union_within_the_block() -> None:
+    with defer_imports("drawing"):
+        axes = importlib.import_module("drawing.axes").Axes
+        assert (axes | None, None | axes, int | axes | None) == (Any, Any, Any | None)
+        assert isinstance(sys.modules["drawing"], _Deferred)
+
+
+def test_distutils_is_not_found_rather_than_broken_while_setuptools_is_deferred() -> None:
+    """In a process of its own: another test may have imported setuptools, which patches distutils."""
+    program = """
+from tweezer.deferred_imports import defer_imports
+with defer_imports("setuptools"):
+    import setuptools.command
+    for name in ("setuptools._distutils", "distutils"):
+        try:
+            __import__(name)
+        except ImportError:
+            pass
+        else:
+            assert name == "distutils"  # that of Python 3.11
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)
 
 
 def test_an_imported_library_stays() -> None:
