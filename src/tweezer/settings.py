@@ -204,7 +204,7 @@ class ApiSettings(_Group):
     port: int = _setting(8000, "api", ge=0, le=65_535)
     """Port of the API; 0 picks a free one."""
     key: str = _secret("", "tweezer up")
-    """API key for ``tweezer up`` and ``tweezer demo`` to use. Empty: they generate one."""
+    """API key for ``tweezer up`` to use. Empty: it generates one."""
     public_url: Annotated[str, AfterValidator(_public_url)] = _setting("", "api, courier")
     """URL by which clients reach the API, for links to results. Empty: the URL of the request."""
     trusted_proxies: str = _setting("", "api")

@@ -122,11 +122,12 @@ def demo(
             "database.url": "",
             "results_dir": data / "results",
             "api.key": "",
+            "api.port": port,
+            "worker.device": DEVICE,
+            "worker.lanes": lanes,
         }
-        device = DEVICE
         if qpu_port is not None:
-            device, own["devices"] = MACHINE, _machine(qpu_port)
-        own |= {"api.port": port, "worker.lanes": 1 if qpu else lanes, "worker.device": device}
+            own |= {"worker.device": MACHINE, "worker.lanes": 1, "devices": _machine(qpu_port)}
         settings = options.settings(own)
         stack = Stack(
             settings,
