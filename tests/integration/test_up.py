@@ -20,6 +20,7 @@ from tests.support.waiting import PATIENCE_S, wait_until
 
 from tweezer import connect
 from tweezer.data_folder import running_environment
+from tweezer.ledger.access.credentials import new_key
 from tweezer.ledger.migrations import HEAD
 from tweezer.model.lifecycle import BatchStatus
 
@@ -221,6 +222,20 @@ def test_a_new_redis_of_up_does_not_join_the_ledger_of_another_installation(
     assert start(database_url=f"sqlite:///{ledger}").wait(PATIENCE_S) == 1
     output = (tmp_path / "log").read_text()
     assert f"records another Redis, not the new one in {tmp_path / DATA}; unset it" in output
+
+
+def test_the_key_of_another_installation_is_not_used(start: Start, tmp_path: Path) -> None:
+    theirs = new_key()
+    (tmp_path / "key").write_text(theirs)
+    (tmp_path / "tweezer.toml").write_text(f'[api]\nkey = "{theirs}"\n')
+    running = start(
+        data_dir=str(tmp_path / "another"),
+        api_key_file=str(tmp_path / "key"),
+        config=str(tmp_path / "tweezer.toml"),
+    )
+    variables = started(running, tmp_path / "log")
+    assert "ignoring TWEEZER_API_KEY_FILE of this shell" in (tmp_path / "log").read_text()
+    assert variables["TWEEZER_API_KEY"] == (tmp_path / DATA / "api-key").read_text().strip() != theirs
 
 
 @pytest.mark.postgres

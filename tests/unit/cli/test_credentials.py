@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from tests.support.api_rig import SECRETS_KEY
 
 from tweezer.cli import main
-from tweezer.cli.local.ledger_setup import check_given_key, own_key
+from tweezer.cli.local.ledger_setup import check_given_key, get_or_create_key
 from tweezer.ledger.access.credentials import key_id, new_key
 from tweezer.ledger.access.keys import create_session, list_keys, revoke_key
 from tweezer.ledger.access.links import ensure_link_keys
@@ -294,8 +294,8 @@ def settings(ledger: Database, tmp_path: Path) -> Settings:
 def test_the_key_is_kept_in_a_file_that_only_its_owner_reads(
     settings: Settings, tmp_path: Path, ledger: Database
 ) -> None:
-    key = own_key(settings, ledger)
-    assert own_key(settings, ledger) == key
+    key = get_or_create_key(settings, ledger)
+    assert get_or_create_key(settings, ledger) == key
     file = tmp_path / "api-key"
     assert file.read_text().strip() == key
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -306,31 +306,31 @@ def test_a_key_in_the_file_that_the_ledger_lost_is_registered_again(
 ) -> None:
     kept = new_key()
     (tmp_path / "api-key").write_text(f"{kept}\n")
-    assert own_key(settings, ledger) == kept
+    assert get_or_create_key(settings, ledger) == kept
 
 
 def test_an_expired_or_broken_key_in_the_file_is_replaced(settings: Settings, tmp_path: Path, ledger: Database) -> None:
-    first = own_key(settings, ledger)
+    first = get_or_create_key(settings, ledger)
     with ledger.write() as connection:
         revoke_key(connection, key_id(first) or "")
-    second = own_key(settings, ledger)
+    second = get_or_create_key(settings, ledger)
     assert second != first
     (tmp_path / "api-key").write_text("nonsense")
-    assert own_key(settings, ledger) not in (first, second)
+    assert get_or_create_key(settings, ledger) not in (first, second)
     other = Settings(database=DatabaseSettings(url=settings.database.url), data_dir=tmp_path, project_id="other")
-    third = own_key(other, ledger)
+    third = get_or_create_key(other, ledger)
     with ledger.read() as connection:
         assert {key.project for key in list_keys(connection) if key.id == key_id(third)} == {"other"}
 
 
 def test_a_given_key_is_used_and_not_written_to_the_file(settings: Settings, tmp_path: Path, ledger: Database) -> None:
     given = settings.model_copy(update={"api": ApiSettings(key=new_key()), "project_id": "mine"})
-    assert own_key(given, ledger) == own_key(given, ledger) == given.api.key
+    assert get_or_create_key(given, ledger) == get_or_create_key(given, ledger) == given.api.key
     assert not (tmp_path / "api-key").exists()
     with ledger.write() as connection:
         revoke_key(connection, key_id(given.api.key) or "")
     with pytest.raises(Conflict):
-        own_key(given, ledger)
+        get_or_create_key(given, ledger)
 
 
 def test_an_invalid_given_key_is_reported(settings: Settings) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tweezer.ledger.database import Database
 
-_OWN = "own"  # the argument of the program for a ledger that belongs to the data folder
+_OWN = "--own-ledger"  # the argument of the program for a ledger that belongs to the data folder
 _KEY_FILE, _KEY_NAME = "api-key", "tweezer up"  # file and name of the API key
 
 
@@ -66,7 +66,7 @@ def _prepare(settings: Settings, *, is_own: bool) -> str:
         else:
             require_schema(database)
         asyncio.run(_require_same_installation(settings, database, is_own=is_own))
-        return own_key(settings, database)
+        return get_or_create_key(settings, database)
     finally:
         database.close()
 
@@ -99,7 +99,7 @@ def check_given_key(settings: Settings) -> None:
             raise InvalidInput(variable_name("api.key"), error.problem) from error
 
 
-def own_key(settings: Settings, database: Database) -> str:
+def get_or_create_key(settings: Settings, database: Database) -> str:
     """Return an API key of the settings' project: the configured one, else one from a file in the data folder.
 
     The file is created if needed, readable only by its owner. Raises Conflict if the configured key has ended or
@@ -136,7 +136,8 @@ def _kept_key(connection: Connection, file: Path, project_id: str) -> str:
 def main() -> None:
     logs.configure("console", "ERROR")
     try:
-        prepared = _Prepared(key=_prepare(load(), is_own=_OWN in sys.argv[1:]))
+        settings = load({"api.key": os.environ.get(variable_name("api.key"), "")})  # also if empty, unlike a variable
+        prepared = _Prepared(key=_prepare(settings, is_own=_OWN in sys.argv[1:]))
     except TweezerError as error:
         prepared = _Prepared(problem=error.message, code=error.code)
     sys.stdout.buffer.write(msgspec.json.encode(prepared))
