@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import psutil
@@ -19,6 +20,8 @@ from tests.support.processes import NULL
 from tests.support.waiting import PATIENCE_S, wait_until
 
 from tweezer import connect
+from tweezer.cli.local import owned
+from tweezer.cli.local.ledger_setup import prepare_ledger
 from tweezer.data_folder import running_environment
 from tweezer.ledger.access.credentials import new_key
 from tweezer.ledger.migrations import HEAD
@@ -236,6 +239,34 @@ def test_the_key_of_another_installation_is_not_used(start: Start, tmp_path: Pat
     variables = started(running, tmp_path / "log")
     assert "ignoring TWEEZER_API_KEY_FILE of this shell" in (tmp_path / "log").read_text()
     assert variables["TWEEZER_API_KEY"] == (tmp_path / DATA / "api-key").read_text().strip() != theirs
+
+
+def prepare(data: Path, redis_url: str = "redis://127.0.0.1:1/0", **variables: str) -> str:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
+    own = {"TWEEZER_DATA_DIR": str(data), "TWEEZER_REDIS_URL": redis_url}
+    return prepare_ledger(inherited | own | variables, is_own=True)
+
+
+@pytest.fixture
+def _not_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start programs as on systems without a signal at the death of the parent."""
+    monkeypatch.setattr(owned, "sys", SimpleNamespace(platform="darwin", executable=sys.executable))
+
+
+@pytest.mark.usefixtures("_not_linux")
+def test_the_ledger_is_prepared_on_other_systems(tmp_path: Path, real_redis_url: str) -> None:
+    key = prepare(tmp_path / "data", real_redis_url)
+    assert key == (tmp_path / "data" / "api-key").read_text().strip()
+    assert (tmp_path / "data" / "ledger.db").exists()
+
+
+@pytest.mark.usefixtures("_not_linux")
+def test_a_program_ends_with_its_owner_on_other_systems() -> None:
+    program = owned.start_owned([sys.executable, "-c", "import time; time.sleep(600)"])
+    assert program.stdin is not None
+    assert program.poll() is None
+    program.stdin.close()  # as the system does when the owner ends
+    assert program.wait(PATIENCE_S) == -signal.SIGKILL
 
 
 @pytest.mark.postgres

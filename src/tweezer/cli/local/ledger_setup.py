@@ -45,7 +45,11 @@ def prepare_ledger(environment: Mapping[str, str], *, is_own: bool) -> str:
     to the data folder; if not, a ledger that records another Redis is refused. Raises TweezerError.
     """
     command = [sys.executable, "-P", "-m", __name__, *([_OWN] if is_own else [])]
-    output, _ = start_owned(command, stdout=subprocess.PIPE, env=dict(environment)).communicate()
+    process = start_owned(command, stdout=subprocess.PIPE, env=dict(environment))
+    assert process.stdout is not None
+    with process.stdout:
+        output = process.stdout.read()  # communicate() would close stdin, which may be the pipe that keeps it running
+    process.wait()
     try:
         prepared = msgspec.json.decode(output, type=_Prepared)
     except msgspec.DecodeError as error:
