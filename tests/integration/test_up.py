@@ -25,6 +25,7 @@ from tweezer.cli.local.ledger_setup import prepare_ledger
 from tweezer.data_folder import running_environment
 from tweezer.ledger.access.credentials import new_key
 from tweezer.ledger.migrations import HEAD
+from tweezer.model.errors import TweezerError
 from tweezer.model.lifecycle import BatchStatus
 
 ROOT = Path(__file__).parents[2]
@@ -267,6 +268,22 @@ def test_a_program_ends_with_its_owner_on_other_systems() -> None:
     assert program.poll() is None
     program.stdin.close()  # as the system does when the owner ends
     assert program.wait(PATIENCE_S) == -signal.SIGKILL
+
+
+def test_a_ledger_that_cannot_be_created_is_reported_with_the_reason(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TweezerError) as caught:
+        prepare(tmp_path, TWEEZER_DATABASE_URL=f"sqlite:///{tmp_path}/file/ledger.db")
+    assert caught.value.message == f"{tmp_path}/file: File exists"
+    assert capfd.readouterr().err == ""
+
+
+def test_a_failure_to_prepare_the_ledger_is_reported_with_the_exit_status(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os; os._exit(7)")
+    with pytest.raises(TweezerError, match="the program ended with status 7; see above"):
+        prepare(tmp_path, PYTHONPATH=str(tmp_path))
 
 
 @pytest.mark.postgres

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from tweezer.cli import show
-from tweezer.model.errors import InvalidInput, TweezerError, install_command
+from tweezer.model.errors import InvalidInput, TweezerError, describe_os_error, install_command
 
 FAILED = 1
 INTERRUPTED = 130
@@ -133,7 +133,7 @@ class CommandGroup(click.Group):
         except TweezerError as error:
             _end(error.message)
         except OSError as error:
-            _end(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            _end(describe_os_error(error))
         except Exception as error:  # the last resort: a user never sees a traceback
             if os.environ.get("TWEEZER_LOG_LEVEL") == "DEBUG":
                 raise

@@ -35,6 +35,11 @@ def install_command(extra: str) -> str:
     return f"`pip install '.[{extra}]'` in a checkout of Tweezer"
 
 
+def describe_os_error(error: OSError) -> str:
+    """Return the file and the reason, for messages."""
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+
+
 def _rebuild(kind: type[TweezerError], *arguments: Any) -> TweezerError:
     return kind.__new__(kind, *arguments)
 

@@ -17,7 +17,7 @@ import msgspec
 
 from tweezer import logs
 from tweezer.cli.local.owned import start_owned
-from tweezer.model.errors import Conflict, InvalidInput, TweezerError
+from tweezer.model.errors import Conflict, InvalidInput, TweezerError, describe_os_error
 from tweezer.settings import PREFIX, Settings, load, variable_name
 from tweezer.store.connection import Store
 
@@ -42,19 +42,20 @@ def prepare_ledger(environment: Mapping[str, str], *, is_own: bool) -> str:
     """Create or upgrade the tables of a SQLite ledger, and return an API key of the settings' project.
 
     Operators upgrade other databases themselves. environment: contains the settings. is_own: whether the ledger belongs
-    to the data folder; if not, a ledger that records another Redis is refused. Raises TweezerError.
+    to the data folder; if not, a ledger that records another Redis is refused. Raises TweezerError, OSError.
     """
     command = [sys.executable, "-P", "-m", __name__, *([_OWN] if is_own else [])]
     process = start_owned(command, stdout=subprocess.PIPE, env=dict(environment))
     assert process.stdout is not None
     with process.stdout:
         output = process.stdout.read()  # communicate() would close stdin, which may be the pipe that keeps it running
-    process.wait()
+    status = process.wait()
     try:
         prepared = msgspec.json.decode(output, type=_Prepared)
     except msgspec.DecodeError as error:
-        raise TweezerError("the ledger could not be prepared; see above", code="ledger") from error
-    if prepared.problem:
+        problem = f"the ledger could not be prepared: the program ended with status {status}; see above"
+        raise TweezerError(problem, code="ledger") from error
+    if not prepared.key:
         raise TweezerError(prepared.problem, code=prepared.code)
     return prepared.key
 
@@ -144,6 +145,8 @@ def main() -> None:
         prepared = _Prepared(key=_prepare(settings, is_own=_OWN in sys.argv[1:]))
     except TweezerError as error:
         prepared = _Prepared(problem=error.message, code=error.code)
+    except OSError as error:
+        prepared = _Prepared(problem=describe_os_error(error), code="ledger")
     sys.stdout.buffer.write(msgspec.json.encode(prepared))
 
 

@@ -91,7 +91,7 @@ class Stack:
         return self._settings.webhook.allow or _LOOPBACK
 
     def start(self) -> None:
-        """Start all processes, waiting only for Redis and the ledger. Raises TweezerError."""
+        """Start all processes, waiting only for Redis and the ledger. Raises TweezerError, OSError."""
         self._api_port = self._api_port or free_port()
         if why := why_not_free(self._api_port):
             raise TweezerError(f"port {self._api_port} {why}; choose another port for the API with --port", code="port")
