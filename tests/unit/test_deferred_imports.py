@@ -95,7 +95,7 @@ def test_a_class_of_a_library_can_be_part_of_a_union_within_the_block() -> None:
 
 
 def test_distutils_is_not_found_rather_than_broken_while_setuptools_is_deferred() -> None:
-    """In a process of its own: another test may have imported setuptools, which patches distutils."""
+    """In a separate process: another test may have imported setuptools, which patches distutils."""
     program = """
 from tweezer.deferred_imports import defer_imports
 with defer_imports("setuptools"):
