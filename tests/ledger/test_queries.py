@@ -227,7 +227,7 @@ def test_sqlite_finds_the_batches_before_their_jobs(
 
     event.listen(ledger.database.engine, "before_cursor_execute", explain)
     try:
-        ledger.queries.jobs(OPERATOR, JobFilter(users=(PLAN.user(1, 2),)), order)
+        ledger.queries.jobs(OPERATOR, JobFilter(tags_any=(TAGS[3],)), order)
     finally:
         event.remove(ledger.database.engine, "before_cursor_execute", explain)
     assert len(plans) == 2, "the total, and the page"
