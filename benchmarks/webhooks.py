@@ -36,7 +36,7 @@ from tweezer.model.messages import BatchDoc
 from tweezer.settings import SETTINGS
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
-from tweezer.webhooks.courier import GROUP
+from tweezer.store.streams.feed import COURIERS
 from tweezer.webhooks.endpoints import create_endpoint
 
 JOBS, LANES = 10, 32
@@ -157,7 +157,7 @@ class Bench:
 
         async def are_up() -> bool:
             found = await store.redis.xinfo_groups(store.keys(Key.EVENTS))
-            return any(it["name"] == GROUP.encode() and it["consumers"] == len(running) for it in found)
+            return any(it["name"] == COURIERS.encode() and it["consumers"] == len(running) for it in found)
 
         async def replace(number: int) -> None:
             await harness.Program(running[number]).stop()
