@@ -111,7 +111,7 @@ class Admission:
 
     async def submit(self, submission: Submission, *, project: str, again: bool = False) -> UUID:
         """Check and write a batch as :meth:`write`; return its id."""
-        return _id_of(await self.write(submission, project=project, again=again))
+        return id_of(await self.write(submission, project=project, again=again))
 
     async def write(
         self, submission: Submission, *, project: str, again: bool = False, attempt: CallAttempt | None = None
@@ -265,7 +265,8 @@ _QUICK_BYTES = 256 << 10  # compressed in a few milliseconds: not worth a thread
 _GLOB = re.compile(r"([*?\[\]\\])")
 
 
-def _id_of(written: NewBatch | UUID) -> UUID:
+def id_of(written: NewBatch | UUID) -> UUID:
+    """Return the id of the batch that a call wrote or repeated."""
     return written.batch.id if isinstance(written, NewBatch) else written
 
 
@@ -375,7 +376,7 @@ class Commands:
         self, batch_id: UUID, project: str, doc: BatchDoc, jobs: Sequence[JobSpec], **options: Any
     ) -> UUID:
         """Write a batch as :meth:`write`, which has these options; return its id."""
-        return _id_of(await self.write(batch_id, project, doc, jobs, **options))
+        return id_of(await self.write(batch_id, project, doc, jobs, **options))
 
     async def write(
         self,

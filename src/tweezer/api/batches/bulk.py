@@ -34,7 +34,7 @@ from tweezer.model.ids import split_job_id
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_CALL
 from tweezer.store.connection import Store
-from tweezer.store.producers import CancelAnswer
+from tweezer.store.producers import CancelAnswer, id_of
 from tweezer.store.records import BatchRecord, JobRecord
 
 BATCHES_MAX = 1000
@@ -140,7 +140,7 @@ async def rebatch(
             written = await queue.admission.write(submission, project=batch.project, attempt=attempt)
         except InvalidInput as error:
             raise rename_field(error) from error
-    await queue.commands.note_child(batch_id, written if isinstance(written, UUID) else written.batch.id)
+    await queue.commands.note_child(batch_id, id_of(written))
     return await batch_response(written, caller, live)
 
 

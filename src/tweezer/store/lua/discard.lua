@@ -8,7 +8,7 @@
 
 local b, problem = load_batch(batch_id)
 if problem == 'version' then return { 'version' } end
-if b and b.device then
+if b then
   for n = 0, b.slots - 1 do
     if redis.call('ZSCORE', key(KEY.leases, b.device), ticket_name(b, int(n))) then return { 'held' } end
   end

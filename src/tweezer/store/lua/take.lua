@@ -31,7 +31,7 @@ local function wait()
 end
 
 local paused = is_paused(device)
-if paused and redis.call('HGET', key(KEY.device, device), 'reattaches') ~= '1' then return { 'paused', wait(), {} } end
+if paused and not device_row(device).reattaches then return { 'paused', wait(), {} } end
 
 local PASS_MAX = 1000
 local reply, left_alone = { paused and 'paused' or 'ok', '-1', {} }, {}
