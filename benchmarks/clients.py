@@ -193,11 +193,7 @@ async def measure(redis_url: str, asked: argparse.Namespace) -> tuple[list[Figur
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--rounds", type=int, help="rounds of each measurement (3; 1 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="a fraction of the work: a smoke test, not a measurement")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 when a figure is not met")
+    parser = harness.options(__doc__, quick="a fraction of the work: a smoke test, not a measurement")
     parser.add_argument("--client", default=os.environ.get("TWEEZER_COMPAT_A"), help="Python with pasqal-cloud 0.24")
     parser.add_argument("--only", choices=("one", "many"), help="one part")
     asked = parser.parse_args()

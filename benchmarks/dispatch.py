@@ -209,11 +209,7 @@ async def measure(url: str, asked: argparse.Namespace) -> tuple[list[Figure], di
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--rounds", type=int, help="rounds of each measurement (3; 1 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="a twentieth of the work: a smoke test, not a measurement")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 when a figure is not met")
+    parser = harness.options(__doc__, quick="a twentieth of the work: a smoke test, not a measurement")
     parser.add_argument("--lanes", type=int, default=4, help="lanes of the worker for one batch (4)")
     parser.add_argument("--lanes-many", type=int, default=32, help="lanes of the worker for one-job batches (32)")
     asked = parser.parse_args()

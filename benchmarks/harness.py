@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import importlib.metadata
@@ -113,6 +114,18 @@ def setup_of(running: RedisServer, rounds: int, **more: Any) -> dict[str, Any]:
         "rounds": rounds,
         **more,
     }
+
+
+def options(
+    description: str | None, *, quick: str, rounds: str = "rounds of each measurement (3; 1 with --quick)"
+) -> argparse.ArgumentParser:
+    """Return a parser with the options of all benchmarks. quick, rounds: their help."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--rounds", type=int, help=rounds)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--strict", action="store_true", help="exit with 1 when a figure is not met")
+    return parser
 
 
 def report(figures: Sequence[Figure], setup: dict[str, Any], *, as_json: bool) -> None:

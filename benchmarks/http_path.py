@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import sys
@@ -130,12 +129,7 @@ async def measure(redis_url: str, folder: Path, rounds: int, seconds: float) -> 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--rounds", type=int, help="rounds of each measurement (3; 1 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="a fraction of the work: a smoke test, not a measurement")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 when a figure is not met")
-    asked = parser.parse_args()
+    asked = harness.options(__doc__, quick="a fraction of the work: a smoke test, not a measurement").parse_args()
     rounds, seconds = (asked.rounds or 1, 0.5) if asked.quick else (asked.rounds or 3, 4.0)
     with harness.server() as running, tempfile.TemporaryDirectory(prefix="tweezer-http-") as folder:
         setup = harness.setup_of(running, rounds, quick=asked.quick, submitters=SUBMITTERS, readers=READERS)

@@ -209,11 +209,11 @@ async def measure_two_filters(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--rounds", type=int, help="rounds of what is compared (3; 1 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="20,000 jobs, asked little: a smoke test")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 when a figure is not met")
+    parser = harness.options(
+        __doc__,
+        quick="20,000 jobs, asked little: a smoke test",
+        rounds="rounds of what is compared (3; 1 with --quick)",
+    )
     parser.add_argument("--jobs", type=int, help="jobs in the ledger (1,000,000), in a fiftieth as many batches")
     parser.add_argument("--only", choices=("sqlite", "postgres", "two"), help="one part")
     asked = parser.parse_args()

@@ -6,7 +6,6 @@ They take turns, text by text. Each text has its own register and pulses, on one
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import multiprocessing
@@ -89,12 +88,9 @@ async def measure(rounds: int, count: int) -> tuple[list[float], list[float]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--rounds", type=int, help="rounds (3; 1 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="few texts: a smoke test, not a measurement")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 when a figure is not met")
-    asked = parser.parse_args()
+    asked = harness.options(
+        __doc__, quick="few texts: a smoke test, not a measurement", rounds="rounds (3; 1 with --quick)"
+    ).parse_args()
     rounds = asked.rounds or (1 if asked.quick else 3)
     ours, theirs = harness.run(measure(rounds, 10 if asked.quick else 100))
     figures = [figure("prepare of a new sequence / bare Pulser", ratio(ours, theirs), "<= 0.5")]
