@@ -29,6 +29,7 @@ from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, Letter, list_letters, request_retry
 from tweezer.ledger.recorder.recorder import Recorder
+from tweezer.ledger.recorder.restore import append_lost_events
 from tweezer.ledger.schema import deliveries, endpoints
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.errors import Unavailable
@@ -716,9 +717,50 @@ async def test_a_courier_does_not_skip_what_a_restarted_server_forgot_that_anoth
             await restart.execute()
         with pytest.raises(Unavailable, match="restarted"):
             await step
-        assert waiting._deliveries.position() == 0  # so that the recorder appends the lost entry again
+        assert waiting._deliveries.position() < position_number(
+            held_entry.id
+        )  # so that the recorder appends the lost entry again
         assert await waiting.step() == 1
         assert len(post.rows()) == 1
+
+
+async def test_what_redis_loses_before_the_first_delivery_is_written_is_delivered(post: Post) -> None:
+    recorder = Recorder(post.rig.store, post.database, namespace=NAMESPACE)
+    async with Receiver() as receiver:
+        post.endpoint(receiver.url("/all"), "batch.created")
+        first, second = (post.courier(post.deliverer()) for _ in range(2))
+        post.running += [(first, []), (second, [])]
+        await post.batch(1)
+        await first.join()
+        await post.batch(1)
+        await recorder.resume()
+        await recorder.catch_up()
+        kept, lost = await post.store.events.read()
+        await post.rig.redis.xdel(post.rig.keys(Key.EVENTS), lost.id)
+        assert await restore_events(post, recorder, after=kept.id) == 1
+        await second.join()
+        assert await second.step() == 2
+        assert len(post.rows()) == 2
+
+
+@pytest.mark.parametrize("joins", [False, True])
+async def test_events_from_before_the_first_courier_are_not_restored(post: Post, joins: bool) -> None:
+    recorder = Recorder(post.rig.store, post.database, namespace=NAMESPACE)
+    await post.batch(1)
+    await recorder.resume()
+    await recorder.catch_up()
+    await post.rig.redis.delete(post.rig.keys(Key.EVENTS))
+    if joins:
+        courier = post.courier(post.deliverer())
+        post.running.append((courier, []))
+        await courier.join()
+    assert await restore_events(post, recorder, after=START) == 0
+
+
+async def restore_events(post: Post, recorder: Recorder, *, after: str) -> int:
+    return await append_lost_events(
+        post.rig.store, post.database, namespace=NAMESPACE, after=after, recorded=recorder.position
+    )
 
 
 async def test_a_courier_that_is_stopped_leaves_nothing_for_others_to_wait_for(post: Post) -> None:

@@ -23,6 +23,7 @@ from tweezer.ledger.config import DeadLetterBounds
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, DeadLetterQueue, Letter, describe_error, is_unusable, pack_letter
 from tweezer.ledger.installation import require_same
+from tweezer.ledger.positions import recorder_position
 from tweezer.ledger.schema import now_ms
 from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.events import Event, Notice
@@ -156,9 +157,10 @@ class Courier:
     async def join(self) -> None:
         """Join the group of couriers.
 
-        The first courier ever starts at the beginning of the stream. If Redis has lost the group, it starts after the
-        last entry whose deliveries are written, if the stream still has that entry. If Redis has lost everything, the
-        courier waits until the recorder has restored it from the ledger, because those events come first.
+        The first courier ever starts at the beginning of the stream, and stores this place in the ledger. If Redis has
+        lost the group, it starts after the last entry whose deliveries are written, if the stream still has that entry.
+        If Redis has lost everything, the courier waits until the recorder has restored it from the ledger, because
+        those events come first.
 
         Raises TweezerError("installation") if Redis belongs to another ledger.
         """
@@ -171,6 +173,19 @@ class Courier:
             )
             await self._wait_for_gate(lambda gate: gate.has_ledger)
         await self._group.join(position_id(position) if position else START)
+        if not position:
+            await self._store_start()
+
+    async def _store_start(self) -> None:
+        """Store the place before the oldest entry in the ledger: the recorder restores only lost events after it.
+
+        Without it, events that Redis loses before any delivery is written would have no webhooks.
+        """
+        if oldest := await self._store.events.read(most=1):
+            start = position_number(oldest[0].id) - 1
+        else:
+            start = await self._database.run_read(recorder_position, self._namespace)
+        await self._database.run(self._deliveries.write, [], max(start, 1))
 
     async def step(self) -> int:
         """Process some entries, if there are any; return how many.

@@ -51,7 +51,7 @@ async def append_lost_events(store: Store, database: Database, *, namespace: str
     """
     total = 0
     done = await database.run_read(courier_position, namespace)
-    if not done:  # there is no courier, or it has just started
+    if not done:  # no courier has ever joined
         return 0
     position = position_number(after)
     if done <= position_number(recorded) or after == START:
