@@ -224,9 +224,34 @@ def pack(record: BatchDoc | JobSpec) -> bytes:
     return _encoder.encode(record)
 
 
+_SHORTENED: dict[type[BatchDoc | JobSpec], list[tuple[str, Any, bytes]]] = {
+    kind: [
+        (field.name, default, _encoder.encode(default))
+        for field in reversed(msgspec.structs.fields(kind))
+        if (default := field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory())
+        is not msgspec.NODEFAULT
+    ]
+    for kind in (BatchDoc, JobSpec)
+}
+
+
+def shorten(record: BatchDoc | JobSpec, packed: bytes) -> bytes:
+    """Leave out the last fields of a packed record as far as they have their default, which decoding adds again.
+
+    These defaults must therefore never change.
+    """
+    end, omitted = len(packed), 0
+    for name, default, written in _SHORTENED[type(record)]:
+        if getattr(record, name) != default or not packed.endswith(written, 0, end):
+            break
+        end -= len(written)
+        omitted += 1
+    return bytes((packed[0] - omitted,)) + packed[1:end]
+
+
 def encode_doc(doc: BatchDoc) -> bytes:
     """Encode a doc for Redis."""
-    return compress(pack(doc))
+    return compress(shorten(doc, pack(doc)))
 
 
 def decode_doc(data: bytes) -> BatchDoc:
@@ -235,7 +260,7 @@ def decode_doc(data: bytes) -> BatchDoc:
 
 def encode_spec(spec: JobSpec) -> bytes:
     """Encode a job for Redis."""
-    return compress(pack(spec))
+    return compress(shorten(spec, pack(spec)))
 
 
 def decode_spec(data: bytes) -> JobSpec:
