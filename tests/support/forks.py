@@ -54,7 +54,9 @@ class Fork:
         return self.log.read_text(errors="replace")
 
     def signal(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
+        """Send a signal, unless the process has ended."""
+        if self.alive:
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Send SIGKILL and wait for the end."""

@@ -296,16 +296,17 @@ def test_qubits_pass_only_if_pulser_builds_the_register_with_them(qubits: dict[s
     assert not MAPPABLE.build(qubits=qubits).is_register_mappable()
 
 
-def test_ten_thousand_jobs_are_checked_in_a_moment() -> None:
+def test_jobs_are_checked_about_as_fast_as_they_are_made() -> None:
     header = read_sequence(make_sequence(omega=(float, 1), delta=(float, 1)).to_abstract_repr())
-    jobs = [JobSpec(runs=100, variables={"omega": 0.1 * i, "delta": -0.2 * i}) for i in range(MAX_JOBS_PER_CALL)]
-    best_s = math.inf
+    made_s = checked_s = math.inf
     for _ in range(5):
         with untraced():
-            began = time.perf_counter()
+            began = time.thread_time()
+            jobs = [JobSpec(runs=100, variables={"omega": i / 10, "delta": -i / 5}) for i in range(MAX_JOBS_PER_CALL)]
+            made = time.thread_time()
             check_jobs(jobs, header, max_runs=1000, needs_runs=True)
-            best_s = min(best_s, time.perf_counter() - began)
-    assert best_s < 0.05  # about 0.003 on a quiet machine
+            made_s, checked_s = min(made_s, made - began), min(checked_s, time.thread_time() - made)
+    assert checked_s < 10 * made_s  # about as long
 
 
 # --- jobs as they are given ---------------------------------------------------------------------------
