@@ -717,9 +717,8 @@ async def test_a_courier_does_not_skip_what_a_restarted_server_forgot_that_anoth
             await restart.execute()
         with pytest.raises(Unavailable, match="restarted"):
             await step
-        assert waiting._deliveries.position() < position_number(
-            held_entry.id
-        )  # so that the recorder appends the lost entry again
+        # So that the recorder appends the lost entry again.
+        assert waiting._deliveries.position() < position_number(held_entry.id)
         assert await waiting.step() == 1
         assert len(post.rows()) == 1
 

@@ -20,7 +20,7 @@ async def put(rig: StoreRig, name: str, field: str, value: bytes) -> bytes:
     key = rig.keys.prefix + name
     was: bytes | None = await rig.redis.hget(key, field)
     await rig.redis.hset(key, field, value)
-    return NO_TIMES.encode() if was is None else was
+    return NO_TIMES if was is None else was
 
 
 async def test_every_command_names_the_version_of_a_batch_that_a_newer_tweezer_wrote(rig: StoreRig) -> None:

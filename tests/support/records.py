@@ -27,7 +27,7 @@ async def change_record(store: Store, batch_id: UUID | str, **values: int) -> No
     redis: Any = store.redis
     name = store.keys(Key.BATCH, batch_id)
     for part, names in RECORD.items():
-        packed = msgspec.json.decode(b"[%b]" % (await redis.hget(name, part) or NO_TIMES.encode()))
+        packed = msgspec.json.decode(b"[%b]" % (await redis.hget(name, part) or NO_TIMES))
         packed += [0] * (len(names) - len(packed))
         changed = [values.get(field, value) for field, value in zip(names, packed, strict=True)]
         await redis.hset(name, part, msgspec.json.encode(changed)[1:-1])

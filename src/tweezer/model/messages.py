@@ -225,14 +225,14 @@ def pack(record: BatchDoc | JobSpec) -> bytes:
 
 
 _SHORTENED: dict[type[BatchDoc | JobSpec], list[tuple[str, Any, bytes]]] = {
-    kind: [
-        (field.name, default, _encoder.encode(default))
-        for field in reversed(msgspec.structs.fields(kind))
-        if (default := field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory())
-        is not msgspec.NODEFAULT
+    type(blank): [
+        (field.name, getattr(blank, field.name), _encoder.encode(getattr(blank, field.name)))
+        for field in reversed(msgspec.structs.fields(blank))
+        if not field.required
     ]
-    for kind in (BatchDoc, JobSpec)
+    for blank in (BatchDoc(device=""), JobSpec())
 }
+"""The fields with a default by type, last first: name, default, and the packed default."""
 
 
 def shorten(record: BatchDoc | JobSpec, packed: bytes) -> bytes:

@@ -103,7 +103,7 @@ The hash also has ``v``, ``project``, ``doc``, a field ``t:<n>`` for each ticket
 were replaced), ``children`` (ids of the batches that repeat it) and ``cancels`` (cancel requests, a line each; see
 :mod:`tweezer.model.cancels`). In version 1, each value of the record was a field of the hash."""
 
-NO_TIMES = ",".join("0" for _ in TIME_FIELDS)
+NO_TIMES = b",".join(b"0" for _ in TIME_FIELDS)
 """The value of ``times`` where it is missing."""
 
 OLDER = b"1"
@@ -121,9 +121,9 @@ def unpack_record(row: dict[str, bytes]) -> dict[str, bytes]:
     if row["v"] == OLDER:
         return row
     fields = {name: value for name, value in row.items() if name not in RECORD} | {"v": OLDER}
+    row = {"times": NO_TIMES, **row}
     for part, names in RECORD.items():
-        packed = row.get(part, NO_TIMES.encode()) if part == "times" else row[part]
-        values = msgspec.json.decode(b"[%b]" % packed, type=list[str | int])
+        values = msgspec.json.decode(b"[%b]" % row[part], type=list[str | int])
         if len(values) < len(names) - (len(RARE_FIELDS) if part == "now" else 0):
             raise ValueError(f"the field {part!r} is too short")
         fields.update((name, str(value).encode()) for name, value in zip(names, values, strict=False) if value)

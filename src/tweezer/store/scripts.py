@@ -123,7 +123,7 @@ def _record() -> str:
     rare = " + ".join(f"b.{name}" for name in RARE_FIELDS)
     return f"""
 local VERSION, OLDER = '{RECORD_VERSION}', '{OLDER.decode()}'
-local NO_TIMES = '{NO_TIMES}'
+local NO_TIMES = '{NO_TIMES.decode()}'
 local USUAL_VALUES = {len(RECORD_VALUES) - len(RARE_FIELDS)}
 local function read_batch(id, raw)
   return {{ id = id, events = {{}}, asked = {{}}, changed = {{}}, {", ".join(values)} }}
