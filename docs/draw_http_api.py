@@ -187,6 +187,8 @@ def _show(example: Mapping[str, Any]) -> Iterator[str]:
         head += ["", body if isinstance(body, str) else json.dumps(body, indent=2, ensure_ascii=False)]
     yield "```http\n{}\n```".format("\n".join(head))
     content = response.get("body")
+    if lines := response.get("lines"):
+        content = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
     if content is None:
         yield f"Response: `{response['status']}`, without a body."
     else:

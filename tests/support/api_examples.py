@@ -17,6 +17,7 @@ from tests.support.api_rig import DEVICE, DONE, FAILED, SEQUENCE, SOON_S, ApiRig
 from tests.support.waiting import until
 
 from tweezer.adapters.specs import make_virtual_specs
+from tweezer.api.http.openapi import LINES
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.access.projects import create_project
 from tweezer.ledger.access.users import add_to_project, create_user, hash_password
@@ -138,7 +139,7 @@ class Examples:
             request["body"] = body
         response: Example = {"status": status}
         if content is not None:
-            response["body"] = content
+            response["lines" if isinstance(content, list) else "body"] = content
         self.found.setdefault(self._ids[method, template], {"request": request, "response": response})
 
 
@@ -147,6 +148,8 @@ def _read_body(answer: httpx.Response) -> Any:
         return None
     if answer.headers["Content-Type"].startswith("application/json"):
         return answer.json()
+    if answer.headers["Content-Type"] == LINES:
+        return [json.loads(line) for line in answer.text.splitlines()]
     return "\n".join(line for line in answer.text.splitlines() if _METRICS.match(line))
 
 
@@ -211,6 +214,7 @@ async def _call_batches(examples: Examples, operator: str) -> None:
     done = created["jobs"][0]["id"]
     for route in ("GET /api/v1/batches/{batch_id}", "GET /api/v2/batches/{batch_id}"):
         await call(route, batch_id=batch_id)
+    await call("GET /api/v2/batches/{batch_id}/jobs", query={"indices": "0-1", "results": "true"}, batch_id=batch_id)
     await call("GET /api/v1/batches/{batch_id}/results_link", batch_id=batch_id)
     await call("PATCH /api/v1/batches/{batch_id}/tags", ["sweep", "published"], batch_id=batch_id)
     await call("GET /api/v1/batches", query={"status": "DONE", "limit": 20})
@@ -251,6 +255,13 @@ async def _call_changes(examples: Examples) -> None:
         await call(f"PATCH /api/{version}/batches/cancel", {"batch_ids": [str(await _submit(examples))]})
         route, chosen = f"PATCH /api/{version}/batches/{{batch_id}}/cancel/jobs", {"status": "PENDING"}
         await call(route, query=chosen, batch_id=await _submit(examples))
+    chosen = {"by": "ada@lab"}
+    await call(
+        "POST /api/v2/batches/{batch_id}/cancel/jobs", {"indices": [0]}, query=chosen, batch_id=await _submit(examples)
+    )
+    paused = await _submit(examples)
+    for end in ("pause", "resume"):
+        await call(f"PATCH /api/v2/batches/{{batch_id}}/{end}", batch_id=paused)
 
 
 async def _call_service_side(examples: Examples, operator: str) -> None:
@@ -275,6 +286,7 @@ async def _call_devices(examples: Examples, operator: str) -> None:
     await call("POST /api/v1/devices", new, key=operator)
     for version in ("v1", "v2"):
         await call(f"GET /api/{version}/devices", query={"limit": 1})
+    await call("GET /api/v2/workers", key=operator)
     await call("GET /api/v1/devices/specs")
     await call("GET /api/v1/devices/public-specs", key=None)
     await call("GET /api/v1/devices/job_counts", query={"scope": "MONTH"})

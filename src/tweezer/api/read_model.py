@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -21,12 +22,13 @@ from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, J
 from tweezer.ledger.queries.lists import ListPage
 from tweezer.ledger.queries.queries import Queries
 from tweezer.model import windows
-from tweezer.model.errors import NotFound, Unavailable
+from tweezer.model.errors import InvalidInput, NotFound, Unavailable
 from tweezer.model.events import Event
 from tweezer.model.ids import device_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.webhooks import format_time
 from tweezer.store.connection import Store
-from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord
+from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 
 T = TypeVar("T")
 
@@ -90,6 +92,20 @@ class ReadModel(BatchReader):
     async def devices(self) -> list[DeviceRecord]:
         """Return all devices, sorted by name."""
         return await self._ask_in_turn(self._store.reader.devices)
+
+    async def why_waits(self, batch: BatchRecord) -> str | None:
+        """Return why the device of the batch starts none of its jobs, from its state of the last seconds."""
+        if not batch.counts[JobStatus.PENDING] or batch.counts[JobStatus.RUNNING] or batch.status.terminal:
+            return None  # without a look at the device
+        try:
+            device = await self._store.admission.device(batch.device)
+        except InvalidInput:  # it has been removed since the submit
+            return None
+        return device.why_waits(batch, datetime.now(UTC), format_time)
+
+    async def workers(self) -> list[WorkerRecord]:
+        """Return the live workers of all devices."""
+        return await self._ask_in_turn(self._store.reader.workers)
 
     async def device(self, name: str) -> DeviceRecord:
         """Return the device with this name or id. Raises NotFound."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import getpass
 import socket
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -18,7 +19,9 @@ TIMEOUT = "timeout"
 UNKNOWN = "unknown"
 """The requester that is recorded when the caller gave no name."""
 
-_LENGTH_MAX = 200
+BY_LENGTH_MAX = 200
+"""Maximum length of the name of a requester."""
+
 _ALL = "*"
 
 
@@ -52,9 +55,7 @@ class CancelAttempt(msgspec.Struct, frozen=True):
     @property
     def jobs(self) -> str:
         """The indices of the jobs, as in ``0-3,7``; ``*`` for all that had not ended."""
-        if self.ranges is None:
-            return _ALL
-        return ",".join(f"{first}-{last}" if first < last else str(first) for first, last in self.ranges)
+        return _ALL if self.ranges is None else show_ranges(self.ranges)
 
     def concerns(self, index: int, requested: datetime | None, ended: datetime | None) -> bool:
         """Return whether the request applied to a job, given when its cancel was first requested and when it ended."""
@@ -71,8 +72,28 @@ def read_attempts(text: str) -> tuple[CancelAttempt, ...]:
 
 def _attempt(line: str) -> CancelAttempt:
     milliseconds, jobs, by = line.split(" ", 2)
-    ranges = None if jobs == _ALL else tuple(map(_range, jobs.split(",")))
-    return CancelAttempt(datetime.fromtimestamp(int(milliseconds) / 1000, UTC), by, ranges)
+    return CancelAttempt(datetime.fromtimestamp(int(milliseconds) / 1000, UTC), by, read_ranges(jobs))
+
+
+def read_ranges(jobs: str) -> tuple[tuple[int, int], ...] | None:
+    """Parse indices of jobs such as ``0-3,7``; ``*`` means all jobs that had not ended, and returns None."""
+    return None if jobs == _ALL else tuple(map(_range, jobs.split(",")))
+
+
+def as_ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the indices as the first and last index of each range of consecutive ones, in the given order."""
+    ranges: list[tuple[int, int]] = []
+    for index in indices:
+        if ranges and index == ranges[-1][1] + 1:
+            ranges[-1] = ranges[-1][0], index
+        else:
+            ranges.append((index, index))
+    return ranges
+
+
+def show_ranges(ranges: Iterable[tuple[int, int]]) -> str:
+    """Format ranges of indices as in ``0-3,7``."""
+    return ",".join(f"{first}-{last}" if first < last else str(first) for first, last in ranges)
 
 
 def _range(word: str) -> tuple[int, int]:
@@ -82,8 +103,8 @@ def _range(word: str) -> tuple[int, int]:
 
 def check_by(by: object) -> str:
     """Return the name of the requester. Raises InvalidInput("by", …)."""
-    if not isinstance(by, str) or not 1 <= len(by) <= _LENGTH_MAX or not by.isprintable() or not by.strip():
-        raise InvalidInput("by", f"must be 1 to {_LENGTH_MAX} printable characters: a name, or user@host")
+    if not isinstance(by, str) or not 1 <= len(by) <= BY_LENGTH_MAX or not by.isprintable() or not by.strip():
+        raise InvalidInput("by", f"must be 1 to {BY_LENGTH_MAX} printable characters: a name, or user@host")
     return by
 
 
@@ -94,4 +115,4 @@ def user_at_host() -> str:
     except (OSError, KeyError, ImportError):  # in a container whose user has no passwd entry
         user = UNKNOWN
     name = "".join(filter(str.isprintable, f"{user}@{socket.gethostname()}"))
-    return name[:_LENGTH_MAX]
+    return name[:BY_LENGTH_MAX]

@@ -133,15 +133,15 @@ class Devices:
                 raise AssertionError(f"a script returned {word!r}")
 
 
-def new_window(begins: datetime, ends: datetime, reason: str) -> Window:
-    """Make a maintenance window with a new id. Raises InvalidInput."""
+def new_window(begins: datetime, ends: datetime, reason: str, *, window_id: str | None = None) -> Window:
+    """Make a maintenance window, by default with a new id. Raises InvalidInput."""
     for field, at in (("begins_at", begins), ("ends_at", ends)):
         check_time(field, at)
     if ends <= begins:
         raise InvalidInput("ends_at", "must be after begins_at")
     if not check_text("reason", reason, MAX_REASON_LENGTH, least=0).strip():
         raise InvalidInput("reason", "is missing; it is shown to users whose jobs wait")
-    return Window(secrets.token_hex(4), _to_the_millisecond(begins), _to_the_millisecond(ends), reason)
+    return Window(window_id or secrets.token_hex(4), _to_the_millisecond(begins), _to_the_millisecond(ends), reason)
 
 
 def _to_the_millisecond(at: datetime) -> datetime:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -17,7 +18,7 @@ from tweezer.api.http.responses import RequestRejected, doc
 from tweezer.ledger.access.credentials import Principal
 from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import is_project_id
-from tweezer.model.messages import MAX_JOBS_PER_CALL, JobSpec, Priority
+from tweezer.model.messages import MAX_JOBS_PER_CALL, JobSpec, Limits, Priority
 from tweezer.model.sequence import MAX_SEQUENCE_BYTES
 from tweezer.store.producers import Submission
 from tweezer.store.records import BatchRecord, JobRecord
@@ -59,6 +60,18 @@ Jobs = Annotated[
         extra_json_schema={"maxItems": MAX_JOBS_PER_CALL},
     ),
 ]
+
+
+class LimitsBody(msgspec.Struct, frozen=True):
+    """The limits of a batch to submit."""
+
+    job_timeout_s: Annotated[float, doc("Maximum wall time of one job, in seconds.", 600.0)] = Limits().job_timeout_s
+    open_timeout_s: Annotated[
+        float, doc("How long an open batch may have no work before it is `TIMED_OUT`, in seconds.", 300.0)
+    ] = Limits().open_timeout_s
+    transient_retries: Annotated[int, doc("How often a job is retried after a transient failure.", 3)] = (
+        Limits().transient_retries
+    )
 
 
 class BatchBody(msgspec.Struct, frozen=True):
@@ -109,6 +122,11 @@ class BatchBody(msgspec.Struct, frozen=True):
         doc("Older options of the emulator: `dt`, `precision` and `max_bond_dim` of EMU_MPS."),
     ] = None
     queue_priority: Annotated[str | None, doc("`HIGH`, `MEDIUM` or `LOW`; null means `MEDIUM`.", "MEDIUM")] = None
+    limits: Annotated[LimitsBody | None, doc("Time limits and retries; null means the defaults.")] = None
+    not_before: Annotated[
+        Annotated[datetime, Meta(tz=True)] | None,
+        doc("The earliest time to start, ISO 8601 with an offset; null means at once.", "2030-11-01T09:00:00Z"),
+    ] = None
     name: Annotated[str | None, doc("Name of the batch, for people.", "antiferromagnet")] = None
 
 
@@ -153,6 +171,8 @@ def build_submission(body: BatchBody, *, user: str | None, idempotency_key: str,
         webhook=body.webhook,
         backend_configuration=body.backend_configuration,
         configuration=body.configuration,
+        limits=Limits() if body.limits is None else Limits(**msgspec.structs.asdict(body.limits)),
+        not_before=body.not_before,
         idempotency_key=idempotency_key,
         user=user,
     )

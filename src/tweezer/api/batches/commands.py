@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Request, Response
+import msgspec
+from fastapi import APIRouter, Header, Query, Request, Response
 from msgspec import Meta
 
 from tweezer.api.access.dependencies import BatchId, JobId, Ledger, LiveStore, Queue, ReadBodies, Submitter
@@ -24,16 +25,18 @@ from tweezer.api.batches.bodies import (
 )
 from tweezer.api.batches.filters import NO_CONTROLS
 from tweezer.api.batches.reads import EMBEDDED_JOBS_MAX, get_batch, get_job
-from tweezer.api.batches.schemas import BatchResponse, JobResponse
+from tweezer.api.batches.schemas import BatchResponse, ExtendedBatchResponse, JobResponse
 from tweezer.api.http.openapi import CollectionRoute, describe_failures, describe_route
 from tweezer.api.http.responses import success
 from tweezer.api.read_model import ReadModel
 from tweezer.api.webhooks.service import Hooks, check_webhook
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.recorder.writing import replace_tags
+from tweezer.model.cancels import BY_LENGTH_MAX
 from tweezer.model.checks import MAX_KEY_LENGTH, MAX_TAG_LENGTH, MAX_TAGS, check_tags
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, Unavailable
 from tweezer.model.ids import split_job_id
+from tweezer.model.messages import MAX_JOBS_PER_BATCH
 from tweezer.store.producers import CancelAnswer
 from tweezer.store.records import BatchRecord, NewBatch
 
@@ -49,10 +52,23 @@ IdempotencyKey = Annotated[
 ]
 
 
-def describe_caller(caller: Principal) -> str:
-    """Return the text that is recorded with a cancel: the user, if there is one, and the key's id."""
-    key = f"key {caller.key}"
-    return key if caller.user is None else f"{caller.user} ({key})"
+By = Annotated[
+    str,
+    Query(
+        max_length=BY_LENGTH_MAX,
+        pattern=NO_CONTROLS,
+        description="Name of the person or program that cancels, to record beside the key.",
+        examples=["alice@lab"],
+    ),
+]
+
+
+def describe_caller(caller: Principal, by: str = "") -> str:
+    """Return the text that is recorded with a cancel: the given name, the user if there is one, and the key's id."""
+    known = ", ".join(filter(None, (caller.user, f"key {caller.key}")))
+    if by.strip():
+        return f"{by[: BY_LENGTH_MAX - len(known) - 3]} ({known})"
+    return f"key {caller.key}" if caller.user is None else f"{caller.user} (key {caller.key})"
 
 
 def terminal_error(kind: str, identity: UUID) -> Conflict:
@@ -76,7 +92,7 @@ async def batch_response(written: NewBatch | UUID, caller: Principal, live: Read
     if isinstance(written, UUID):
         return await get_batch(written, caller, live)
     jobs = written.jobs() if written.batch.jobs <= EMBEDDED_JOBS_MAX else []
-    return success(BatchResponse.from_records(written.batch, jobs))
+    return success(BatchResponse.from_records(written.batch, jobs, waits_for=await live.why_waits(written.batch)))
 
 
 router = APIRouter(route_class=CollectionRoute, responses=describe_failures(403, 409, 422, 503))
@@ -123,7 +139,7 @@ async def create_batch(
 @router.post(
     "/api/v2/batches/{batch_id}/jobs",
     summary="Add jobs to an open batch",
-    **describe_route(BatchResponse, 404, body=Jobs),
+    **describe_route(ExtendedBatchResponse, 404, body=Jobs),
 )
 async def add_jobs(
     request: Request,
@@ -142,10 +158,12 @@ async def add_jobs(
     agent = request.headers.get("User-Agent", "")
     sent = convert_jobs(jobs, placeholders=sends_placeholders(agent, batch.doc.backend_configuration))
     async with expect_live(batch), begin_call(request, caller, idempotency_key) as attempt:
-        await queue.admission.add_jobs(
+        first = await queue.admission.add_jobs(
             batch_id, sent, project=batch.project, idempotency_key=idempotency_key, attempt=attempt
         )
-    return await get_batch(batch_id, caller, live)
+    record, embedded = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
+    why = await live.why_waits(record)
+    return success(ExtendedBatchResponse.from_records(record, embedded, first_added=first, waits_for=why))
 
 
 @router.patch("/api/v2/batches/{batch_id}/complete", summary="Close a batch", **describe_route(BatchResponse, 404))
@@ -160,12 +178,84 @@ async def close_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: 
 
 
 @router.patch("/api/v2/batches/{batch_id}/cancel", summary="Cancel a batch", **describe_route(BatchResponse, 404))
-async def cancel_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
+async def cancel_batch(
+    batch_id: BatchId,
+    caller: Submitter,
+    queue: Queue,
+    live: LiveStore,
+    by: By = "",
+    idempotency_key: IdempotencyKey = "",
+) -> Response:
     """Cancel the pending jobs of the batch, and ask its running jobs to stop. The batch ends when they have
     stopped."""
     batch = await live.batch(caller, batch_id)
     async with expect_live(batch):
-        await queue.commands.cancel(batch_id, project=batch.project, by=describe_caller(caller))
+        await queue.commands.cancel(
+            batch_id, project=batch.project, by=describe_caller(caller, by), idempotency_key=idempotency_key
+        )
+    return await get_batch(batch_id, caller, live)
+
+
+class IndicesBody(msgspec.Struct, frozen=True):
+    """Jobs of a batch to cancel."""
+
+    indices: Annotated[
+        list[Annotated[int, Meta(ge=0, lt=MAX_JOBS_PER_BATCH)]],
+        Meta(
+            min_length=1,
+            max_length=MAX_JOBS_PER_BATCH,
+            description="Indices of the jobs in the batch, from 0.",
+            examples=[[0, 3]],
+        ),
+    ]
+
+
+@router.post(
+    "/api/v2/batches/{batch_id}/cancel/jobs",
+    name="cancel_jobs_by_index",
+    summary="Cancel jobs of a batch by index",
+    **describe_route(list[CancelAnswer], 404, body=IndicesBody),
+)
+async def cancel_jobs_by_index(
+    request: Request,
+    batch_id: BatchId,
+    caller: Submitter,
+    bodies: ReadBodies,
+    queue: Queue,
+    live: LiveStore,
+    by: By = "",
+    idempotency_key: IdempotencyKey = "",
+) -> Response:
+    """Cancel jobs, and return one answer for each index, in the same order: `canceled`, `requested` (the running job
+    was asked to stop), `over` (it had ended) or `unknown` (the batch has no such job)."""
+    batch = await live.batch(caller, batch_id)
+    body = await bodies.read(request, IndicesBody, account=caller.account)
+    async with expect_live(batch):
+        answers = await queue.commands.cancel_jobs(
+            batch_id,
+            body.indices,
+            project=batch.project,
+            by=describe_caller(caller, by),
+            idempotency_key=idempotency_key,
+        )
+    return success(answers)
+
+
+@router.patch("/api/v2/batches/{batch_id}/pause", summary="Pause a batch", **describe_route(BatchResponse, 404))
+async def pause_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
+    """Pause the batch: its running jobs finish, and no further ones start. Pausing a paused batch changes nothing."""
+    batch = await live.batch(caller, batch_id)
+    async with expect_live(batch):
+        await queue.commands.pause(batch_id, project=batch.project)
+    return await get_batch(batch_id, caller, live)
+
+
+@router.patch("/api/v2/batches/{batch_id}/resume", summary="Resume a batch", **describe_route(BatchResponse, 404))
+async def resume_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
+    """Resume a paused batch. Resuming a batch that is not paused changes nothing."""
+    batch = await live.batch(caller, batch_id)
+    async with expect_live(batch):
+        await queue.commands.resume(batch_id, project=batch.project)
     return await get_batch(batch_id, caller, live)
 
 

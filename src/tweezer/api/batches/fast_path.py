@@ -19,7 +19,7 @@ from tweezer.api.batches.reads import get_batch, get_job
 
 
 class FastRoute(Route):
-    """A route of one method, for requests without an ``Idempotency-Key``; other parameters are ignored."""
+    """A route of one method, for requests without query parameters and without an ``Idempotency-Key``."""
 
     def __init__(self, method: str, path: str, respond: Callable[[Request], Awaitable[Response]]) -> None:
         super().__init__(path.replace("}", ":uuid}"), respond, methods=[method], include_in_schema=False)
@@ -30,7 +30,8 @@ class FastRoute(Route):
         if scope["type"] != "http" or scope["method"] != self._method:
             return Match.NONE, {}
         match, child_scope = super().matches(scope)
-        if match is Match.FULL and any(name == b"idempotency-key" for name, _ in scope["headers"]):
+        has_more = scope.get("query_string") or any(name == b"idempotency-key" for name, _ in scope["headers"])
+        if match is Match.FULL and has_more:
             return Match.NONE, {}
         return match, {**child_scope, "route": self}
 

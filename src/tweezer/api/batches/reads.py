@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import StreamingResponse
 
 from tweezer.api.access.dependencies import (
     BatchId,
@@ -15,10 +20,11 @@ from tweezer.api.access.dependencies import (
     WaitSeconds,
 )
 from tweezer.api.batches.filters import BatchPageParams, BatchParams, JobPageParams, JobParams
-from tweezer.api.batches.results import KeptResults, result_response
+from tweezer.api.batches.results import KeptResults, result_response, stream_lines
 from tweezer.api.batches.schemas import (
     BatchResponse,
     BatchStateResponse,
+    JobLineResponse,
     JobResponse,
     JobResultResponse,
     JobStateResponse,
@@ -28,16 +34,20 @@ from tweezer.api.batches.schemas import (
 )
 from tweezer.api.http.longpoll import may_change_job, may_end_batch
 from tweezer.api.http.openapi import (
+    LINES,
     CollectionRoute,
     describe_failures,
     describe_list,
     describe_response,
     describe_route,
+    describe_stream,
 )
 from tweezer.api.http.responses import page, success
+from tweezer.model.cancels import read_ranges
 from tweezer.model.errors import NotFound
 from tweezer.model.ids import split_job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import MAX_JOBS_PER_BATCH
 from tweezer.store.records import BatchRecord
 
 router = APIRouter(route_class=CollectionRoute, responses=describe_failures(422, 503))
@@ -78,6 +88,8 @@ async def count_jobs(query: JobParams, caller: Caller, live: LiveStore) -> Respo
     return success(await live.job_counts(caller, query.filter))
 
 
+_INDICES_LENGTH = 8000
+
 EMBEDDED_JOBS_MAX = 100
 """A batch with more jobs is shown without them: clients then request the jobs separately."""
 
@@ -85,10 +97,48 @@ EMBEDDED_JOBS_MAX = 100
 @router.get(
     "/api/v2/batches/{batch_id}", summary="Get a batch with its sequence and jobs", **describe_route(BatchResponse, 404)
 )
-async def get_batch(batch_id: BatchId, caller: Caller, live: LiveStore) -> Response:
-    """Return the current state of the batch, with its jobs if there are at most 100."""
-    record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
-    return success(BatchResponse.from_records(record, jobs))
+async def get_batch(
+    batch_id: BatchId,
+    caller: Caller,
+    live: LiveStore,
+    jobs: Annotated[bool, Query(description="`false`: without its jobs and their ids.")] = True,
+    sequence: Annotated[bool, Query(description="`false`: without its sequence, which never changes.")] = True,
+) -> Response:
+    """Return the current state of the batch, with its jobs if there are at most 100. A program that reads the batch
+    again and again should leave out the jobs and the sequence."""
+    record, embedded = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX if jobs else -1)
+    left_out: dict[str, Any] = {} if jobs else {"job_ids": None}
+    left_out |= {} if sequence else {"sequence_builder": None}
+    return success(BatchResponse.from_records(record, embedded, waits_for=await live.why_waits(record), **left_out))
+
+
+@router.get(
+    "/api/v2/batches/{batch_id}/jobs",
+    summary="Stream the jobs of a batch, with their results",
+    response_class=Response,
+    responses=describe_stream(JobLineResponse) | describe_failures(404),
+)
+async def stream_jobs(
+    batch_id: BatchId,
+    caller: Caller,
+    live: LiveStore,
+    kept: KeptResults,
+    indices: Annotated[
+        str,
+        Query(
+            max_length=_INDICES_LENGTH,
+            pattern=r"^(\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*)?$",
+            description="Indices of jobs, as in `0-3,7`; all jobs by default. Those that the batch lacks are left out.",
+        ),
+    ] = "",
+    results: Annotated[bool, Query(description="Whether to send the results of the jobs, too.")] = False,
+) -> Response:
+    """Send each job as a line of JSON, in the order of `indices`, and `{"end": true}` as the last line. Unlike a list,
+    the stream has any number of jobs, with results of any size. A program that misses the last line asks again, for the
+    jobs that it has not received."""
+    batch = await live.batch(caller, batch_id)
+    chosen = _select(batch.jobs, indices)
+    return StreamingResponse(stream_lines(live, kept, batch, chosen, results=results), media_type=LINES)
 
 
 @router.get(
@@ -115,6 +165,17 @@ async def get_batch_status(
         receive=request.receive,
     )
     return success(BatchStateResponse.from_record(record))
+
+
+def _select(jobs: int, indices: str) -> Sequence[int]:
+    """Return the indices below ``jobs`` that are meant. Raises RequestValidationError if they are too many."""
+    if not indices:
+        return range(jobs)
+    ranges = [range(first, min(last + 1, jobs)) for first, last in read_ranges(indices) or ()]
+    if sum(map(len, ranges)) > MAX_JOBS_PER_BATCH:
+        problem = f"has more than {MAX_JOBS_PER_BATCH} indices; name each job once"
+        raise RequestValidationError([{"type": "value_error", "loc": ("query", "indices"), "msg": problem}])
+    return [index for each in ranges for index in each]
 
 
 def _is_idle(record: BatchRecord) -> bool:

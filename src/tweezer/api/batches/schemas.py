@@ -49,8 +49,8 @@ def _readable(values: dict[str, Any] | None) -> dict[str, Any] | None:
     return plain
 
 
-class CancelAttemptResponse(msgspec.Struct, frozen=True):
-    """A request to cancel a job."""
+class CancelAttemptResponse(RecordResponse, frozen=True):
+    """A request to cancel a batch or some of its jobs."""
 
     at: Annotated[Moment, doc("When the request was made.")]
     by: Annotated[
@@ -61,6 +61,29 @@ class CancelAttemptResponse(msgspec.Struct, frozen=True):
             "alice (key k3v9q2m7x4ab)",
         ),
     ]
+    jobs: Annotated[
+        str, doc("Indices of the jobs, as in `0-3,7`; `*` for all jobs of the batch that had not ended.", "*")
+    ]
+
+
+class FaultResponse(RecordResponse, frozen=True):
+    """Why a job or a batch failed."""
+
+    code: Annotated[str, doc("A stable identifier of the error, for programs.", "user")]
+    message: Annotated[str, doc("What is wrong and what to do, for people.", "expected 3 values, got 2")]
+    field: Annotated[
+        str | None, doc("The input that caused the failure; null if it is not one field.", "jobs[0].variables.omega")
+    ]
+
+
+class LimitsResponse(RecordResponse, frozen=True):
+    """The limits of a batch."""
+
+    job_timeout_s: Annotated[Seconds, doc("Maximum wall time of one job, in seconds.", 3600.0)]
+    open_timeout_s: Annotated[
+        Seconds, doc("How long the open batch may have no work before it is `TIMED_OUT`, in seconds.", 300.0)
+    ]
+    transient_retries: Annotated[Count, doc("How often a job is retried after a transient failure.", 3)]
 
 
 class EmbeddedJobResponse(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,6 +165,16 @@ class JobResponse(EmbeddedJobResponse, frozen=True, kw_only=True):
     """The current state of a job."""
 
     sequence: Annotated[str | None, doc("The job's own serialised sequence; null if it uses its batch's.", None)]
+    requested_runs: Annotated[
+        int | None,
+        doc("Number of shots that the job itself specifies; null if `runs` is that of the configuration.", 100),
+    ]
+    seed: Annotated[int | None, doc("Seed of the job's random numbers; null: derived from its id.", None)]
+    faults: Annotated[list[FaultResponse], doc("Why the job failed, with codes; empty otherwise.", [])]
+    cancel_requested_at: Annotated[Moment | None, doc("When a cancel was first requested; null if never.", None)]
+    cancel_requests: Annotated[
+        Count, doc("Number of requests to end the job, including those because of its time limit.", 0)
+    ]
     logs_link: Annotated[str | None, doc("Always null: logs of executions are not stored.", None)] = None
     cancel_attempts: Annotated[
         list[CancelAttemptResponse], doc("Recorded requests to cancel the job, oldest first.")
@@ -149,8 +182,17 @@ class JobResponse(EmbeddedJobResponse, frozen=True, kw_only=True):
 
     @classmethod
     def from_record(cls, record: JobRecord, **more: Any) -> Self:
-        attempts = [CancelAttemptResponse(attempt.at, attempt.by) for attempt in record.cancels]
-        return super().from_record(record, sequence=record.spec.sequence, cancel_attempts=attempts, **more)
+        return super().from_record(
+            record,
+            sequence=record.spec.sequence,
+            requested_runs=record.spec.runs,
+            seed=record.spec.seed,
+            faults=[FaultResponse.from_record(fault) for fault in record.faults],
+            cancel_requested_at=record.cancel_requested,
+            cancel_requests=record.cancel_requests,
+            cancel_attempts=[CancelAttemptResponse.from_record(attempt) for attempt in record.cancels],
+            **more,
+        )
 
 
 class ListedBatchResponse(RecordResponse, frozen=True, kw_only=True):
@@ -217,13 +259,16 @@ class BatchResponse(ListedBatchResponse, frozen=True, kw_only=True):
     sequence_builder: Annotated[
         str | None,
         Source("doc.sequence"),
-        doc("The serialised Pulser sequence; null if each job has its own.", '{"version":"1"}'),
+        doc(
+            "The serialised Pulser sequence; null if each job has its own, or if it was not requested.",
+            '{"version":"1"}',
+        ),
     ]
     jobs: Annotated[
         list[EmbeddedJobResponse],
         doc(
             "All jobs in creation order, if there are at most 100. Empty if there are more: request them with "
-            "`GET /api/v2/jobs?batch_id=…`."
+            "`GET /api/v2/batches/{batch_id}/jobs`."
         ),
     ]
     job_ids: Annotated[
@@ -231,12 +276,41 @@ class BatchResponse(ListedBatchResponse, frozen=True, kw_only=True):
         doc("Ids of all jobs in creation order, if there are at most 1,000; else null.", [_JOB_ID]),
     ]
     child_ids: Annotated[list[UUID], Source("children"), doc("Ids of the batches that repeat this one.", [])]
+    limits: Annotated[LimitsResponse, doc("The limits of the batch.")]
+    fault: Annotated[FaultResponse | None, doc("Why the batch could not run, with a code; null otherwise.", None)]
+    waits_for: Annotated[
+        str | None,
+        doc(
+            "Why its device starts none of its pending jobs, for people; null if it does, or if the device only has "
+            "other work.",
+            None,
+        ),
+    ] = None
+    sequence_number: Annotated[Count, doc("Number of its last event.", 5)]
+    job_s: Annotated[
+        Seconds | None, doc("Average duration of its jobs that are `DONE`, in seconds; null if none is.", 0.42)
+    ]
+    cancel_attempts: Annotated[
+        list[CancelAttemptResponse], doc("Recorded requests to cancel the batch or some of its jobs, oldest first.", [])
+    ]
 
     @classmethod
-    def from_records(cls, record: BatchRecord, jobs: Sequence[JobRecord]) -> Self:
+    def from_records(cls, record: BatchRecord, jobs: Sequence[JobRecord], **more: Any) -> Self:
         """Return the response for a batch and its jobs."""
-        shown = [cls._job_type.from_record(job) for job in jobs]
-        return cls.from_record(record, jobs=shown, job_ids=_job_ids(record))
+        return cls.from_record(
+            record,
+            jobs=[cls._job_type.from_record(job) for job in jobs],
+            limits=LimitsResponse.from_record(record.doc.limits),
+            fault=None if record.fault is None else FaultResponse.from_record(record.fault),
+            cancel_attempts=[CancelAttemptResponse.from_record(attempt) for attempt in record.cancels],
+            **({"job_ids": _job_ids(record)} | more),
+        )
+
+
+class ExtendedBatchResponse(BatchResponse, frozen=True, kw_only=True):
+    """The current state of a batch to which jobs were added."""
+
+    first_added: Annotated[Count, doc("Index of the first job that this request added.", 20)]
 
 
 class OlderJobResponse(JobResponse, frozen=True, kw_only=True):
@@ -375,6 +449,19 @@ class JobResultResponse(msgspec.Struct, frozen=True):
             {"backend": "qutip", "versions": {"pulser": "1.9.1"}, "seed": 7},
         ),
     ] = None
+
+
+class JobLineResponse(msgspec.Struct, frozen=True):
+    """A line of a stream of jobs."""
+
+    job: Annotated[JobResponse | None, doc("The job; null on the last line.")] = None
+    result: Annotated[
+        JobResultResponse | None, doc("The result of the job; null without one, or if results were not requested.")
+    ] = None
+    result_error: Annotated[
+        str | None, doc("Why the result of the job cannot be read, for people; null otherwise.", None)
+    ] = None
+    end: Annotated[bool, doc("Whether this is the last line. A stream without it was cut.", False)] = False
 
 
 class TransitionResponse(RecordResponse, frozen=True):

@@ -22,6 +22,7 @@ from tweezer.api.devices.schemas import (
     SpecsBody,
     StatusBody,
     StatusesBody,
+    WorkerResponse,
 )
 from tweezer.api.devices.statistics import QueueSizeResponse, QueueTimeResponse
 from tweezer.api.http.openapi import describe_list, describe_route
@@ -75,6 +76,12 @@ async def create_device(
     held = {"paused": _HELD_BY_API} if body.status is DeviceStatus.DOWN else {}
     await queue.devices.create(body.device_type, body.about() | held, specs)
     return success(await _device(live, ledger, body.device_type))
+
+
+@router.get("/api/v2/workers", summary="List workers", **describe_route(list[WorkerResponse]))
+async def list_workers(caller: Operator, live: LiveStore) -> Response:
+    """For operators. Return the live workers of all devices, with the names of their machines."""
+    return success([WorkerResponse.from_record(worker) for worker in await live.workers()])
 
 
 _STATUSES = describe_route(list[DeviceResponse], 404, 422, body=StatusesBody)
@@ -143,7 +150,7 @@ async def plan_maintenance(
     that would not end in time. Running jobs finish. Windows of a device must not overlap."""
     name = (await live.device(device)).name
     body = await bodies.read(request, MaintenanceBody, account=caller.account)
-    window = new_window(body.begins_at, body.ends_at, body.reason)
+    window = new_window(body.begins_at, body.ends_at, body.reason, window_id=body.id)
     await queue.devices.plan(name, window)
     return success(MaintenanceResponse.from_record(window))
 

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from tweezer.api.batches.filters import DeviceOrder
-from tweezer.api.http.responses import Count, Moment, RecordResponse, Source, doc
+from tweezer.api.http.responses import Count, Moment, RecordResponse, Seconds, Source, doc
 from tweezer.ledger.queries.statistics import QueueTime
 from tweezer.model.ids import device_id
 from tweezer.model.webhooks import format_time
@@ -70,6 +70,10 @@ class MaintenanceBody(msgspec.Struct, frozen=True):
         str,
         Meta(min_length=1, max_length=500, description="The reason, which all users can see.", examples=["new lens"]),
     ]
+    id: Annotated[
+        Annotated[str, Meta(pattern=r"^[0-9a-f]{8}$")] | None,
+        doc("Id of the window, 8 hexadecimal digits, so that a repeated request plans it once; null: a new id.", None),
+    ] = None
 
 
 class SpecsBody(msgspec.Struct, frozen=True):
@@ -109,6 +113,14 @@ class MaintenanceResponse(RecordResponse, frozen=True):
     begins_at: Annotated[Moment, Source("begins"), doc("When the maintenance begins.")]
     ends_at: Annotated[Moment, Source("ends"), doc("When the maintenance ends.")]
     reason: Annotated[str, doc("The reason, which all users can see.", "new lens")]
+
+
+class GeometryResponse(RecordResponse, frozen=True):
+    """The limits on registers; null means no limit."""
+
+    max_atoms: Annotated[Count | None, doc("The largest number of atoms.", 25)]
+    min_distance: Annotated[float | None, doc("The smallest distance between two atoms, in µm.", 4.0)]
+    max_radius: Annotated[float | None, doc("The largest distance of an atom from the centre, in µm.", 35.0)]
 
 
 class DeviceResponse(RecordResponse, frozen=True):
@@ -156,6 +168,26 @@ class DeviceResponse(RecordResponse, frozen=True):
     lanes: Annotated[Count, doc("Number of lanes (execution slots) of its live workers.", 2)]
     pending: Annotated[Count, doc("Number of its pending jobs.", 16)]
     running: Annotated[Count, doc("Number of its running jobs.", 2)]
+    adapter: Annotated[str, doc("Kind of adapter that serves the device.", "qutip")]
+    exclusive: Annotated[bool, doc("Whether one batch has the device to itself.", False)]
+    checks_sequence: Annotated[bool, doc("Whether sequences are checked; if false, any text is accepted.", True)]
+    specs_name: Annotated[
+        str | None, doc("Name of the device in sequences that are built for it; null without specs.", "EMU_FREE")
+    ]
+    geometry: Annotated[GeometryResponse, doc("The limits on registers.")]
+    paused_until: Annotated[Moment | None, doc("When a pause ends; null if an operator must end it.", None)]
+    down_because: Annotated[str | None, Source("down"), doc("Why its machine runs no jobs; null if it is up.", None)]
+    status_unknown_since: Annotated[
+        Moment | None, Source("unsure_since"), doc("Since when the state of its machine is unknown.", None)
+    ]
+    job_s: Annotated[Seconds | None, doc("Average duration of its recent jobs, in seconds; null if unknown.", 0.42)]
+    active: Annotated[bool, doc("Whether the device is listed without `include_legacy`.", True)]
+    reattaches: Annotated[bool, doc("Whether its jobs continue when the worker is lost.", False)]
+    set_back_at: Annotated[
+        Moment | None,
+        Source("set_back"),
+        doc("When a restart of the job ids of its machine was last noticed; null if never.", None),
+    ]
 
     @classmethod
     def from_device(cls, record: DeviceRecord, waited: QueueTime | None) -> DeviceResponse:
@@ -171,11 +203,27 @@ class DeviceResponse(RecordResponse, frozen=True):
             max_runs=record.max_runs or None,
             paused_because=record.paused or None,
             maintenance=None if window is None or window.ends <= now else MaintenanceResponse.from_record(window),
+            geometry=GeometryResponse.from_record(record.geometry),
         )
 
     def place(self, order: DeviceOrder) -> Any:
         """Return the value to sort by; devices without one come last."""
         return self.created_at if order is DeviceOrder.CREATED else getattr(self, order.value)
+
+
+class WorkerResponse(RecordResponse, frozen=True):
+    """A live worker, as its last heartbeat described it."""
+
+    id: Annotated[str, doc("Id of the worker.", "lab-1:4711:0f3a")]
+    device: Annotated[str, doc("Name of the device that it serves.", "EMU_FREE")]
+    lanes: Annotated[Count, doc("Number of its lanes.", 2)]
+    busy: Annotated[Count, doc("Number of its lanes that execute a batch.", 1)]
+    host: Annotated[str, doc("Name of its machine.", "lab-1")]
+    version: Annotated[str, doc("Version of Tweezer.", "0.1.0")]
+    record_version: Annotated[Count, doc("Version of the records that it reads.", 2)]
+    draining: Annotated[bool, doc("Whether it ends when its jobs have ended.", False)]
+    started: Annotated[Moment, doc("When it was started.")]
+    jail: Annotated[str, doc("`on` if its lanes are jailed, else what is missing; empty if unknown.", "on")]
 
 
 class DeviceSpecsResponse(msgspec.Struct, frozen=True):

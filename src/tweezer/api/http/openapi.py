@@ -12,6 +12,9 @@ from fastapi.routing import APIRoute
 from tweezer.api.http.responses import Failure, MalformedRequest, Pagination, doc
 from tweezer.model.json_schemas import schema_components
 
+LINES = "application/x-ndjson"
+"""The media type of JSON values, one on each line."""
+
 Responses = dict[int | str, dict[str, Any]]
 """The responses of a route by status, in FastAPI's format."""
 
@@ -85,6 +88,11 @@ class CollectionRoute(APIRoute):
 def describe_response(kind: Any, description: str = "Success.", *, status: int = 200) -> Responses:
     """Describe a response without the envelope."""
     return {status: {"description": description, "content": _json(_describe(kind))}}
+
+
+def describe_stream(kind: Any) -> Responses:
+    """Describe a response of lines, each of which is a value of this type as JSON."""
+    return {200: {"description": "JSON values, one on each line.", "content": {LINES: {"schema": _describe(kind)}}}}
 
 
 def describe_route(kind: Any, *failures: int, body: Any = None, keyless: bool = False, **beside: Any) -> dict[str, Any]:

@@ -107,6 +107,16 @@ class RequestRejected(TweezerError):
         self.headers = headers
 
 
+class ExceededQuota(msgspec.Struct, frozen=True):
+    """A quota of a project that a request exceeds. Numbers of jobs, or bytes."""
+
+    project: Annotated[str, doc("Id of the project.", "default")]
+    name: Annotated[str, doc("Name of the quota.", "queued_jobs")]
+    limit: Annotated[int, doc("The limit of the quota.", 1000)]
+    used: Annotated[int, doc("How much of it is in use.", 990)]
+    asked: Annotated[int, doc("How much the request would add.", 20)]
+
+
 class FailureData(msgspec.Struct, frozen=True):
     """What went wrong: for people (`description`) and for programs (`reason`, `field`)."""
 
@@ -117,6 +127,9 @@ class FailureData(msgspec.Struct, frozen=True):
     field: Annotated[
         str | None, doc("The part of the request at fault, or the quota; null if neither applies.", None)
     ] = None
+    quota: Annotated[
+        ExceededQuota | msgspec.UnsetType, doc("The quota that the request exceeds; absent for other errors.")
+    ] = msgspec.UNSET
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -181,6 +194,7 @@ def failure(
     reason: str,
     *,
     field: str | None = None,
+    quota: ExceededQuota | msgspec.UnsetType = msgspec.UNSET,
     detail: list[Problem] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
@@ -189,7 +203,7 @@ def failure(
         "status": "fail" if status < 500 else "error",
         "message": HTTPStatus(status).phrase,
         "code": str(status),
-        "data": FailureData(description, reason, field),
+        "data": FailureData(description, reason, field, quota),
     }
     if detail is not None:
         content["detail"] = detail
@@ -212,11 +226,10 @@ def error_response(error: TweezerError) -> Response:
             return failure(
                 500, f"{error.message}; an operator can look for it with `tweezer dead-letters list`", error.code
             )
-        case QuotaExceeded(retryable=True):
-            headers = {"Retry-After": str(RETRY_AFTER_S)}
-            return failure(429, error.message, error.code, field=error.quota, headers=headers)
         case QuotaExceeded():
-            return failure(413, error.message, error.code, field=error.quota)
+            status, headers = (429, {"Retry-After": str(RETRY_AFTER_S)}) if error.retryable else (413, None)
+            about = ExceededQuota(error.project, error.quota, error.limit, error.used, error.asked)
+            return failure(status, error.message, error.code, field=error.quota, quota=about, headers=headers)
         case QueueFull() | Unavailable() | TweezerError(code="redis_auth"):
             headers = {"Retry-After": str(RETRY_AFTER_S)}
             return failure(503, describe_outage(error), error.code, headers=headers)
