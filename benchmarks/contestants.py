@@ -203,6 +203,7 @@ def tweezer(url: str) -> Contestant:
     import workers
 
     from tweezer import connect_async
+    from tweezer.transports.direct import DirectTransport
 
     workers.quieten_logs()
     queue = connect_async(url)
@@ -211,7 +212,8 @@ def tweezer(url: str) -> Contestant:
     @contextlib.asynccontextmanager
     async def client() -> AsyncIterator[None]:
         async with queue:
-            await workers.register(queue.store, "NULL")
+            assert isinstance(queue.transport, DirectTransport)
+            await workers.register(queue.transport.store, "NULL")
             yield
 
     def work() -> None:

@@ -30,7 +30,6 @@ EXTRAS = (
     "alembic",
     "psycopg",
     "argon2",
-    "aiohttp",
     "cryptography",
     "prometheus_client",
     "pulser",
@@ -98,7 +97,7 @@ def main() -> None:
             check=True,
         )
         assert "SHELF" in told.stdout, told
-    imported = [name for name in EXTRAS if name in sys.modules]
+    imported = [name for name in (*EXTRAS, "aiohttp") if name in sys.modules]
     assert not imported, f"the base install imported {imported}"
     print(f"base install: tweezer {tweezer.__version__} on Python {sys.version.split()[0]}: ok")
 

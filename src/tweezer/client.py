@@ -1,7 +1,7 @@
 """The Python client for asyncio: submit batches, follow them and read their results.
 
-:func:`connect_async` opens a queue. :mod:`tweezer.sync` offers the same calls without ``await``. The client connects to
-Redis directly, so the caller needs Redis credentials. Other users go through the HTTP API.
+:func:`connect_async` opens a queue. :mod:`tweezer.sync` offers the same calls without ``await``. The client works
+through the HTTP API with a key, or directly in Redis, whose credentials it then needs (:mod:`tweezer.transports`).
 """
 
 from __future__ import annotations
@@ -15,54 +15,46 @@ import secrets
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import msgspec
 
-from tweezer.data_folder import DATA_DIR, REDIS_URL, running_environment
+from tweezer.data_folder import API_CA_FILE, API_KEY, API_URL, DATA_DIR, REDIS_URL, running_environment
 from tweezer.duties import Backoff, heeding_cancel
-from tweezer.ledger.access.credentials import Principal, Role
-from tweezer.ledger.batch_reader import BatchReader
 from tweezer.ledger.config import OpenDatabase
-from tweezer.model.arguments import check_flag, check_indices, check_list, check_path, check_seconds, shown
+from tweezer.model.arguments import check_flag, check_indices, check_list, check_path, check_seconds, read_secret, shown
 from tweezer.model.cancels import check_by, user_at_host
 from tweezer.model.checks import MAX_DEVICE_LENGTH, MAX_KEY_LENGTH, MAX_NAME_LENGTH, check_text
-from tweezer.model.errors import (
-    Conflict,
-    InvalidInput,
-    NotFound,
-    ResultUnavailable,
-    TweezerError,
-    Unavailable,
-    install_command,
-)
-from tweezer.model.events import Event, words_of_news
-from tweezer.model.ids import DEFAULT_PROJECT, is_namespace, is_project_id, new_batch_id, split_job_id
+from tweezer.model.errors import Conflict, InvalidInput, ResultUnavailable, TweezerError, Unavailable
+from tweezer.model.events import Event, JobNews, Word
+from tweezer.model.ids import DEFAULT_PROJECT, is_namespace, is_project_id, new_batch_id
 from tweezer.model.lifecycle import JOB_BY_LETTER, JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_BATCH, JobSpec, Limits, Priority, Result
+from tweezer.model.webhooks import format_time
 from tweezer.model.windows import Window, check_time
-from tweezer.store.connection import Connect, Store
+from tweezer.store.connection import Connect
 from tweezer.store.devices import new_window
 from tweezer.store.producers import CancelAnswer, Submission
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
-from tweezer.store.streams.batch_events import BatchEvents, LastEvent
-from tweezer.store.streams.feed import ChannelReader
+from tweezer.store.streams.batch_events import LastEvent
+from tweezer.transports.direct import DirectAddress
+from tweezer.transports.protocol import Address, NewsReader, Place, Transport, is_settled
 
 if TYPE_CHECKING:
     from pulser.backend.results import Results
-
-    from tweezer.ledger.queries.queries import Queries
 
 T = TypeVar("T")
 
 _LOOK_AGAIN_S = 30.0  # a wait reads the state again this often, even without a notification
 _MAX_URL_LENGTH = 4096
 RETRY_S = 10.0
-"""Default for how long a call is repeated while Redis does not answer, in seconds."""
+"""Default for how long a call is repeated while Redis or the API does not answer, in seconds."""
 
 _RETRY = Backoff(base_s=0.1, cap_s=2.0)
 
@@ -186,8 +178,8 @@ class Handle:
 class AsyncBatch(Handle):
     """A handle on a batch, for asyncio.
 
-    Creating a handle does not contact Redis. Iterators such as :meth:`finished` and :meth:`changes` are notified by
-    Redis; they do not poll.
+    Creating a handle does not contact the queue. Iterators such as :meth:`finished` and :meth:`changes` are notified
+    of changes; they do not poll.
 
     Example:
         ```python
@@ -203,7 +195,6 @@ class AsyncBatch(Handle):
 
     def __init__(self, queue: AsyncQueue, batch_id: UUID) -> None:
         self.queue = queue
-        self._store = queue.store
         self.id = batch_id
 
     def __repr__(self) -> str:
@@ -212,14 +203,31 @@ class AsyncBatch(Handle):
     def __reduce__(self) -> tuple[type[AsyncBatch], tuple[AsyncQueue, UUID]]:
         return AsyncBatch, (self.queue, self.id)
 
+    @property
+    def _transport(self) -> Transport:
+        return self.queue.transport
+
     async def record(self) -> BatchRecord:
         """Return the current state of the batch.
 
         Raises:
             NotFound: The project has no such batch.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
-        return await self.queue.reader.batch(self.queue.caller, self.id)
+        return await self.queue.ask(lambda: self._transport.batch(self.id))
+
+    async def waits_for(self) -> str | None:
+        """Return why the device starts none of the batch's pending jobs, for people.
+
+        None if it does, if no job is pending, or if the device only has other work. Times in the text are in UTC.
+
+        Raises:
+            NotFound: The project has no such batch.
+            Unavailable: Redis or the API did not answer.
+        """
+        record = await self.record()
+        device = None if record.status.terminal else await self.queue.device(record.device)
+        return None if device is None else device.why_waits(record, datetime.now(UTC), format_time)
 
     async def add_jobs(self, jobs: Iterable[JobSpec | dict[str, Any]], *, idempotency_key: str | None = None) -> int:
         """Add jobs to an open batch.
@@ -237,12 +245,10 @@ class AsyncBatch(Handle):
             Conflict: The batch is closed or has ended.
             QueueFull: The queue or a quota of the project is full.
             NotFound: The project has no such batch.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
         added, key = check_list("jobs", jobs, "jobs"), _checked_key(idempotency_key)
-        return await self._command(
-            lambda: self._store.admission.add_jobs(self.id, added, project=self.queue.project, idempotency_key=key)
-        )
+        return await self.queue.ask(lambda: self._transport.add_jobs(self.id, added, idempotency_key=key))
 
     async def close(self) -> None:
         """Close an open batch: no more jobs can be added, and it ends when its jobs have ended.
@@ -252,9 +258,9 @@ class AsyncBatch(Handle):
         Raises:
             Conflict: The batch has ended, and Redis no longer holds it.
             NotFound: The project has no such batch.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
-        await self._command(lambda: self._store.commands.close(self.id, project=self.queue.project))
+        await self.queue.ask(lambda: self._transport.close_batch(self.id))
 
     async def cancel(self, *, by: str | None = None) -> None:
         """Cancel the batch: cancel its pending jobs and stop its running ones.
@@ -265,11 +271,10 @@ class AsyncBatch(Handle):
         Raises:
             Conflict: The batch has already ended.
             NotFound: The project has no such batch.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
-        commands, key = self._store.commands, secrets.token_hex(16)
-        who = _checked_by(by)
-        await self._command(lambda: commands.cancel(self.id, project=self.queue.project, by=who, idempotency_key=key))
+        who, key = _checked_by(by), secrets.token_hex(16)
+        await self.queue.ask(lambda: self._transport.cancel(self.id, by=who, idempotency_key=key))
 
     async def cancel_jobs(self, indices: Sequence[int], *, by: str | None = None) -> list[CancelAnswer]:
         """Cancel some jobs of the batch.
@@ -286,15 +291,13 @@ class AsyncBatch(Handle):
             InvalidInput: An index is not valid.
             Conflict: The batch has ended, and Redis no longer holds it.
             NotFound: The project has no such batch.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
-        commands, key = self._store.commands, secrets.token_hex(16)
-        who, chosen = _checked_by(by), check_indices("indices", indices, MAX_JOBS_PER_BATCH)
+        who, key = _checked_by(by), secrets.token_hex(16)
+        chosen = check_indices("indices", indices, MAX_JOBS_PER_BATCH)
         if not chosen:
             return []
-        return await self._command(
-            lambda: commands.cancel_jobs(self.id, chosen, project=self.queue.project, by=who, idempotency_key=key)
-        )
+        return await self.queue.ask(lambda: self._transport.cancel_jobs(self.id, chosen, by=who, idempotency_key=key))
 
     async def pause(self) -> None:
         """Pause the batch: its running jobs finish, and no further ones start.
@@ -302,9 +305,9 @@ class AsyncBatch(Handle):
         Raises:
             Conflict: The batch has already ended.
             NotFound: The project has no such batch.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
-        await self._command(lambda: self._store.commands.pause(self.id, project=self.queue.project))
+        await self.queue.ask(lambda: self._transport.pause(self.id))
 
     async def resume(self) -> None:
         """Resume a paused batch.
@@ -312,9 +315,9 @@ class AsyncBatch(Handle):
         Raises:
             Conflict: The batch has already ended.
             NotFound: The project has no such batch.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
-        await self._command(lambda: self._store.commands.resume(self.id, project=self.queue.project))
+        await self.queue.ask(lambda: self._transport.resume(self.id))
 
     async def changes(self, timeout_s: float | None = None) -> AsyncIterator[BatchRecord]:
         """Yield the batch now and after each change, until none of its jobs is pending or running.
@@ -328,16 +331,16 @@ class AsyncBatch(Handle):
         Raises:
             WaitTimeout: The timeout has expired.
             NotFound: The project has no such batch.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
         deadline = _deadline(timeout_s)
-        async with self._news() as channel:
+        async with self.news() as news:
             while True:
                 record = await self.record()
                 yield record
                 if is_settled(record):
                     return
-                await channel.next(self._patience(deadline))
+                await news.next(self._patience(deadline))
 
     async def wait(self, timeout_s: float | None = None) -> BatchRecord:
         """Wait until none of the jobs is pending or running.
@@ -351,13 +354,13 @@ class AsyncBatch(Handle):
         Raises:
             WaitTimeout: The timeout has expired.
             NotFound: The project has no such batch.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
-        _deadline(timeout_s)
+        deadline = _deadline(timeout_s)
         record = await self.record()
-        if not is_settled(record):
-            async for record in self.changes(timeout_s):  # noqa: B007  the last one is returned
-                pass
+        while not is_settled(record):
+            wait_s = self._patience(deadline)
+            record = await self.queue.ask(partial(self._transport.settled, self.id, wait_s))
         return record
 
     async def jobs(self) -> list[JobRecord]:
@@ -365,21 +368,19 @@ class AsyncBatch(Handle):
 
         Raises:
             NotFound: The project has no such batch.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
         record = await self.record()
         return await self.jobs_at(record, range(record.jobs))
 
     async def jobs_at(self, record: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
         """Return the current state of some jobs of the batch, ordered by index."""
-        return await self.queue.reader.jobs(record, indices)
+        return await self.queue.ask(lambda: self._transport.jobs(record, indices))
 
-    async def results_at(self, indices: Sequence[int]) -> dict[int, Result | ResultUnavailable]:
-        """Return the results of jobs by index, with an error in place of a result that cannot be read.
-
-        This does not check that the batch belongs to the project; call :meth:`record` first.
-        """
-        return await self.queue.reader.results(self.id, indices)
+    async def results_at(self, record: BatchRecord, indices: Sequence[int]) -> list[Finished]:
+        """Return some jobs of the batch, ordered by index, with the results of those that have one."""
+        found = await self.queue.ask(lambda: self._transport.results(record, indices))
+        return [Finished.of(job, result) for job, result in found]
 
     async def finished(self, timeout_s: float | None = None) -> AsyncIterator[Finished]:
         """Yield each job once, as it ends. Jobs that have already ended come first.
@@ -393,22 +394,24 @@ class AsyncBatch(Handle):
         Raises:
             WaitTimeout: The timeout has expired.
             NotFound: The project has no such batch.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
         deadline = _deadline(timeout_s)
         seen: set[int] = set()
-        async with self._news() as channel:
-            messages: list[bytes] = []
+        async with self.news() as news:
+            changes: Sequence[Word | JobNews] = ()
             while True:
                 record = await self.record()
                 last = is_settled(record)
-                candidates = self._ended_in(messages) if messages and not last else range(record.jobs)
+                candidates: Sequence[int] = _ended_in(changes) if changes and not last else range(record.jobs)
+                if sum(count for status, count in record.counts.items() if status.terminal) == len(seen):
+                    candidates = ()  # no further job has ended
                 for job in await self._finished(record, [index for index in candidates if index not in seen]):
                     seen.add(job.index)
                     yield job
                 if last:
                     return
-                messages = await channel.next(self._patience(deadline))
+                changes = await news.next(self._patience(deadline))
 
     async def events(
         self, after: Event | str | None = None, *, follow: bool = True, timeout_s: float | None = None
@@ -428,26 +431,22 @@ class AsyncBatch(Handle):
             InvalidInput: ``after`` is not an event of this batch.
             WaitTimeout: The timeout has expired.
             NotFound: The project has no such batch.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
         deadline = _deadline(timeout_s)
         check_flag("follow", follow)
-        async with self._news() as channel:
-            batch = await self.record()
-            reading = BatchEvents(
-                self._store.events,
-                self.record,
-                batch=batch,
-                last=_place(batch, after),
-                recorded=partial(self.queue.reader.entries, batch) if self.queue.has_ledger else None,
-            )
+        place = _place(self.id, after)
+        async with self._entered(lambda: self._transport.events(self.id, place)) as reading:
             while True:
-                while events := await self.queue.ask(reading.read):
-                    for event in events:
-                        yield event
-                if reading.is_over or not follow:
+                left_s = _LOOK_AGAIN_S if deadline is None else deadline - time.monotonic()
+                wait_s = min(max(left_s, 0.0), _LOOK_AGAIN_S) if follow else 0.0
+                events = await self.queue.ask(partial(reading.read, wait_s))
+                for event in events:
+                    yield event
+                if reading.is_over or not (follow or events):
                     return
-                await channel.next(self._patience(deadline))
+                if not events:
+                    self._patience(deadline)
 
     async def results(self, timeout_s: float | None = None) -> list[Finished]:
         """Wait for all jobs, then return them with their results, ordered by index.
@@ -461,7 +460,7 @@ class AsyncBatch(Handle):
         Raises:
             WaitTimeout: The timeout has expired.
             NotFound: The project has no such batch.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
 
         Example:
             ```python
@@ -472,31 +471,20 @@ class AsyncBatch(Handle):
         record = await self.wait(timeout_s)
         return await self._finished(record, range(record.jobs))
 
-    @contextlib.asynccontextmanager
-    async def _news(self) -> AsyncIterator[ChannelReader]:
-        async with contextlib.AsyncExitStack() as stack:
-            yield await self.queue.ask(lambda: stack.enter_async_context(self._store.news.batch(self.id)))
+    def news(self) -> AbstractAsyncContextManager[NewsReader]:
+        """Subscribe to what happens in the batch, progress of its jobs included."""
+        return self._entered(lambda: self._transport.news(self.id))
 
-    def _ended_in(self, messages: list[bytes]) -> list[int]:
-        return [
-            index
-            for word in words_of_news(messages)
-            if word.jobs and JOB_BY_LETTER[word.letters[1]].terminal
-            for index in word.jobs
-        ]
+    @contextlib.asynccontextmanager
+    async def _entered(self, make: Callable[[], AbstractAsyncContextManager[T]]) -> AsyncIterator[T]:
+        """Enter a context of the transport, again while it is unavailable."""
+        async with contextlib.AsyncExitStack() as stack:
+            yield await self.queue.ask(lambda: stack.enter_async_context(make()))
 
     async def _finished(self, record: BatchRecord, indices: Sequence[int]) -> list[Finished]:
-        ended = [job for job in await self.jobs_at(record, indices) if job.status.terminal]
-        results = await self.results_at([job.index for job in ended if job.may_have_result])
-        return [Finished.of(job, results.get(job.index)) for job in ended]
-
-    async def _command(self, call: Callable[[], Awaitable[T]]) -> T:
-        try:
-            return await self.queue.ask(call)
-        except NotFound:
-            if not await self.queue.reader.is_recorded(self.queue.caller, self.id):
-                raise
-            raise Conflict(f"batch {self.id} has ended", code="terminal") from None
+        if not indices:
+            return []
+        return [job for job in await self.results_at(record, indices) if job.status.terminal]
 
     def _patience(self, deadline: float | None) -> float:
         if deadline is None:
@@ -507,27 +495,28 @@ class AsyncBatch(Handle):
         return min(left, _LOOK_AGAIN_S)
 
 
-def is_settled(record: BatchRecord) -> bool:
-    """Return whether none of the batch's jobs is pending or running: it has ended, or is open and out of work."""
-    return record.counts[JobStatus.PENDING] + record.counts[JobStatus.RUNNING] == 0 and (
-        record.status.terminal or record.open
-    )
+def _ended_in(changes: Iterable[Word | JobNews]) -> list[int]:
+    """Return the indices of the jobs that have ended according to the news of a batch."""
+    return [
+        index
+        for word in changes
+        if isinstance(word, Word) and word.jobs and JOB_BY_LETTER[word.letters[1]].terminal
+        for index in word.jobs
+    ]
 
 
-def _place(batch: BatchRecord, after: Event | str | None) -> LastEvent:
+def _place(batch_id: UUID, after: Event | str | None) -> Place | None:
     """Return the event after which to begin. Raises InvalidInput("after", …)."""
-    if after is None:
-        return LastEvent()
-    if after == "now":
-        return LastEvent(batch.sequence_number)
+    if after is None or after == "now":
+        return cast("Place | None", after)
     identity = after.id if isinstance(after, Event) else after
     if not isinstance(identity, str):
         raise InvalidInput("after", f"expected an event, an event id or 'now', got {shown(after)}")
-    batch_id, _, rest = identity.partition(":")
+    batch, _, rest = identity.partition(":")
     match = re.fullmatch(r"(\d{1,15}):(\d{1,18})", rest, re.ASCII)
-    if match is None or batch_id.lower() != str(batch.id):
+    if match is None or batch.lower() != str(batch_id):
         raise InvalidInput(
-            "after", f"{shown(after)} is not an event of batch {batch.id}; expected an event, an event id or 'now'"
+            "after", f"{shown(after)} is not an event of batch {batch_id}; expected an event, an event id or 'now'"
         )
     return LastEvent(int(match[1]), int(match[2]))
 
@@ -552,7 +541,7 @@ class AsyncQueue(Handle):
     """The queue of a project, for asyncio. Open it with :func:`connect_async`.
 
     Use it as an async context manager, or call :meth:`close`. A queue belongs to the process and the event loop that
-    used it first. Pickling it stores the Redis URL with its password.
+    used it first. Pickling it stores the URL of Redis with its password, or the key for the API.
 
     Example:
         ```python
@@ -562,26 +551,19 @@ class AsyncQueue(Handle):
         ```
 
     Attributes:
-        project: Id of the project whose batches the queue submits and reads.
+        project: Id of the project whose batches the queue submits and reads; None if it is left to the key.
     """
 
-    def __init__(
-        self, store: Store, project: str, *, retry_s: float = RETRY_S, ledger: OpenDatabase | None = None
-    ) -> None:
+    def __init__(self, transport: Transport, *, retry_s: float = RETRY_S) -> None:
         """Use :func:`connect_async` instead.
 
         Args:
-            store: The connection to Redis, which the queue closes.
-            project: Id of the project.
-            retry_s: Seconds during which calls are repeated while Redis does not answer.
-            ledger: The ledger to read batches from that Redis no longer holds; opened on first use.
+            transport: The connection to Redis or to the API, which the queue closes.
+            retry_s: Seconds during which calls are repeated while the transport is unavailable.
         """
-        self.store = store
-        self.project = project
+        self.transport = transport
+        self.project = transport.project
         self._retry_s = retry_s
-        self._ledger = ledger
-        self._queries: Queries | None = None
-        self.caller = Principal("", Role.USER, frozenset({project}))
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None  # process and event loop of its connections
         self._closed = False
 
@@ -592,10 +574,10 @@ class AsyncQueue(Handle):
         await self.close()
 
     def __reduce__(self) -> tuple[Callable[..., AsyncQueue], tuple[Any, ...]]:
-        """Pickle the arguments of the queue, including the URL with its password; unpickling opens a new one."""
-        if self.store.connect is None:
+        """Pickle the arguments of the queue, including its password or key; unpickling opens a new one."""
+        if self.transport.address is None:
             raise TypeError("only a queue that connect or connect_async opened can be pickled")
-        return _reopen, (self.store.connect, self.project, self._retry_s, self._ledger)
+        return _reopen, (self.transport.address, self._retry_s)
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         home = getattr(self, "_home", None)
@@ -613,32 +595,7 @@ class AsyncQueue(Handle):
             return
         self._require_home()
         self._closed = True
-        await self.store.close()
-        if self._queries is not None:
-            self._queries.close()
-
-    @property
-    def has_ledger(self) -> bool:
-        """Whether batches that Redis no longer holds can be read from a ledger."""
-        return self._ledger is not None
-
-    @property
-    def reader(self) -> BatchReader:
-        """A new reader of batches. Keeping one would make a cycle, and delay the warning about an unclosed queue."""
-        return BatchReader(self.store, self._open_ledger, ask=self.ask)
-
-    async def _open_ledger(self) -> Queries | None:
-        """Open the ledger on first use; return None if the queue has none. Raises TweezerError."""
-        self._require_home()
-        if self._queries is None and self._ledger is not None:
-            try:
-                from tweezer.ledger.queries.queries import Queries
-            except ModuleNotFoundError as error:
-                raise TweezerError(
-                    f"reading the ledger needs {error.name}; run {install_command('server')}", code="missing_extra"
-                ) from error
-            self._queries = await asyncio.to_thread(Queries.open, self._ledger)
-        return self._queries
+        await self.transport.close()
 
     async def submit(
         self,
@@ -656,7 +613,7 @@ class AsyncQueue(Handle):
         not_before: datetime | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncBatch:
-        """Submit a batch and return its handle. The batch is stored in Redis when the call returns.
+        """Submit a batch and return its handle. The batch is stored when the call returns.
 
         Args:
             sequence: A Pulser ``Sequence``, or its abstract representation as text (``Sequence.to_abstract_repr()``);
@@ -681,7 +638,7 @@ class AsyncQueue(Handle):
             QueueFull: The queue is full; try again later.
             QuotaExceeded: A quota of the project is used up.
             Conflict: The idempotency key was used for another batch.
-            Unavailable: Redis did not answer. With an idempotency key the call can be repeated safely.
+            Unavailable: Redis or the API did not answer. With an idempotency key the call can be repeated safely.
 
         Example:
             ```python
@@ -704,8 +661,8 @@ class AsyncQueue(Handle):
             idempotency_key="" if idempotency_key is None else _checked_key(idempotency_key),
             batch_id=new_batch_id() if idempotency_key is None else None,  # a repeated call finds the batch by its id
         )
-        submit, tries = self.store.admission.submit, itertools.count()
-        return AsyncBatch(self, await self.ask(lambda: submit(submission, project=self.project, again=next(tries) > 0)))
+        tries = itertools.count()
+        return AsyncBatch(self, await self.ask(lambda: self.transport.submit(submission, again=next(tries) > 0)))
 
     def batch(self, batch_id: UUID | str) -> AsyncBatch:
         """Return a handle on an existing batch, without checking that it exists.
@@ -721,9 +678,10 @@ class AsyncQueue(Handle):
         Raises:
             InvalidInput: ``job_id`` is not a UUID.
             NotFound: The project has no such job.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
-        return await self.reader.job(self.caller, as_uuid("job", job_id))
+        identity = as_uuid("job", job_id)
+        return await self.ask(lambda: self.transport.job(identity))
 
     async def result(self, job_id: UUID | str) -> Finished:
         """Return a job that has ended, with its result.
@@ -732,14 +690,12 @@ class AsyncQueue(Handle):
             InvalidInput: ``job_id`` is not a UUID.
             NotFound: The project has no such job.
             Conflict: The job has not ended.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
         record = await self.job(job_id)
         if not record.status.terminal:
             raise Conflict(f"job {record.id} is {record.status.value}; wait for it first", code="not_ended")
-        batch_id, index = split_job_id(record.id)
-        results = await self.reader.results(batch_id, [index] if record.may_have_result else [])
-        return Finished.of(record, results.get(index))
+        return Finished.of(*await self.ask(lambda: self.transport.result(record)))
 
     async def cancel_many(self, batch_ids: Iterable[UUID | str], *, by: str | None = None) -> dict[UUID, str]:
         """Cancel several batches.
@@ -764,11 +720,16 @@ class AsyncQueue(Handle):
 
     async def devices(self) -> list[DeviceRecord]:
         """Return all devices, ordered by name."""
-        return await self.ask(self.store.reader.devices)
+        return await self.ask(self.transport.devices)
+
+    async def device(self, name: str) -> DeviceRecord | None:
+        """Return a device, or None if no worker has announced it and no operator has created it."""
+        check_text("name", name, MAX_DEVICE_LENGTH)
+        return await self.ask(lambda: self.transport.device(name))
 
     async def workers(self) -> list[WorkerRecord]:
         """Return all live workers."""
-        return await self.ask(self.store.reader.workers)
+        return await self.ask(self.transport.workers)
 
     async def pause_device(self, name: str, reason: str, *, until: datetime | None = None) -> None:
         """Pause a device for all projects: running jobs finish, and no further ones start.
@@ -782,25 +743,25 @@ class AsyncQueue(Handle):
         Raises:
             InvalidInput: An argument is not valid.
             NotFound: There is no such device.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
         check_text("name", name, MAX_DEVICE_LENGTH)
-        await self.ask(lambda: self.store.devices.pause(name, reason, until=until))
+        await self.ask(lambda: self.transport.pause_device(name, reason, until=until))
 
     async def resume_device(self, name: str) -> None:
         """Resume a paused device. Maintenance that is under way continues.
 
         Raises:
             NotFound: There is no such device.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
         check_text("name", name, MAX_DEVICE_LENGTH)
-        await self.ask(lambda: self.store.devices.resume(name))
+        await self.ask(lambda: self.transport.resume_device(name))
 
     async def maintenance(self, name: str) -> list[Window]:
         """Return the device's current and planned maintenance windows, in order."""
         check_text("name", name, MAX_DEVICE_LENGTH)
-        return await self.ask(lambda: self.store.reader.windows(name))
+        return await self.ask(lambda: self.transport.windows(name))
 
     async def plan_maintenance(self, name: str, begins: datetime, ends: datetime, reason: str) -> Window:
         """Plan maintenance of a device.
@@ -817,13 +778,13 @@ class AsyncQueue(Handle):
             InvalidInput: An argument is not valid.
             NotFound: There is no such device.
             Conflict: The window overlaps another one of the device.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
         check_text("name", name, MAX_DEVICE_LENGTH)
         check_time("begins", begins)
         check_time("ends", ends)
         window = new_window(begins, ends, reason)
-        await self.ask(lambda: self.store.devices.plan(name, window))
+        await self.ask(lambda: self.transport.plan(name, window))
         return window
 
     async def drop_maintenance(self, name: str, window_id: str) -> None:
@@ -831,27 +792,29 @@ class AsyncQueue(Handle):
 
         Raises:
             NotFound: There is no such device or window.
-            Unavailable: Redis did not answer.
+            Unavailable: Redis or the API did not answer.
         """
         check_text("name", name, MAX_DEVICE_LENGTH)
         check_text("window_id", window_id, MAX_NAME_LENGTH)
-        await self.ask(lambda: self.store.devices.drop(name, window_id))
+        await self.ask(lambda: self.transport.drop(name, window_id))
 
     async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Call the store, and repeat the call while Redis does not answer. All calls are safe to repeat.
+        """Call the transport, and repeat the call while it is unavailable. All calls are safe to repeat.
 
         Raises TweezerError when the queue is closed, or belongs to another event loop.
         """
         self._require_home()
-        deadline, tries = time.monotonic() + self._retry_s, 0
+        tries, gives_up_at = 0, 0.0
         while True:
             try:
                 with heeding_cancel():
                     return await call()
-            except Unavailable:
+            except Unavailable as error:
+                if not tries:
+                    gives_up_at = time.monotonic() + self._retry_s  # the call may have waited for long before it failed
                 tries += 1
-                delay_s = _RETRY.delay_s(tries)
-                if time.monotonic() + delay_s > deadline:
+                delay_s = max(_RETRY.delay_s(tries), error.retry_after_s)
+                if time.monotonic() + delay_s > gives_up_at:
                     raise
                 await asyncio.sleep(delay_s)
 
@@ -876,8 +839,8 @@ class AsyncQueue(Handle):
             )
 
 
-def _reopen(connect: Connect, project: str, retry_s: float, ledger: OpenDatabase | None) -> AsyncQueue:
-    return AsyncQueue(Store.open(connect), project, retry_s=retry_s, ledger=ledger)
+def _reopen(address: Address, retry_s: float) -> AsyncQueue:
+    return AsyncQueue(address.open(), retry_s=retry_s)
 
 
 def as_uuid(kind: str, text: UUID | str) -> UUID:
@@ -892,73 +855,134 @@ def as_uuid(kind: str, text: UUID | str) -> UUID:
 def connect_async(
     url: str | None = None,
     *,
+    key: str | None = None,
     project: str | None = None,
     namespace: str | None = None,
     retry_s: float = RETRY_S,
     results_dir: str | Path | None = None,
     database_url: str | None = None,
+    ca_file: str | Path | None = None,
 ) -> AsyncQueue:
-    """Open the queue of a project, for asyncio.
+    """Open a queue, for asyncio: through the HTTP API with a key, or directly in Redis.
 
-    It connects to Redis on the first call. If neither ``url`` nor ``TWEEZER_REDIS_URL`` is set, and ``tweezer up`` is
-    running in the data folder (``TWEEZER_DATA_DIR``, else the default one), that instance also supplies every other
-    value that no argument and no variable sets.
+    It connects on the first call. The URL decides: ``https://…`` is the API, ``redis://…`` is Redis. Without ``url``,
+    it is that of ``TWEEZER_REDIS_URL``, else of ``TWEEZER_API_URL``, else that of a ``tweezer up`` that is running in
+    the data folder (``TWEEZER_DATA_DIR``, else the default one), else the Redis on this machine. A running
+    ``tweezer up`` also supplies every other value that no argument and no variable sets.
 
     Args:
-        url: URL of Redis (default: ``TWEEZER_REDIS_URL``, else that of a running ``tweezer up``, else the Redis on this
-            machine).
-        project: Id of the project whose batches are submitted and read (default: ``TWEEZER_PROJECT_ID``, else
-            ``default``).
+        url: URL of the API, such as ``https://tweezer.lab``, possibly with a path; or URL of Redis. Plain ``http`` is
+            allowed to this machine only.
+        key: Key for the API (default: ``TWEEZER_API_KEY``, else the content of the file ``TWEEZER_API_KEY_FILE``).
+        project: Id of the project whose batches are submitted and read. Default: ``TWEEZER_PROJECT_ID``, else with a
+            key its own projects, else ``default``.
         namespace: Prefix of all keys in Redis (default: ``TWEEZER_NAMESPACE``, else ``tweezer``).
-        retry_s: Seconds during which a call is repeated while Redis does not answer, before it raises Unavailable.
+        retry_s: Seconds during which a call is repeated while Redis or the API does not answer, before it raises
+            Unavailable.
         results_dir: Folder to which workers write large results, if it is mounted on this machine (default:
-            ``TWEEZER_RESULTS_DIR``, else ``results`` in ``TWEEZER_DATA_DIR``). Without it, reading a large result
-            raises ResultUnavailable.
+            ``TWEEZER_RESULTS_DIR``, else ``results`` in ``TWEEZER_DATA_DIR``). Without it, reading a large result from
+            Redis raises ResultUnavailable.
         database_url: URL of the ledger's database, to also read batches that Redis no longer holds (default:
             ``TWEEZER_DATABASE_URL``). Requires the extra ``server``.
+        ca_file: PEM file with the certificates of the authorities to trust for the API (default:
+            ``TWEEZER_API_CA_FILE``, else those of the system).
 
     Raises:
-        InvalidInput: An argument is not valid; ``field`` names it.
+        InvalidInput: An argument is not valid, or belongs to the other kind of URL; ``field`` names it.
 
     Example:
         ```python
-        async with connect_async("redis://localhost:6379/0", project="optics") as queue:
+        async with connect_async("https://tweezer.lab", key=key) as queue:
             print([device.name for device in await queue.devices()])
         ```
     """
+    retry_s = check_seconds("retry_s", retry_s)
+    if url is not None:
+        check_text("url", url, _MAX_URL_LENGTH)
     variables = _variables(url)
-    whose = project if project is not None else variables.get("TWEEZER_PROJECT_ID") or DEFAULT_PROJECT
-    if not is_project_id(whose):
+    place = url or variables.get(REDIS_URL) or variables.get(API_URL) or Connect().url
+    is_api = place.lower().startswith(("http://", "https://"))
+    foreign = (
+        {"namespace": namespace, "results_dir": results_dir, "database_url": database_url}
+        if is_api
+        else {"key": key, "ca_file": ca_file}
+    )
+    for name, value in foreign.items():
+        if value is not None:
+            kinds = ("the URL of Redis", "the URL of an API")
+            raise InvalidInput(name, f"applies only to {kinds[not is_api]}; omit it with {kinds[is_api]}")
+    whose = project if project is not None else variables.get("TWEEZER_PROJECT_ID")
+    if whose is not None and not is_project_id(whose):
         raise InvalidInput(
             "project", f"must be 1 to 64 letters, digits, dots, dashes and underscores (got {shown(whose)})"
         )
+    address: Address
+    if is_api:
+        address = locate_api(place, variables, key=key, project=whose, ca_file=ca_file)
+    else:
+        address = _locate_redis(place, variables, whose or DEFAULT_PROJECT, namespace, results_dir, database_url)
+    return AsyncQueue(address.open(), retry_s=retry_s)
+
+
+def locate_api(
+    url: str,
+    variables: Mapping[str, str],
+    *,
+    key: str | None = None,
+    project: str | None = None,
+    ca_file: str | Path | None = None,
+) -> Address:
+    """Return the address of an API. variables: the environment, for the values that are not given.
+
+    Raises InvalidInput("key", …) if the only key in the environment is for the API at another URL.
+    """
+    from tweezer.transports.http import HttpAddress
+    from tweezer.transports.http_session import check_api_url
+
+    check_api_url(url)
+    if key is None:
+        known = variables.get(API_URL)
+        if known and urlsplit(check_api_url(known))[:2] != urlsplit(url)[:2]:
+            raise InvalidInput(
+                "key", f"is missing; TWEEZER_API_KEY is for the host of TWEEZER_API_URL, which is not that of {url}"
+            )
+        key = variables.get(API_KEY)
+        if key is None and (file := variables.get(f"{API_KEY}_FILE")):
+            key = read_secret(f"{API_KEY}_FILE", Path(file))
+    if key is None:
+        raise InvalidInput(
+            "key", "is missing; pass the API key that an operator gave you, or set TWEEZER_API_KEY (or …_FILE) to it"
+        )
+    authority = variables.get(API_CA_FILE) if ca_file is None else check_path("ca_file", ca_file)
+    return HttpAddress(url, key, project, authority)
+
+
+def _locate_redis(
+    url: str,
+    variables: Mapping[str, str],
+    project: str,
+    namespace: str | None,
+    results_dir: str | Path | None,
+    database_url: str | None,
+) -> Address:
     if database_url is not None:
         check_text("database_url", database_url, _MAX_URL_LENGTH)
     ledger = database_url or variables.get("TWEEZER_DATABASE_URL")
-    if url is not None:
-        check_text("url", url, _MAX_URL_LENGTH)
     namespace = variables.get("TWEEZER_NAMESPACE", Connect().namespace) if namespace is None else namespace
     if not is_namespace(namespace):
         raise InvalidInput(
             "namespace", f"must be 1 to 32 letters, digits, dots, dashes and underscores (got {shown(namespace)})"
         )
-    connect = Connect(
-        url=url or variables.get(REDIS_URL) or Connect().url,
-        namespace=namespace,
-        results_dir=_results_folder(results_dir, variables),
-    )
-    return AsyncQueue(
-        Store.open(connect),
-        whose,
-        retry_s=check_seconds("retry_s", retry_s),
-        ledger=OpenDatabase(ledger, connections_max=2) if ledger else None,
-    )
+    connect = Connect(url=url, namespace=namespace, results_dir=_results_folder(results_dir, variables))
+    return DirectAddress(connect, project, OpenDatabase(ledger, connections_max=2) if ledger else None)
 
 
 def _variables(url: str | None) -> Mapping[str, str]:
-    """Return the environment, completed by that of a running ``tweezer up`` if no Redis is configured."""
+    """Return the environment, completed by that of a running ``tweezer up`` if it does not specify the queue."""
     given = {name: value for name, value in os.environ.items() if value}
-    return given if url or given.get(REDIS_URL) else running_environment() | given
+    if url or given.get(REDIS_URL) or given.get(API_URL):
+        return given
+    return running_environment() | given
 
 
 def _results_folder(given: str | Path | None, variables: Mapping[str, str]) -> Path | None:

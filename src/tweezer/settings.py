@@ -30,6 +30,7 @@ from tweezer.data_folder import default_data_dir, running_environment
 from tweezer.ledger.config import LINK_MAX_S, OpenDatabase, sqlite_file, sqlite_url
 from tweezer.logs import LogFormat, LogLevel
 from tweezer.model.addresses import WebhookPolicy
+from tweezer.model.arguments import read_secret
 from tweezer.model.checks import check_characters
 from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import DEFAULT_PROJECT
@@ -203,8 +204,9 @@ class ApiSettings(_Group):
     [a proxy with TLS][proxies] in front of the API."""
     port: int = _setting(8000, "api", ge=0, le=65_535)
     """Port of the API; 0 picks a free one."""
-    key: str = _secret("", "tweezer up")
-    """API key for ``tweezer up`` to use. Empty: it generates one."""
+    key: str = _secret("", "tweezer up, clients")
+    """API key for ``tweezer up`` to use; empty: it generates one. Also the key that the Python API and the command line
+    send to an API."""
     public_url: Annotated[str, AfterValidator(_public_url)] = _setting("", "api, courier")
     """URL by which clients reach the API, for links to results. Empty: the URL of the request."""
     trusted_proxies: str = _setting("", "api")
@@ -475,19 +477,6 @@ def _read_environment() -> dict[str, Any]:
         elif file := os.environ.get(file_variable):
             found[key] = read_secret(file_variable, Path(file))
     return _nest(found)
-
-
-def read_secret(variable: str, path: Path) -> str:
-    """Return the content of a secret file without its line end. Raises InvalidInput for the variable."""
-    try:
-        text = path.read_text(encoding="utf-8").rstrip("\r\n")
-    except OSError as error:
-        raise InvalidInput(variable, f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidInput(variable, f"{path} is not valid UTF-8 text") from error
-    if not text:
-        raise InvalidInput(variable, f"{path} is empty")
-    return text
 
 
 def _nest(values: Mapping[str, object]) -> dict[str, Any]:

@@ -33,11 +33,18 @@ _thread = threading.local()
 _ASYNC_WORDS = re.compile(r"\b(async (?=with|for)|await )|\bAsync(?=Batch|Queue)|(?<=connect)_async|, for asyncio\b")
 
 
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Handle an error that no caller waits for; an unclosed queue has its own warning."""
+    if not str(context.get("message")).startswith("Unclosed "):
+        loop.default_exception_handler(context)
+
+
 class _Loop:
     """An event loop and the thread that runs it. Nothing on the thread refers to the queue."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self.loop.set_exception_handler(_report)
         self._keeps: set[asyncio.Task[Any]] = set()
         self.iterations: set[AsyncGenerator[Any, None]] = set()  # referenced, or asyncio would end them on collection
         self._thread = threading.Thread(target=self._serve, name="tweezer", daemon=True)
@@ -274,7 +281,7 @@ def _iterating(call: Callable[Concatenate[Any, P], AsyncIterator[T]]) -> Callabl
 class Batch(_Handle):
     """A handle on a batch, with the methods of :class:`tweezer.client.AsyncBatch` without ``await``.
 
-    Creating a handle does not contact Redis.
+    Creating a handle does not contact the queue.
 
     Example:
         ```python
@@ -306,6 +313,7 @@ class Batch(_Handle):
         return AsyncBatch(queue, self.id)
 
     record = _blocking(AsyncBatch.record)
+    waits_for = _blocking(AsyncBatch.waits_for)
     add_jobs = _blocking(AsyncBatch.add_jobs)
     close = _blocking(AsyncBatch.close)
     cancel = _blocking(AsyncBatch.cancel)
@@ -337,7 +345,7 @@ class Queue(_Handle):
     """The queue of a project, with the methods of :class:`tweezer.client.AsyncQueue` without ``await``.
 
     Open it with :func:`connect`. Use it as a context manager, or call :meth:`close`. Threads may share it, and it
-    survives a fork. Pickling it stores the Redis URL with its password.
+    survives a fork. Pickling it stores the URL of Redis with its password, or the key for the API.
 
     Example:
         ```python
@@ -347,7 +355,7 @@ class Queue(_Handle):
         ```
 
     Attributes:
-        project: Id of the project whose batches the queue submits and reads.
+        project: Id of the project whose batches the queue submits and reads; None if it is left to the key.
     """
 
     def __init__(self, runner: _Runner) -> None:
@@ -361,7 +369,7 @@ class Queue(_Handle):
         self.close()
 
     def __reduce__(self) -> tuple[type[Queue], tuple[_Runner]]:
-        """Pickle the arguments of the queue, including the URL with its password; unpickling opens a new one."""
+        """Pickle the arguments of the queue, including its password or key; unpickling opens a new one."""
         return Queue, (self._runner,)
 
     def close(self) -> None:
@@ -381,6 +389,7 @@ class Queue(_Handle):
     result = _blocking(AsyncQueue.result)
     cancel_many = _blocking(AsyncQueue.cancel_many)
     devices = _blocking(AsyncQueue.devices)
+    device = _blocking(AsyncQueue.device)
     workers = _blocking(AsyncQueue.workers)
     pause_device = _blocking(AsyncQueue.pause_device)
     resume_device = _blocking(AsyncQueue.resume_device)

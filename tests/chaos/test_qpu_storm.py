@@ -193,7 +193,7 @@ class Storm:
         """Submit a batch and protect it from later losses, because a lost submit could not be checked."""
         doc = BatchDoc(device=DEVICE, sequence=SEQUENCE)
         batch_id = await self._site.store.commands.submit(
-            new_batch_id(), self._site.queue.project, doc, [Job(runs=20)] * jobs
+            new_batch_id(), self._site.queue.project or "ours", doc, [Job(runs=20)] * jobs
         )
         self._file.keep()
         return self._site.queue.batch(batch_id)

@@ -174,7 +174,7 @@ async def setting(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Setting]
     ):
 
         async def announced() -> bool:
-            return bool(await queue.store.reader.devices())
+            return bool(await queue.devices())
 
         await until(announced, within_s=DEADLINE_S)
         yield Setting(real_redis_url, server, http, queue)
@@ -257,7 +257,7 @@ async def test_a_hold_survives_a_restart_of_redis(tmp_path: Path) -> None:
             setting = Setting(redis.url, server, http, queue)
 
             async def announced() -> bool:
-                return bool(await queue.store.reader.devices())
+                return bool(await queue.devices())
 
             await until(announced, within_s=DEADLINE_S)
             batch = await setting.submit(2.5)

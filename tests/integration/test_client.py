@@ -16,6 +16,7 @@ from uuid import UUID
 
 import pytest
 from tests.support.processes import Site, statuses
+from tests.support.queues import store_of
 from tests.support.redis_users import RedisServer
 from tests.support.waiting import PATIENCE_S
 
@@ -39,11 +40,18 @@ HEADER = json.dumps(
 NOBODY = UUID("01a20000-0000-8000-8000-000000000000")
 
 
-@pytest.fixture
-async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
+@pytest.fixture(params=["redis", "http"])
+async def site(request: pytest.FixtureRequest, real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
+    """A site whose producers use Redis, and one whose producers use the HTTP API."""
     async with Site(real_redis_url, tmp_path) as site:
+        if request.param == "http":
+            await site.use_api(request.getfixturevalue("sqlite_template"))
         yield site
         await site.idle()
+
+
+redis_only = pytest.mark.parametrize("site", ["redis"], indirect=True)
+"""Marks a test of what only producers that use Redis can do or notice."""
 
 
 @pytest.fixture
@@ -180,6 +188,16 @@ async def test_a_paused_batch_is_resumed(unserved: Site) -> None:
     assert (await batch.record()).status is BatchStatus.PENDING
 
 
+async def test_a_batch_reports_why_it_waits(unserved: Site) -> None:
+    batch = await unserved.submit([{}])
+    assert await batch.waits_for() is None, "the device has a lane"
+    await unserved.queue.pause_device("NULL", "new lens")
+    assert await batch.waits_for() == "NULL: paused: new lens"
+    await batch.cancel()
+    assert await batch.waits_for() is None
+    await unserved.queue.resume_device("NULL")
+
+
 async def test_a_forgotten_batch_is_not_found(worked: Site) -> None:
     batch = await worked.submit([{}])
     record = await batch.wait(PATIENCE_S)
@@ -202,7 +220,7 @@ async def test_devices_and_workers_are_listed(worked: Site) -> None:
     assert (device.name, device.adapter, device.lanes, device.paused) == ("NULL", "null", 2, None)
     (worker,) = await worked.queue.workers()
     assert (worker.device, worker.lanes, worker.version) == ("NULL", 2, "test")
-    assert f":{worked.processes[0].pid}:" in worker.id
+    assert f":{worked.processes[-1].pid}:" in worker.id
     await worked.queue.pause_device("NULL", "service")
     assert [device.paused for device in await worked.queue.devices()] == ["service"]
     await worked.queue.resume_device("NULL")
@@ -354,12 +372,14 @@ def test_an_invalid_redis_url_is_refused() -> None:
         tweezer.connect_async("http://localhost")
 
 
+@redis_only
 async def test_the_url_may_come_from_the_environment(unserved: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWEEZER_REDIS_URL", unserved.url)
     async with tweezer.connect_async() as queue:
         assert [device.name for device in await queue.devices()] == ["NULL"]
 
 
+@redis_only
 async def test_a_live_batch_is_read_without_opening_the_ledger(
     unserved: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -408,6 +428,7 @@ async def reads(site: Site) -> int:
     return int(stats.get("cmdstat_hgetall", {"calls": 0})["calls"])
 
 
+@redis_only
 async def test_a_wait_is_woken_and_does_not_poll(site: Site) -> None:
     await site.workers(1, worker_lease_s=60)  # it reports progress once a second
     batch = await site.submit([{"sleep_s": 2.0}])
@@ -447,6 +468,7 @@ async def test_a_wait_that_is_cancelled_leaves_the_others_alone(worked: Site) ->
     assert (await later.wait(PATIENCE_S)).status is BatchStatus.DONE
 
 
+@redis_only
 async def test_a_wait_can_be_cancelled_at_any_moment(unserved: Site) -> None:
     """Python 3.11 may swallow a cancellation if a reply of Redis arrives at the same moment."""
     batch = await unserved.submit([{}])
@@ -494,10 +516,11 @@ async def test_calls_wait_until_redis_is_back(server: RedisServer, tmp_path: Pat
         assert (await batch.record()).status is BatchStatus.PAUSED
 
 
+@redis_only
 async def test_a_submit_whose_reply_is_lost_is_repeated_and_makes_one_batch(worked: Site) -> None:
     """The connection breaks after Redis has executed the call: it is repeated with its idempotency key."""
     async with connect(worked) as queue:
-        scripts: Any = queue.store.scripts
+        scripts: Any = store_of(queue).scripts
         call = scripts.call
         lost: list[Any] = []
 

@@ -26,6 +26,7 @@ from tests.support.hostile_values import (
     NO_TIME,
     NUL,
 )
+from tests.support.queues import Reach
 from tests.support.redis_users import as_user
 
 import tweezer
@@ -70,6 +71,7 @@ SUBMIT: dict[str, list[Any]] = {
 }
 BATCH: dict[str, dict[str, list[Any]]] = {
     "record": {},
+    "waits_for": {},
     "add_jobs": {"jobs": [*SUBMIT["jobs"], []], "idempotency_key": NO_TEXT_AT_ALL},
     "close": {},
     "cancel": {"by": NO_TEXT_AT_ALL},
@@ -94,6 +96,7 @@ QUEUE: dict[str, dict[str, list[Any]]] = {
     "result": {"job_id": NO_ID},
     "cancel_many": {"batch_ids": [*NO_LIST, *([it] for it in NO_ID), NESTED], "by": NO_TEXT_AT_ALL},
     "devices": {},
+    "device": {"name": NO_TEXT_AT_ALL},
     "workers": {},
     "pause_device": {"name": NO_TEXT_AT_ALL, "reason": NO_TEXT, "until": NO_TIME},
     "resume_device": {"name": NO_TEXT_AT_ALL},
@@ -107,7 +110,9 @@ QUEUE: dict[str, dict[str, list[Any]]] = {
     "drop_maintenance": {"name": NO_TEXT_AT_ALL, "window_id": NO_TEXT_AT_ALL},
 }
 CONNECT: dict[str, list[Any]] = {
-    "url": [*NO_TEXT_AT_ALL, "http://localhost", "localhost:6379"],
+    "url": [*NO_TEXT_AT_ALL, "http://tweezer.example.org", "localhost:6379"],
+    "key": NO_TEXT,
+    "ca_file": [7, True, b"file", ["file"], "", object()],
     "project": [*NO_TEXT_AT_ALL, "a b", "x" * 65],
     "namespace": [*NO_TEXT_AT_ALL, "a:b", "x" * 33],
     "retry_s": [None, *NO_SECONDS],
@@ -200,9 +205,9 @@ async def test_connecting_refuses_wrong_arguments(open_queue: Any) -> None:
     assert not list(filter(None, wrong))
 
 
-async def test_asynchronous_calls_refuse_wrong_arguments(real_redis_url: str) -> None:
+async def test_asynchronous_calls_refuse_wrong_arguments(real_redis_url: str, reach: Reach) -> None:
     await announce(real_redis_url)
-    async with tweezer.connect_async(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
+    async with tweezer.connect_async(**reach("ours")) as queue:
         batch = await queue.submit(HEADER, device=DEVICE, open=True)
         written = await events(real_redis_url)
         wrong = [
@@ -230,9 +235,9 @@ def test_synchronous_calls_refuse_wrong_arguments(real_redis_url: str) -> None:
         batch.cancel()
 
 
-async def test_right_arguments_of_all_kinds_are_accepted(real_redis_url: str) -> None:
+async def test_right_arguments_of_all_kinds_are_accepted(real_redis_url: str, reach: Reach) -> None:
     await announce(real_redis_url)
-    async with tweezer.connect_async(as_user(real_redis_url, RedisUser.PRODUCER), retry_s=1) as queue:
+    async with tweezer.connect_async(**reach("ours"), retry_s=1) as queue:
         batch = await queue.submit(HEADER, (Job(runs=1) for _ in range(2)), tags={"a"}, open=True, device=DEVICE)
         assert (await batch.record()).jobs == 2
         assert await batch.cancel_jobs([]) == []

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from tests.support.processes import NULL, QUICK, Process
+from tests.support.queues import Reach, store_of
 from tests.support.redis_users import as_user
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -42,9 +43,9 @@ def worker(real_redis_url: str, tmp_path: Path) -> Iterator[Process]:
     process.kill()
 
 
-def run(program: str, url: str, *options: str) -> str:
-    """Return the output of a program that uses ``url``; it must succeed without warnings."""
-    text = f"import tweezer\nurl = {as_user(url, RedisUser.PRODUCER)!r}\n{textwrap.dedent(program)}"
+def run(program: str, reach: Reach, *options: str) -> str:
+    """Return the output of a program that connects with ``place``; it must succeed without warnings."""
+    text = f"import tweezer\nplace = {reach('ours')!r}\n{textwrap.dedent(program)}"
     command = [sys.executable, *options, "-c", text]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=PROGRAM_S, check=False)
     assert (ran.returncode, ran.stderr) == (0, ""), ran.stderr
@@ -56,7 +57,7 @@ def run(program: str, url: str, *options: str) -> str:
 
 FORKED = """
 import os, sys
-with tweezer.connect(url) as queue:
+with tweezer.connect(**place) as queue:
     batch = queue.submit(None, [{"runs": 1, "variables": {"sleep_s": 0.2}}] * 3, device="NULL")
     iteration = batch.finished(60)
     next(iteration)
@@ -77,8 +78,8 @@ with tweezer.connect(url) as queue:
 """
 
 
-def test_a_queue_works_on_both_sides_of_a_fork(worker: Process, real_redis_url: str) -> None:
-    output = run(FORKED, real_redis_url)
+def test_a_queue_works_on_both_sides_of_a_fork(worker: Process, reach: Reach) -> None:
+    output = run(FORKED, reach)
     assert output.splitlines() == ["child {'0': 7} DONE 1", "child queue_closed", "parent {'0': 5}", "parent 2"]
 
 
@@ -92,7 +93,7 @@ def work(queue, batch, number):
     made = queue.submit(None, [{"runs": number + 1}], device="NULL")
     return made.results(60)[0], batch.record().counts
 
-with tweezer.connect(url) as queue:
+with tweezer.connect(**place) as queue:
     batch = queue.submit(None, open=True, device="NULL")
     with multiprocessing.get_context("fork").Pool(2) as pool:
         answers = pool.map(partial(work, queue, batch), range(3))
@@ -105,20 +106,18 @@ with tweezer.connect(url) as queue:
 """
 
 
-def test_a_pool_of_processes_takes_handles_and_gives_back_results_and_errors(
-    worker: Process, real_redis_url: str
-) -> None:
-    output = run(POOLED, real_redis_url)
+def test_a_pool_of_processes_takes_handles_and_gives_back_results_and_errors(worker: Process, reach: Reach) -> None:
+    output = run(POOLED, reach)
     assert output.splitlines() == ["[{'0': 1}, {'0': 2}, {'0': 3}]", "number is three"]
 
 
-def test_an_asynchronous_queue_raises_in_a_forked_child(worker: Process, real_redis_url: str) -> None:
+def test_an_asynchronous_queue_raises_in_a_forked_child(worker: Process, reach: Reach) -> None:
     program = """
     import asyncio, os, sys
     async def ask(queue):
         return len(await queue.devices())
     async def main():
-        async with tweezer.connect_async(url) as queue:
+        async with tweezer.connect_async(**place) as queue:
             await ask(queue)
             sys.stdout.flush()
             child = os.fork()
@@ -132,14 +131,14 @@ def test_an_asynchronous_queue_raises_in_a_forked_child(worker: Process, real_re
             print(await ask(queue))
     asyncio.run(main())
     """
-    assert run(program, real_redis_url) == "wrong_loop True\n1\n"
+    assert run(program, reach) == "wrong_loop True\n1\n"
 
 
 # ---------------------------------------------------------------------------------------------------------- pickles
 
 
-def test_what_a_queue_returns_survives_pickle_and_copy(worker: Process, real_redis_url: str) -> None:
-    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER), project="ours") as queue:
+def test_what_a_queue_returns_survives_pickle_and_copy(worker: Process, reach: Reach) -> None:
+    with tweezer.connect(**reach("ours")) as queue:
         batch = queue.submit(None, [Job(runs=3), Job(runs=1, variables={"fail": "too hot"})], device=NULL)
         things: list[Any] = [*batch.results(PATIENCE_S), batch.record(), *batch.jobs(), *queue.devices()]
         things += [*queue.workers(), *batch.events(follow=False)]
@@ -147,8 +146,8 @@ def test_what_a_queue_returns_survives_pickle_and_copy(worker: Process, real_red
             assert pickle.loads(pickle.dumps(thing)) == copy.deepcopy(thing) == thing  # noqa: S301
 
 
-def test_handles_survive_pickle_and_copy(worker: Process, real_redis_url: str) -> None:
-    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER), project="ours") as queue:
+def test_handles_survive_pickle_and_copy(worker: Process, reach: Reach) -> None:
+    with tweezer.connect(**reach("ours")) as queue:
         batch = queue.submit(None, [Job(runs=3)], device=NULL)
         assert copy.deepcopy({"batch": batch, "queue": queue}) == {"batch": batch, "queue": queue}
         assert copy.copy(batch) is batch
@@ -162,8 +161,8 @@ def test_handles_survive_pickle_and_copy(worker: Process, real_redis_url: str) -
         wait_until(lambda: threading.active_count() == before)
 
 
-async def test_asynchronous_handles_survive_pickle_and_copy(worker: Process, real_redis_url: str) -> None:
-    async with tweezer.connect_async(as_user(real_redis_url, RedisUser.PRODUCER), project="ours") as queue:
+async def test_asynchronous_handles_survive_pickle_and_copy(worker: Process, reach: Reach) -> None:
+    async with tweezer.connect_async(**reach("ours")) as queue:
         batch = await queue.submit(None, [Job(runs=3)], device=NULL)
         assert copy.deepcopy(batch) is batch
         twin = pickle.loads(pickle.dumps(batch))  # noqa: S301
@@ -189,7 +188,7 @@ def leave(batch):
 async def collect(queue):
     return gc.collect()
 
-with tweezer.connect(url) as queue, tweezer.connect(url) as other:
+with tweezer.connect(**place) as queue, tweezer.connect(**place) as other:
     batch = queue.submit(None, [{"runs": 1}, {"runs": 1, "variables": {"sleep_s": 600}}], device="NULL")
     leave(batch)
     leave(other.batch(batch.id))
@@ -199,25 +198,23 @@ with tweezer.connect(url) as queue, tweezer.connect(url) as other:
 """
 
 
-def test_an_unfinished_iteration_may_be_collected_on_the_thread_of_the_queue(
-    worker: Process, real_redis_url: str
-) -> None:
-    assert run(COLLECTED, real_redis_url, "-W", "error") == "1 1\n"
+def test_an_unfinished_iteration_may_be_collected_on_the_thread_of_the_queue(worker: Process, reach: Reach) -> None:
+    assert run(COLLECTED, reach, "-W", "error") == "1 1\n"
 
 
-def test_a_program_may_end_during_an_iteration(worker: Process, real_redis_url: str) -> None:
+def test_a_program_may_end_during_an_iteration(worker: Process, reach: Reach) -> None:
     program = """
-    queue = tweezer.connect(url)
+    queue = tweezer.connect(**place)
     batch = queue.submit(None, [{"runs": 1}, {"runs": 1, "variables": {"sleep_s": 600}}], device="NULL")
     iteration = batch.finished(60)
     print(next(iteration).index, flush=True)
     batch.cancel()
     """
-    assert run(program, real_redis_url) == "0\n"
+    assert run(program, reach) == "0\n"
 
 
-def test_a_finalizer_that_calls_a_queue_on_its_thread_gets_an_error(worker: Process, real_redis_url: str) -> None:
-    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
+def test_a_finalizer_that_calls_a_queue_on_its_thread_gets_an_error(worker: Process, reach: Reach) -> None:
+    with tweezer.connect(**reach("ours")) as queue:
 
         async def call(_: tweezer.AsyncQueue) -> None:
             queue.devices()
@@ -231,24 +228,25 @@ def test_a_finalizer_that_calls_a_queue_on_its_thread_gets_an_error(worker: Proc
 # ----------------------------------------------------------------------------------------------------------- closing
 
 
-def test_a_queue_that_is_never_closed_warns_and_leaves_no_thread(worker: Process, real_redis_url: str) -> None:
+def test_a_queue_that_is_never_closed_warns_and_leaves_no_thread(worker: Process, reach: Reach) -> None:
     before = threading.active_count()
-    queue = tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER))
+    queue = tweezer.connect(**reach("ours"))
     batch = queue.submit(None, open=True, device=NULL)
     del queue
     gc.collect()
     batch.close()  # a handle keeps its queue open
     held = [batch]
     del batch
-    with pytest.warns(ResourceWarning, match="unclosed queue of project 'default'"):
+    with pytest.warns(ResourceWarning, match="unclosed queue of project 'ours'"):
         held.clear()
     wait_until(lambda: threading.active_count() == before)
 
 
-async def test_an_asynchronous_queue_that_is_never_closed_warns(worker: Process, real_redis_url: str) -> None:
-    queue = tweezer.connect_async(as_user(real_redis_url, RedisUser.PRODUCER))
+@pytest.mark.parametrize("reach", ["redis"], indirect=True)  # it closes the connections to Redis by hand
+async def test_an_asynchronous_queue_that_is_never_closed_warns(worker: Process, reach: Reach) -> None:
+    queue = tweezer.connect_async(**reach("ours"))
     assert len(await queue.devices()) == 1
-    store = queue.store
+    store = store_of(queue)
     held = [queue]
     del queue
     with pytest.warns(ResourceWarning, match="unclosed <tweezer"):
@@ -256,18 +254,18 @@ async def test_an_asynchronous_queue_that_is_never_closed_warns(worker: Process,
     await store.close()
 
 
-def test_a_queue_that_was_never_used_needs_no_close(real_redis_url: str) -> None:
+def test_a_queue_that_was_never_used_needs_no_close(reach: Reach) -> None:
     before = threading.active_count()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for open_queue in (tweezer.connect, tweezer.connect_async):
-            open_queue(as_user(real_redis_url, RedisUser.PRODUCER))
+            open_queue(**reach("ours"))
         gc.collect()
     assert threading.active_count() == before
 
 
-def test_a_closed_queue_raises_a_clear_error(worker: Process, real_redis_url: str) -> None:
-    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
+def test_a_closed_queue_raises_a_clear_error(worker: Process, reach: Reach) -> None:
+    with tweezer.connect(**reach("ours")) as queue:
         batch = queue.submit(None, [Job(runs=1)] * 2, device=NULL)
         iteration = batch.finished(PATIENCE_S)
         next(iteration)
@@ -278,9 +276,10 @@ def test_a_closed_queue_raises_a_clear_error(worker: Process, real_redis_url: st
         assert raised.value.code == "queue_closed"
 
 
-def test_closing_a_queue_ends_the_waits_of_other_threads(worker: Process, real_redis_url: str) -> None:
+@pytest.mark.parametrize("reach", ["redis"], indirect=True)  # it looks at the subscription
+def test_closing_a_queue_ends_the_waits_of_other_threads(worker: Process, reach: Reach) -> None:
     errors: list[TweezerError] = []
-    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
+    with tweezer.connect(**reach("ours")) as queue:
         batch = queue.submit(None, open=True, device=NULL)
         batch.pause()
         batch.add_jobs([Job(runs=1)])
@@ -293,26 +292,26 @@ def test_closing_a_queue_ends_the_waits_of_other_threads(worker: Process, real_r
 
         waiting = threading.Thread(target=wait)
         waiting.start()
-        wait_until(lambda: bool(queue._runner.queue.store.news._listeners))
+        wait_until(lambda: bool(store_of(queue._runner.queue).news._listeners))
     waiting.join(PATIENCE_S)
     assert [error.code for error in errors] == ["queue_closed"]
-    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
+    with tweezer.connect(**reach("ours")) as queue:
         queue.batch(batch.id).cancel()
 
 
-async def test_a_closed_asynchronous_queue_raises_a_clear_error(worker: Process, real_redis_url: str) -> None:
-    async with tweezer.connect_async(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
+async def test_a_closed_asynchronous_queue_raises_a_clear_error(worker: Process, reach: Reach) -> None:
+    async with tweezer.connect_async(**reach("ours")) as queue:
         batch = await queue.submit(None, [Job(runs=1)], device=NULL)
         await batch.wait(PATIENCE_S)
     await queue.close()
-    for call in (queue.devices, batch.record, batch.results, queue._open_ledger):
+    for call in (queue.devices, batch.record, batch.results, queue.workers):
         with pytest.raises(TweezerError, match="is closed") as raised:
             await call()
         assert raised.value.code == "queue_closed"
 
 
-def test_an_asynchronous_queue_belongs_to_one_event_loop(worker: Process, real_redis_url: str) -> None:
-    queue = tweezer.connect_async(as_user(real_redis_url, RedisUser.PRODUCER))
+def test_an_asynchronous_queue_belongs_to_one_event_loop(worker: Process, reach: Reach) -> None:
+    queue = tweezer.connect_async(**reach("ours"))
     with asyncio.Runner() as runner:
         assert len(runner.run(queue.devices())) == 1
         for call in (queue.devices, queue.close, queue.batch("01a2014a-10da-8070-b687-9a55ac000000").record):
@@ -322,8 +321,8 @@ def test_an_asynchronous_queue_belongs_to_one_event_loop(worker: Process, real_r
         runner.run(queue.close())
 
 
-def test_a_wait_without_an_end_is_refused_at_once(worker: Process, real_redis_url: str) -> None:
-    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
+def test_a_wait_without_an_end_is_refused_at_once(worker: Process, reach: Reach) -> None:
+    with tweezer.connect(**reach("ours")) as queue:
         batch = queue.submit(None, [Job(runs=1, variables={"sleep_s": 60})], device=NULL)
         with pytest.raises(tweezer.InvalidInput, match="timeout_s: expected a finite number of seconds, got nan"):
             batch.wait(float("nan"))

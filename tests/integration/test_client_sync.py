@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import redis
 from tests.support.processes import NULL, QUICK, Process
+from tests.support.queues import Reach
 from tests.support.redis_users import as_user
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -41,8 +42,8 @@ def worker(real_redis_url: str, tmp_path: Path) -> Iterator[Process]:
 
 
 @pytest.fixture
-def queue(worker: Process, real_redis_url: str) -> Iterator[tweezer.Queue]:
-    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER), project="ours") as queue:
+def queue(worker: Process, reach: Reach) -> Iterator[tweezer.Queue]:
+    with tweezer.connect(**reach("ours")) as queue:
         yield queue
 
 
@@ -95,7 +96,7 @@ def test_an_open_batch_is_filled_paused_resumed_and_closed(queue: tweezer.Queue)
     assert (record.jobs, record.counts[DONE], record.counts[JobStatus.CANCELED]) == (2, 1, 1)
 
 
-def test_errors_are_those_of_the_asynchronous_calls(queue: tweezer.Queue, real_redis_url: str) -> None:
+def test_errors_are_those_of_the_asynchronous_calls(queue: tweezer.Queue, reach: Reach) -> None:
     batch = submit(queue, {"sleep_s": 60})
     with pytest.raises(tweezer.WaitTimeout):
         batch.wait(0.05)
@@ -104,7 +105,7 @@ def test_errors_are_those_of_the_asynchronous_calls(queue: tweezer.Queue, real_r
     with pytest.raises(tweezer.InvalidInput, match="device"):
         queue.submit(None, [{"runs": 1}], device="NONE")
     with (
-        tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER), project="theirs") as theirs,
+        tweezer.connect(**reach("theirs")) as theirs,
         pytest.raises(tweezer.NotFound),
     ):
         theirs.batch(batch.id).record()
@@ -130,10 +131,10 @@ def test_one_queue_serves_many_threads(queue: tweezer.Queue) -> None:
         assert sum(pool.map(work, range(24))) == 72
 
 
-def test_closing_leaves_no_thread_behind(worker: Process, real_redis_url: str) -> None:
+def test_closing_leaves_no_thread_behind(worker: Process, reach: Reach) -> None:
     before = threading.active_count()
     for _ in range(5):
-        with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
+        with tweezer.connect(**reach("ours")) as queue:
             assert queue.devices()
             assert threading.active_count() == before + 1
     assert threading.active_count() == before
@@ -157,6 +158,7 @@ WAITS = {
 }
 
 
+@pytest.mark.parametrize("reach", ["redis"], indirect=True)  # it looks at the subscription in Redis
 @pytest.mark.parametrize("way", WAITS)
 def test_an_interrupt_ends_a_wait_at_once(queue: tweezer.Queue, real_redis_url: str, way: str) -> None:
     """Ctrl-C in a notebook or a script raises KeyboardInterrupt, and the queue closes in order."""

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 from tests.support.api_rig import SECRETS_KEY
+from tests.support.queues import store_of
 from tests.support.redis_users import as_user
 from tests.support.ticket_workers import running
 from tests.support.waiting import PATIENCE_S, until
@@ -84,8 +85,8 @@ class Setting:
 
     async def in_redis(self, batch: AsyncBatch) -> list[int]:
         """Return the sizes of the results in Redis."""
-        redis: Any = self.queue.store.redis
-        return [len(data) for data in await redis.hvals(self.queue.store.keys(Key.RESULT, batch.id))]
+        redis: Any = store_of(self.queue).redis
+        return [len(data) for data in await redis.hvals(store_of(self.queue).keys(Key.RESULT, batch.id))]
 
 
 @contextlib.asynccontextmanager
@@ -117,7 +118,7 @@ async def setting(real_redis_url: str, tmp_path: Path, monkeypatch: pytest.Monke
     ):
 
         async def announced() -> bool:
-            return bool(await queue.store.reader.devices())
+            return bool(await queue.devices())
 
         await until(announced)
         yield Setting(real_redis_url, folder, queue)
@@ -207,7 +208,7 @@ async def test_a_job_whose_result_cannot_be_written_is_run_again(
     ):
 
         async def announced() -> bool:
-            return bool(await queue.store.reader.devices())
+            return bool(await queue.devices())
 
         await until(announced)
         setting = Setting(real_redis_url, folder, queue)
@@ -265,7 +266,7 @@ async def test_the_api_sends_them_from_redis_and_later_from_the_ledger(setting: 
     batch = await setting.submit(300)
     (job,) = await batch.results(PATIENCE_S)
     path, body = f"/api/v1/jobs/{job.id}/results", {"counter": {"0": 1}, "serialised_results": expected(300)}
-    store = setting.queue.store
+    store = store_of(setting.queue)
 
     async def forgotten() -> bool:
         return not await setting.in_redis(batch)

@@ -59,7 +59,7 @@ async def working(settings: Settings) -> AsyncIterator[None]:
 
 
 async def has_device(queue: AsyncQueue) -> bool:
-    return await queue.store.reader.device(DEVICE) is not None
+    return await queue.device(DEVICE) is not None
 
 
 async def test_results_fill_the_results_folder_up_to_the_quota_and_no_further(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio.sentinel import SentinelConnectionPool
+from tests.support.queues import store_of
 from tests.support.waiting import until
 
 from tweezer import AsyncQueue, BatchStatus, InvalidInput, Job, JobStatus, connect_async
@@ -79,7 +80,7 @@ async def test_work_continues_at_the_replica_when_the_primary_dies(primary: Redi
         async for _ in batch.finished():
             break
         assert (
-            await queue.store.redis.wait(1, 10_000) == 1
+            await store_of(queue).redis.wait(1, 10_000) == 1
         )  # replication is asynchronous: writes that the replica lacks are lost
         primary.kill()
         record = await batch.wait()
@@ -96,8 +97,8 @@ async def has_devices(queue: AsyncQueue) -> bool:
 
 async def has_replica(queue: AsyncQueue) -> bool:
     """Return whether a replica is in step with the primary and Sentinel knows it."""
-    replica = (await queue.store.redis.info("replication")).get("slave0", {})
-    pool = queue.store.redis.connection_pool
+    replica = (await store_of(queue).redis.info("replication")).get("slave0", {})
+    pool = store_of(queue).redis.connection_pool
     assert isinstance(pool, SentinelConnectionPool)
     sentinel = pool.sentinel_manager.sentinels[0]
     return replica.get("state") == "online" and len(await sentinel.sentinel_slaves(SERVICE)) > 0

@@ -15,11 +15,12 @@ from tweezer.ledger.config import OpenDatabase
 from tweezer.model.errors import Conflict, NotFound
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.transports.direct import DirectTransport
 
 
 def _queue(bench: LedgerRig, project: str = "a", *, ledger: bool = True) -> AsyncQueue:
     url = bench.database.engine.url.render_as_string(hide_password=False)
-    return AsyncQueue(bench.rig.store, project, ledger=OpenDatabase(url) if ledger else None)
+    return AsyncQueue(DirectTransport(bench.rig.store, project, ledger=OpenDatabase(url) if ledger else None))
 
 
 async def _forgotten(bench: LedgerRig) -> UUID:

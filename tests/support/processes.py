@@ -10,10 +10,12 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -36,6 +38,11 @@ from tweezer.adapters.null import NullAdapter, NullLane
 from tweezer.adapters.protocol import Adapter, Capabilities, Report
 from tweezer.adapters.registry import EmulatorAdapter
 from tweezer.adapters.remote.options import QpuOptions
+from tweezer.ledger.access.credentials import Role
+from tweezer.ledger.access.keys import create_key
+from tweezer.ledger.access.projects import project_no
+from tweezer.ledger.config import OpenDatabase, sqlite_url
+from tweezer.ledger.database import Database
 from tweezer.model.events import Event
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
@@ -251,6 +258,16 @@ def runs(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
+def make_key(folder: Path, project: str | None, **options: Any) -> str:
+    """Make a key in the ledger of a data folder and return it: of this project, else of an operator."""
+    role = Role.OPERATOR if project is None else Role.USER
+    place = OpenDatabase(sqlite_url(folder / "ledger.db"))
+    with closing(Database.open(place)) as database, database.write() as connection:
+        if project is not None:
+            project_no(connection, project)
+        return create_key(connection, **{"name": "test", "role": role, "project_id": project, **options}).text
+
+
 class Site:
     """An installation under test: a Redis, a producer's connection to it, and the processes that a test starts.
 
@@ -260,6 +277,8 @@ class Site:
     def __init__(self, url: str, folder: Path, **settings: object) -> None:
         self.url = url
         self.folder = folder
+        self.api_url = ""
+        """URL of the API that producers use; empty: they use Redis."""
         self.queue = self.connect("ours", retry_s=PATIENCE_S)
         self.store = Store.open(Connect(url=url))  # for preparations and checks only
         self.processes: list[Process] = []
@@ -279,6 +298,9 @@ class Site:
 
     def connect(self, project: str, **options: Any) -> tweezer.AsyncQueue:
         """Connect to the queue as a producer of this project; the test closes the connection."""
+        if self.api_url:
+            key = options.pop("key", None) or make_key(self.folder, project)
+            return tweezer.connect_async(self.api_url, key=key, project=project, **options)
         return tweezer.connect_async(as_user(self.url, RedisUser.PRODUCER), project=project, **options)
 
     def spawn(self, *arguments: str, **settings: object) -> Process:
@@ -302,7 +324,7 @@ class Site:
 
     async def api(self, **settings: object) -> tuple[Process, str]:
         """Start an API on an existing ledger and wait until it listens; return it with its URL."""
-        process = self.spawn("api", api_port=0, **settings)
+        process = self.spawn("api", **{"api_port": 0, **settings})
 
         def listening() -> bool:
             assert process.alive, f"the process ended at its start:\n{process.text}"
@@ -310,6 +332,14 @@ class Site:
 
         await until(listening, "an API that listens")
         return process, str(process.logged("api.listening")[0]["url"])
+
+    async def use_api(self, blank_ledger: Path) -> None:
+        """Let producers use an HTTP API from now on, each with a key of its project; ``queue`` has an operator's."""
+        shutil.copy(blank_ledger, self.folder / "ledger.db")
+        _, url = await self.api(data_dir=self.folder)
+        await self.queue.close()
+        self.api_url = url
+        self.queue = self.connect("ours", key=make_key(self.folder, None), retry_s=PATIENCE_S)
 
     async def serves(self, process: Process) -> None:
         """Wait until the process has logged that it started."""
@@ -327,7 +357,10 @@ class Site:
     async def submit_doc(self, jobs: int, **doc: Any) -> tweezer.AsyncBatch:
         """Submit without the checks of the Python API, which would reject the document."""
         batch_id = await self.store.commands.submit(
-            new_batch_id(), self.queue.project, BatchDoc(**{"device": NULL, **doc}), [tweezer.Job(runs=1)] * jobs
+            new_batch_id(),
+            self.queue.project or "ours",
+            BatchDoc(**{"device": NULL, **doc}),
+            [tweezer.Job(runs=1)] * jobs,
         )
         return self.queue.batch(batch_id)
 

@@ -11,7 +11,7 @@ from tweezer.model.messages import RECORD_VERSION
 from tweezer.store import records
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
-from tweezer.store.records import NO_TIMES, RECORD, RECORD_VALUES, unpack_record
+from tweezer.store.records import RECORD, RECORD_VALUES, unpack_record
 
 VERSION, OLDER, NEWER = str(RECORD_VERSION), records.OLDER.decode(), str(RECORD_VERSION + 1)
 
@@ -27,7 +27,7 @@ async def change_record(store: Store, batch_id: UUID | str, **values: int) -> No
     redis: Any = store.redis
     name = store.keys(Key.BATCH, batch_id)
     for part, names in RECORD.items():
-        packed = msgspec.json.decode(b"[%b]" % (await redis.hget(name, part) or NO_TIMES))
+        packed = msgspec.json.decode(b"[%b]" % await redis.hget(name, part))
         packed += [0] * (len(names) - len(packed))
         changed = [values.get(field, value) for field, value in zip(names, packed, strict=True)]
         await redis.hset(name, part, msgspec.json.encode(changed)[1:-1])

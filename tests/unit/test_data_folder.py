@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.queues import store_of
 
 from tweezer import connect
 from tweezer.cli.local.children import keep_several
@@ -45,10 +46,10 @@ def _is_up(folder: Path) -> Iterator[None]:
     published.close()
 
 
-def place_of(queue: AsyncQueue) -> tuple[object, object, str, str]:
+def place_of(queue: AsyncQueue) -> tuple[object, object, str, str | None]:
     """Return the port and password of Redis, and the namespace and project of a queue."""
-    arguments = queue.store.redis.connection_pool.connection_kwargs
-    return arguments.get("port"), arguments.get("password"), queue.store.keys.prefix, queue.project
+    arguments = store_of(queue).redis.connection_pool.connection_kwargs
+    return arguments.get("port"), arguments.get("password"), store_of(queue).keys.prefix, queue.project
 
 
 @pytest.mark.usefixtures("_is_up")

@@ -280,7 +280,7 @@ def test_every_log_event_is_explained() -> None:
 def test_the_variables_that_are_named_exist(path: Path) -> None:
     known = {setting.variable for setting in SETTINGS.values()} | {CONFIG_VARIABLE}
     known |= {"TWEEZER_REQUIRE_SERVERS", *(f"TWEEZER_COMPAT_{stack}" for stack in "ABCD")}  # of the tests
-    known |= {"TWEEZER_API_URL"}  # of `tweezer up`, for curl
+    known |= {"TWEEZER_API_URL", "TWEEZER_API_CA_FILE"}  # of clients
     known |= {it.envvar for it in main.params if isinstance(it.envvar, str)} | set(SECRET_FILES.values())
     assert set(_VARIABLE.findall(path.read_text(encoding="utf-8"))) <= known
 

@@ -224,7 +224,7 @@ def resume(options: Options, *, batches: tuple[str, ...], device: str | None) ->
 
     async def run(queue: AsyncQueue) -> Unavailability | None:
         await queue.resume_device(name)
-        found = await queue.ask(lambda: queue.store.reader.device(name))
+        found = await queue.device(name)
         return None if found is None else found.unavailability(datetime.now(UTC))
 
     hold = options.run(run)

@@ -159,7 +159,7 @@ def drain(options: Options, *, device: str, reason: str) -> None:
 
 
 async def _device(queue: AsyncQueue, name: str) -> DeviceRecord:
-    found = await queue.ask(lambda: queue.store.reader.device(name))
+    found = await queue.device(name)
     if found is None:
         raise NotFound("device", name)
     return found

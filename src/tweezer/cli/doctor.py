@@ -36,18 +36,19 @@ from tweezer.cli.ledger_checks import (
 )
 from tweezer.cli.local.redis_server import OLDEST
 from tweezer.cli.options import Options, clock, pass_options
-from tweezer.client import AsyncQueue
+from tweezer.data_folder import API_CA_FILE, API_URL
 from tweezer.model.errors import TweezerError
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.model.windows import UnavailabilityKind
 from tweezer.settings import CONFIG_VARIABLE, PREFIX, SECRET_FILES, SETTINGS, Settings
+from tweezer.store.connection import Store
 from tweezer.store.keys import Key, Keys
 from tweezer.store.records import DeviceRecord, Lease, WorkerRecord
 from tweezer.store.remote import Durability, NotDurable, Remote
 from tweezer.store.streams.feed import START
 from tweezer.worker.config import WorkerConfig
 
-_OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "TWEEZER_API_URL", "TWEEZER_REQUIRE_SERVERS", *SECRET_FILES.values()})
+_OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, API_URL, API_CA_FILE, "TWEEZER_REQUIRE_SERVERS", *SECRET_FILES.values()})
 _SLOW_MS = 20.0
 _SET_BACK_SHOWN = timedelta(days=7)
 _GO_ON = {
@@ -85,21 +86,21 @@ async def examine(options: Options) -> list[Finding]:
     findings.append(check_keeping(settings))
     webhooks = None if isinstance(health, Finding) or health.unfit else await _examine_webhooks(settings, findings)
     try:
-        async with options.queue() as queue:
+        async with options.store() as store:
             began = time.perf_counter()
-            await queue.store.reader.ping()
+            await store.reader.ping()
             findings.append(check_latency((time.perf_counter() - began) * 1000))
             findings.append(check_access(settings.redis.url))
-            foreign = await queue.store.reader.foreign_keys()
+            foreign = await store.reader.foreign_keys()
             if foreign:  # the other checks need these keys
                 return [*findings, check_keys(foreign)]
-            findings.extend([finding async for finding in _examine_queue(queue, settings)])
+            findings.extend([finding async for finding in _examine_queue(store, settings)])
             if not isinstance(health, Finding):
-                joined = None if health.unfit else await queue.store.recovery.installation()
+                joined = None if health.unfit else await store.recovery.installation()
                 findings.extend(filter(None, [check_installation(health.installation, joined)]))
-                findings.append(await _examine_recorder(queue, health.positions.get(settings.namespace, START)))
+                findings.append(await _examine_recorder(store, health.positions.get(settings.namespace, START)))
             if webhooks is not None:
-                findings.append(await examine_couriers(queue.store, webhooks))
+                findings.append(await examine_couriers(store, webhooks))
     except TweezerError as error:
         findings.append(
             fail(
@@ -122,18 +123,18 @@ async def _examine_webhooks(settings: Settings, findings: list[Finding]) -> Webh
     return webhooks
 
 
-async def _examine_queue(queue: AsyncQueue, settings: Settings) -> AsyncIterator[Finding]:
-    info = await queue.store.reader.server_info()
+async def _examine_queue(store: Store, settings: Settings) -> AsyncIterator[Finding]:
+    info = await store.reader.server_info()
     yield check_server(info)
-    yield await check_features(queue.store.redis, queue.store.keys)
-    yield check_persistence(info, await _config(queue, "appendfsync"))
+    yield await check_features(store.redis, store.keys)
+    yield check_persistence(info, await _config(store, "appendfsync"))
     yield check_eviction(info)
     yield check_memory(info, WorkerConfig().full_at)
-    yield check_idle_timeout(await _config(queue, "timeout"))
-    devices = await queue.devices()
-    yield await check_durability(queue.store.remote, devices, settings.machines())
-    leases = [lease for device in devices for lease in await queue.store.reader.leases(device.name)]
-    workers = await queue.workers()
+    yield check_idle_timeout(await _config(store, "timeout"))
+    devices = await store.reader.devices()
+    yield await check_durability(store.remote, devices, settings.machines())
+    leases = [lease for device in devices for lease in await store.reader.leases(device.name)]
+    workers = await store.reader.workers()
     silent = find_silent(leases, workers, settings)
     if silent:
         yield check_silent(silent)
@@ -145,8 +146,7 @@ async def _examine_queue(queue: AsyncQueue, settings: Settings) -> AsyncIterator
         yield finding
 
 
-async def _examine_recorder(queue: AsyncQueue, position: str) -> Finding:
-    store = queue.store
+async def _examine_recorder(store: Store, position: str) -> Finding:
     active = await store.redis.exists(store.keys(Key.RECORDER))
     waiting = await store.events.read(position, most=1)
     behind_s = None
@@ -156,9 +156,9 @@ async def _examine_recorder(queue: AsyncQueue, position: str) -> Finding:
     return check_recorder(active=bool(active), behind_s=behind_s)
 
 
-async def _config(queue: AsyncQueue, name: str) -> str | None:
+async def _config(store: Store, name: str) -> str | None:
     """Return a setting of Redis, or None if this user may not read it."""
-    return (await queue.store.reader.server_config(name)).get(name)
+    return (await store.reader.server_config(name)).get(name)
 
 
 def check_environment(environment: Iterable[str]) -> Iterator[Finding]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import datetime
-from typing import TYPE_CHECKING
+from functools import partial
 
 import click
 import msgspec
@@ -15,10 +14,8 @@ from tweezer.cli import show
 from tweezer.cli.options import Options, pass_options
 from tweezer.client import AsyncQueue
 from tweezer.model.webhooks import EventMessage, EventType, describe_event
-from tweezer.store.streams.tail import Tail
 
-if TYPE_CHECKING:
-    from tweezer.ledger.queries.feed import Feed
+_HOLD_S = 20.0
 
 
 @click.command()
@@ -47,51 +44,32 @@ def events(
                 if event.type in wanted:
                     show.echo(msgspec.json.encode(event).decode() if as_json else _line(event))
 
-    async def run() -> None:
-        if batch is not None:
-            async with options.queue(patient=follow) as queue:
-                await print_all(_batch_events(queue, batch, after, follow=follow))
-            return
-        with options.ledger() as database:
-            from tweezer.ledger.queries.feed import Feed
+    async def run(queue: AsyncQueue) -> None:
+        if batch is None:
+            await print_all(_project_events(queue, after, follow=follow))
+        else:
+            await print_all(_batch_events(queue, batch, after, follow=follow))
 
-            async with options.queue(patient=follow) as queue:
-                feed = Feed(queue.store, database, namespace=options.settings().namespace)
-                await print_all(_project_events(queue, feed, after, follow=follow))
-
-    asyncio.run(run())
+    options.run(run, patient=follow)
 
 
 async def _batch_events(
     queue: AsyncQueue, batch: str, after: str | None, *, follow: bool
 ) -> AsyncIterator[EventMessage]:
+    project = (await queue.batch(batch).record()).project
     async with aclosing(queue.batch(batch).events(after, follow=follow)) as found:  # type: ignore[type-var]
         async for event in found:
-            yield describe_event(event, queue.project)
+            yield describe_event(event, project)
 
 
-async def _project_events(
-    queue: AsyncQueue, feed: Feed, after: str | None, *, follow: bool
-) -> AsyncIterator[EventMessage]:
-    from tweezer.ledger.queries.feed import Selection
-
-    tail = Tail(queue.store.scripts)
-    selection = Selection(frozenset({queue.project}))
-    cursor = await queue.ask(lambda: feed.cursor(after, selection))
-    try:
-        async with tail.listen(projects=selection.projects) as channel:
-            while True:
-                place = cursor
-                page = await queue.ask(lambda: feed.read(selection, place, limit=1000))  # noqa: B023  awaited at once
-                for event in page.events:
-                    yield event
-                cursor = page.next
-                if not page.more:
-                    if not follow:
-                        return
-                    await channel.next(None)
-    finally:
-        await tail.close()
+async def _project_events(queue: AsyncQueue, after: str | None, *, follow: bool) -> AsyncIterator[EventMessage]:
+    while True:
+        page = await queue.ask(partial(queue.transport.feed, after, _HOLD_S if follow else 0.0))
+        for event in page.events:
+            yield event
+        if not (page.more or follow):
+            return
+        after = page.next
 
 
 def _line(event: EventMessage) -> str:

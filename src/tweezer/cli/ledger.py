@@ -17,9 +17,9 @@ from tweezer.model.errors import Conflict
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from tweezer.client import AsyncQueue
     from tweezer.ledger.database import Database
     from tweezer.ledger.dead_letters import Letter
+    from tweezer.store.connection import Store
 
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -74,7 +74,7 @@ def join(options: Options) -> None:
         from tweezer.ledger.installation import join as join_on_purpose
         from tweezer.ledger.migrate import place
 
-        options.run(lambda queue: join_on_purpose(queue.store, database, force=True))
+        options.run_store(lambda store: join_on_purpose(store, database, force=True))
         show.echo(f"{place(database)} records this Redis from now on.")
 
 
@@ -159,7 +159,7 @@ def retry(options: Options, *, letters: tuple[int, ...], everything: bool) -> No
         found = _find(database, letters, everything=everything)
         messages = [it for it in found if it.consumer == "intake"]
         if messages:
-            options.run(lambda queue: _send_again(queue, messages))
+            options.run_store(lambda store: _send_again(store, messages))
         with database.write() as connection:
             from tweezer.ledger.dead_letters import drop_letters, request_retry
 
@@ -186,7 +186,7 @@ def drop(options: Options, *, letters: tuple[int, ...], everything: bool, yes: b
             also = f", and delete {len(batches)} batches with their results" if batches else ""
             show.confirm(f"Drop {_count(found)}{also}?")
         if batches:
-            options.run(lambda queue: _discard(queue, database, batches))
+            options.run_store(lambda store: _discard(store, database, batches))
         with database.write() as connection:
             from tweezer.ledger.dead_letters import drop_letters
 
@@ -194,21 +194,21 @@ def drop(options: Options, *, letters: tuple[int, ...], everything: bool, yes: b
     show.echo(f"Dropped {_count(found)}.")
 
 
-async def _discard(queue: AsyncQueue, database: Database, batches: Collection[UUID]) -> None:
+async def _discard(store: Store, database: Database, batches: Collection[UUID]) -> None:
     from tweezer.ledger.retention import discard_batch
 
     for batch_id in batches:
-        await discard_batch(queue.store, database, batch_id)
+        await discard_batch(store, database, batch_id)
         show.echo(f"Deleted batch {batch_id}.")
 
 
-async def _send_again(queue: AsyncQueue, found: Sequence[Letter]) -> None:
+async def _send_again(store: Store, found: Sequence[Letter]) -> None:
     from tweezer.processes.runtime import send_again
 
     for letter in found:
         if letter.payload is None:
             raise Conflict(f"dead letter {letter.id}: its content was too large to keep; drop it", code="not_kept")
-        await send_again(queue.store, letter.origin, letter.payload)
+        await send_again(store, letter.origin, letter.payload)
 
 
 def _find(database: Database, letters: Sequence[int], *, everything: bool) -> list[Letter]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, closing, contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
 from tweezer.cli import show
-from tweezer.model.errors import TweezerError, Unavailable, install_command
+from tweezer.data_folder import API_URL, REDIS_URL
+from tweezer.model.errors import InvalidInput, TweezerError, Unavailable, install_command
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from tweezer.ledger.database import Database
     from tweezer.settings import Settings
     from tweezer.store.connection import Store
+    from tweezer.transports.protocol import Address
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -35,6 +39,8 @@ class Options(NamedTuple):
     """The global options; None leaves a setting to the environment."""
 
     redis: str | None = None
+    api: str | None = None
+    key_file: Path | None = None
     project: str | None = None
     namespace: str | None = None
 
@@ -48,37 +54,62 @@ class Options(NamedTuple):
         options = {"redis.url": self.redis, "namespace": self.namespace, "project_id": self.project, **(given or {})}
         return load({key: value for key, value in options.items() if value is not None})
 
+    @property
+    def api_url(self) -> str | None:
+        """URL of the API, if the commands for users work through it: that of an option, else of the environment."""
+        if self.api is not None:
+            return self.api
+        has_redis = self.redis or (os.environ.get(REDIS_URL) and self.key_file is None)
+        return None if has_redis else os.environ.get(API_URL) or None
+
     @asynccontextmanager
     async def queue(self, *, patient: bool = False) -> AsyncIterator[AsyncQueue]:
-        """Open the project's queue. Raises Unavailable when Redis does not answer.
+        """Open the project's queue. Raises Unavailable when Redis or the API does not answer.
 
-        patient: retry for a minute if Redis goes away later.
+        patient: retry for a minute if it goes away later.
         """
         from tweezer.client import AsyncQueue
-        from tweezer.store.connection import Store
+        from tweezer.transports.direct import DirectTransport
 
-        settings = self.settings()
-        store = Store.open(settings.connect())
-        retry_s = _PATIENT_S if patient else _IMPATIENT_S
-        async with AsyncQueue(store, settings.project_id, retry_s=retry_s, ledger=_ledger(settings)) as queue:
-            try:
-                await store.reader.ping()
-            except Unavailable as error:
-                raise Unavailable(
-                    f"{error.message.rstrip('.')}; start it (`tweezer up` starts one), or give its URL with --redis or "
-                    "TWEEZER_REDIS_URL"
-                ) from error
+        transport = self._address().open()
+        async with AsyncQueue(transport, retry_s=_PATIENT_S if patient else _IMPATIENT_S) as queue:
+            if isinstance(transport, DirectTransport):
+                with _explaining_outage():
+                    await transport.store.reader.ping()
             yield queue
+
+    def _address(self) -> Address:
+        """Return where the queue is. Raises InvalidInput."""
+        from tweezer.client import locate_api
+        from tweezer.model.arguments import read_secret
+        from tweezer.transports.direct import DirectAddress
+
+        if (url := self.api_url) is not None:
+            key = None if self.key_file is None else read_secret("--key-file", self.key_file)
+            project = self.project or os.environ.get("TWEEZER_PROJECT_ID") or None
+            return locate_api(url, os.environ, key=key, project=project)
+        if self.key_file is not None:
+            raise InvalidInput("--key-file", "is for the API; give its URL with --api or TWEEZER_API_URL")
+        settings = self.settings()
+        return DirectAddress(settings.connect(), settings.project_id, _ledger(settings))
 
     def run(self, act: Callable[[AsyncQueue], Awaitable[T]], *, patient: bool = False) -> T:
         """Call ``act`` with the project's queue and return its result."""
         return _run(self.queue(patient=patient), act)
 
-    def run_store(self, act: Callable[[Store], Awaitable[T]]) -> T:
-        """Call ``act`` with the store, for commands that are not about one project, and return its result."""
+    @asynccontextmanager
+    async def store(self) -> AsyncIterator[Store]:
+        """Open the store, for commands that need Redis itself. Raises Unavailable when Redis does not answer."""
         from tweezer.store.connection import Store
 
-        return _run(Store.open(self.settings().connect()), act)
+        async with Store.open(self.settings().connect()) as store:
+            with _explaining_outage(instead_of=self.api_url):
+                await store.reader.ping()
+            yield store
+
+    def run_store(self, act: Callable[[Store], Awaitable[T]]) -> T:
+        """Call ``act`` with the store and return its result."""
+        return _run(self.store(), act)
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
@@ -99,6 +130,21 @@ class Options(NamedTuple):
             names.insert(0, str(context.info_name))
             context = context.parent
         return open_ledger(self.settings(), " ".join(names), at_any_step=at_any_step)
+
+
+@contextmanager
+def _explaining_outage(*, instead_of: str | None = None) -> Iterator[None]:
+    """Add advice to the error of a Redis that does not answer. instead_of: URL of the API that does not suffice."""
+    try:
+        yield
+    except Unavailable as error:
+        advice = "start it (`tweezer up` starts one), or give its URL with --redis or TWEEZER_REDIS_URL"
+        if instead_of is not None:
+            advice = (
+                f"this command is for operators: it needs Redis itself, not the API at {instead_of}; run it where "
+                "TWEEZER_REDIS_URL is set"
+            )
+        raise Unavailable(f"{error.message.rstrip('.')}; {advice}") from error
 
 
 def _run(opening: AbstractAsyncContextManager[S], act: Callable[[S], Awaitable[T]]) -> T:

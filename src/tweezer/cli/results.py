@@ -17,12 +17,13 @@ from tweezer.cli import show
 from tweezer.cli.options import Options, pass_options, print_json, require, yes_option
 from tweezer.client import AsyncBatch, AsyncQueue, Finished, as_uuid
 from tweezer.model.cancels import CancelOutcome
-from tweezer.model.errors import InvalidInput, NotFound, ResultUnavailable, TweezerError
+from tweezer.model.errors import InvalidInput, NotFound, TweezerError
 from tweezer.model.lifecycle import JobStatus
 from tweezer.store.records import BatchRecord
 
 if TYPE_CHECKING:
     from tweezer.ledger.database import Database
+    from tweezer.store.connection import Store
 
 _TOP_OF_ONE = 10
 _TOP_OF_MANY = 5
@@ -76,13 +77,11 @@ def results(
 async def _read(queue: AsyncQueue, batch_id: str, indices: tuple[int, ...]) -> tuple[BatchRecord, list[Finished]]:
     batch = queue.batch(batch_id)
     record = await batch.record()
-    jobs = await batch.jobs()
     for index in indices:
-        if index >= len(jobs):
-            raise NotFound("job", f"{index} in batch {batch.id}, which has {len(jobs)}")
-    chosen = [job for job in jobs if job.status.terminal and (not indices or job.index in indices)]
-    data = await batch.results_at([job.index for job in chosen if job.may_have_result])
-    return record, [Finished.of(job, data.get(job.index)) for job in chosen]
+        if index >= record.jobs:
+            raise NotFound("job", f"{index} in batch {batch.id}, which has {record.jobs}")
+    jobs = await batch.results_at(record, sorted(set(indices)) or range(record.jobs))
+    return record, [job for job in jobs if job.status.terminal]
 
 
 def _counter(job: Finished) -> dict[str, int]:
@@ -224,13 +223,15 @@ def delete(options: Options, *, batches: tuple[str, ...], yes: bool) -> None:
     if not yes:
         show.confirm(f"Permanently delete {len(ids)} batch{'es' if len(ids) > 1 else ''} with all results?")
 
-    async def delete_all(queue: AsyncQueue, database: Database) -> list[str]:
+    project = options.settings().project_id
+
+    async def delete_all(store: Store, database: Database) -> list[str]:
         from tweezer.ledger.retention import delete_batch
 
         failures = []
         for batch_id in ids:
             try:
-                await delete_batch(queue.store, database, batch_id, project=queue.project)
+                await delete_batch(store, database, batch_id, project=project)
             except TweezerError as error:
                 failures.append(error.message)
             else:
@@ -238,7 +239,7 @@ def delete(options: Options, *, batches: tuple[str, ...], yes: bool) -> None:
         return failures
 
     with options.ledger() as database:
-        failures = options.run(lambda queue: delete_all(queue, database))
+        failures = options.run_store(lambda store: delete_all(store, database))
     if failures:
         raise TweezerError("\n       ".join(failures), code="not_deleted")
 
@@ -249,11 +250,8 @@ async def _lines(batch: AsyncBatch) -> AsyncIterator[bytes]:
     del about["jobs"]
     yield msgspec.json.encode({"type": "batch", **about})
     for first in range(0, record.jobs, _PAGE):
-        jobs = await batch.jobs_at(record, range(first, min(first + _PAGE, record.jobs)))
-        results = await batch.results_at([job.index for job in jobs if job.may_have_result])
-        for job in jobs:
-            result = results.get(job.index)
-            if isinstance(result, ResultUnavailable):
-                raise result  # an export without it would look complete
-            line = {"type": "job", **msgspec.to_builtins(JobResponse.from_record(job)), "result": result}
+        for job in await batch.results_at(record, range(first, min(first + _PAGE, record.jobs))):
+            if job.unavailable is not None:
+                raise job.unavailable  # an export without it would look complete
+            line = {"type": "job", **msgspec.to_builtins(JobResponse.from_record(job.record)), "result": job.data}
             yield msgspec.json.encode(line)

@@ -16,12 +16,13 @@ import msgspec
 
 from tweezer.cli import show
 from tweezer.cli.options import Options, clock, pass_options, print_json
-from tweezer.client import AsyncQueue, as_uuid, is_settled
+from tweezer.client import AsyncQueue, as_uuid
 from tweezer.model.cancels import CancelAttempt, CancelOutcome
 from tweezer.model.errors import TweezerError
-from tweezer.model.events import JobNews, read_news
+from tweezer.model.events import JobNews, Word
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord
+from tweezer.transports.protocol import is_settled
 
 _LISTED = 10  # jobs, and attempts to cancel some
 
@@ -40,16 +41,7 @@ def availability(device: DeviceRecord, now: datetime) -> str:
 
 def why_it_waits(batch: BatchRecord, device: DeviceRecord | None, now: datetime | None = None) -> str | None:
     """Return why the device keeps a batch with pending jobs waiting; None if it does not."""
-    idle = batch.counts[JobStatus.PENDING] and not batch.counts[JobStatus.RUNNING]
-    if device is None or not idle or batch.status.terminal or batch.status is BatchStatus.PAUSED:
-        return None
-    now = now or datetime.now(UTC)
-    if (hold := device.unavailability(now)) is not None:
-        return f"{device.name}: {hold.describe(clock)}"
-    if (window := device.waits_for_window(batch, now)) is not None:
-        when = f"{clock(window.begins)} to {clock(window.ends)}"
-        return f"{device.name}: the batch would not end before the maintenance from {when}: {window.reason}"
-    return None
+    return None if device is None else device.why_waits(batch, now or datetime.now(UTC), clock)
 
 
 def cancel_lines(record: BatchRecord, jobs: Iterable[JobRecord]) -> list[str]:
@@ -192,40 +184,37 @@ async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter) -> BatchRecord
     rate, progress = _Rate(), dict[int, float]()
     await batch.record()
     try:
-        async with queue.store.news.batch(batch_id) as channel:
+        async with batch.news() as news:
             record, looked = await batch.record(), time.monotonic()
             while True:
                 ended = sum(count for status, count in record.counts.items() if status.terminal)
                 per_s = rate.now(ended)
                 hint = None
                 if rate.still_for_s > _STALLED_S:
-                    hint = why_it_waits(record, await queue.store.admission.device(record.device))
+                    hint = why_it_waits(record, await queue.device(record.device))
                 if record.counts[JobStatus.RUNNING] == 0:
                     progress.clear()
                 meter.show(View(record, dict(progress), per_s, hint))
                 if is_settled(record):
                     return record
-                words = await channel.next(meter.interval_s)
-                read_progress(words, progress)
-                if words or time.monotonic() - looked >= _LOOK_AGAIN_S:
+                changes = await news.next(meter.interval_s)
+                read_progress(changes, progress)
+                if changes or time.monotonic() - looked >= _LOOK_AGAIN_S:
                     record, looked = await batch.record(), time.monotonic()
                     await asyncio.sleep(0 if is_settled(record) else meter.interval_s)  # news may come by the thousand
     finally:
         meter.end()
 
 
-def read_progress(messages: list[bytes], progress: dict[int, float]) -> None:
-    """Update the fractions of running jobs from notifications of the batch."""
-    for message in messages:
-        news = read_news(message)
+def read_progress(changes: Iterable[Word | JobNews], progress: dict[int, float]) -> None:
+    """Update the fractions of running jobs from news of the batch."""
+    for news in changes:
         if isinstance(news, JobNews):
             if news.percent is not None:
                 progress[news.index] = news.percent / 100
-            continue
-        for word in news:
-            if word.letters[1] != JobStatus.RUNNING.letter:
-                for index in word.jobs:
-                    progress.pop(index, None)
+        elif news.letters[1] != JobStatus.RUNNING.letter:
+            for index in news.jobs:
+                progress.pop(index, None)
 
 
 @click.command()
@@ -241,7 +230,7 @@ def status(options: Options, *, batch: str, all_jobs: bool, as_json: bool) -> No
         counts = record.counts
         needs_jobs = as_json or all_jobs or counts[JobStatus.RUNNING] or counts[JobStatus.ERROR] or record.cancels
         jobs = await queue.batch(batch).jobs() if needs_jobs else []
-        device = None if record.status.terminal else await queue.store.reader.device(record.device)
+        device = None if record.status.terminal else await queue.device(record.device)
         return record, jobs, why_it_waits(record, device)
 
     record, jobs, why = options.run(read)

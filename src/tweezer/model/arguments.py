@@ -7,6 +7,7 @@ import os
 import re
 import reprlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -56,6 +57,19 @@ def check_indices(field: str, value: object, most: int) -> list[int]:
                 f"{field}[{position}]", f"expected a whole number from 0 to {most - 1}, got {shown(index)}"
             )
     return indices
+
+
+def read_secret(field: str, path: Path) -> str:
+    """Return the content of a secret file without its line end. Raises InvalidInput for the field or variable."""
+    try:
+        text = path.read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise InvalidInput(field, f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput(field, f"{path} is not valid UTF-8 text") from error
+    if not text:
+        raise InvalidInput(field, f"{path} is empty")
+    return text
 
 
 def shown(value: object) -> str:

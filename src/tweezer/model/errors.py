@@ -89,10 +89,14 @@ class Unavailable(TweezerError):
     """Redis, the ledger or the API cannot be reached, or refuses requests for now.
 
     Whether a write took effect is unknown: repeat the call, with the same idempotency key where it takes one.
+
+    Attributes:
+        retry_after_s: How long to wait before that, in seconds; 0 if unknown.
     """
 
     code = "unavailable"
     retryable = True
+    retry_after_s: float = 0.0
 
 
 class EventsTrimmed(TweezerError):

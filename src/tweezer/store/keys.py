@@ -78,6 +78,7 @@ class Keys:
     """Makes the names of keys in a namespace."""
 
     def __init__(self, namespace: str = "tweezer") -> None:
+        self.namespace = namespace
         self.prefix = f"{namespace}:"
 
     def __call__(self, key: Key, *parts: object) -> str:

@@ -47,7 +47,6 @@ from tweezer.model.messages import (
     compress,
     encode_fault,
     pack,
-    shorten,
 )
 from tweezer.model.quotas import QuotaExceeded
 from tweezer.model.sequence import SequenceHeader, read_sequence, sequence_text
@@ -403,7 +402,7 @@ class Commands:
         due_ms = 0 if not_before is None else round(not_before.timestamp() * 1000)
         head = (doc.device, priority.value, str(int(open)))
         digest = _digest([*head, packed_doc, str(due_ms), *packed]) if idempotency_key else ""
-        stored_doc, *stored = await _compressed([shorten(doc, packed_doc), *map(shorten, jobs, packed)])
+        stored_doc, *stored = await _compressed([packed_doc, *packed])
         identity, created_us = await self._call_once(
             "submit",
             batch_id,
@@ -439,7 +438,7 @@ class Commands:
         check_key(idempotency_key)
         packed = _packed_jobs(jobs)
         digest = _digest([str(batch_id), *packed]) if idempotency_key else ""
-        stored = await _compressed(list(map(shorten, jobs, packed)))
+        stored = await _compressed(packed)
         first, _ = await self._call_once(
             "add_jobs",
             batch_id,

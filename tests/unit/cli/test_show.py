@@ -18,8 +18,9 @@ from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.schema import projects
 from tweezer.model.errors import TweezerError
+from tweezer.model.events import JobNews, Word
 from tweezer.model.ids import new_batch_id
-from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import BatchDoc, Fault, Priority
 from tweezer.store.records import BatchRecord
 
@@ -132,9 +133,10 @@ def test_an_empty_open_batch_has_a_line_too() -> None:
 
 def test_progress_is_shown_until_the_job_ends() -> None:
     progress: dict[int, float] = {}
-    read_progress([b"0-1PR", b"~0 on_device 40", b"~1 preparing -"], progress)
+    started = Word("PR", range(2))
+    read_progress([started, JobNews(0, Stage.ON_DEVICE, 40), JobNews(1, Stage.PREPARING, None)], progress)
     assert progress == {0: 0.4}
-    read_progress([b"~1 on_device 7.5", b"0RD 2PR"], progress)
+    read_progress([JobNews(1, Stage.ON_DEVICE, 7.5), Word("RD", range(1)), Word("PR", range(2, 3))], progress)
     assert progress == {1: 0.075}
 
 

@@ -88,7 +88,7 @@ class Queries:
     """
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
     @classmethod
     def open(cls, place: OpenDatabase) -> Queries:
@@ -101,22 +101,22 @@ class Queries:
         return cls(database)
 
     def close(self) -> None:
-        self._database.close()
+        self.database.close()
 
     async def ask(self, question: Callable[..., T], *arguments: Any) -> T:
         """Call one of the methods in a thread of the database."""
-        return await self._database.run(question, *arguments)
+        return await self.database.run(question, *arguments)
 
     def ping(self) -> None:
         """Raise Unavailable if the database does not respond."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             connection.execute(select(1))
 
     # -- by id ------------------------------------------------------------------------------------------
 
     def batch(self, caller: Principal, batch_id: UUID) -> BatchRecord | None:
         """Return the batch with its sequence and the ids of the batches that repeat it (at most 1,000), or None."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             fields = _fields_for(connection, caller, batch_id)
             if fields is None:
                 return None
@@ -129,7 +129,7 @@ class Queries:
     def job(self, caller: Principal, job_id: UUID) -> JobRecord | None:
         """Return the job, or None."""
         batch_id, index = split_job_id(job_id)
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             fields = _fields_for(connection, caller, batch_id)
             row = None if fields is None else connection.execute(_JOB, {"id": job_id}).one_or_none()
         if fields is None or row is None:
@@ -140,7 +140,7 @@ class Queries:
         """Return the jobs of the batch that the ledger has, in the order of the indices."""
         found: dict[UUID, JobRecord] = {}
         ids = [job_id(batch.id, index) for index in indices]
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             for page in split_pages(ids, _PAGE):
                 for row in connection.execute(_JOBS, {"ids": page}):
                     _, index = split_job_id(row.id)
@@ -149,7 +149,7 @@ class Queries:
 
     def packed_result(self, job_id: UUID) -> bytes | None:
         """Return a job's packed result, or None; the caller must have checked the job's project."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             packed: bytes | None = connection.execute(_RESULT, {"id": job_id}).scalar()
         return packed
 
@@ -157,7 +157,7 @@ class Queries:
         """Return a job's recorded transitions, oldest first; the caller must have checked the job's project."""
         batch_id, index = split_job_id(job_id)
         likely = {"pending": f"% {index}P%", "running": f"% {index}R%"}
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             rows = connection.execute(_TRANSITIONS, {"batch": batch_id, **likely}).all()
         events = (read_events(batch_id, row.sequence_number, row.time_us, row.words) for row in rows)
         return [event for entry in events for event in entry if event.index == index]
@@ -167,14 +167,14 @@ class Queries:
 
         The caller must have checked the batch's project.
         """
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             rows = connection.execute(_ENTRIES, {"batch": batch_id, "after": after}).all()
         return [Entry(position_id(row[0]), batch_id, *row[1:]) for row in rows]
 
     def snapshots(self, wanted: Sequence[SnapshotRequest]) -> dict[UUID, Snapshot]:
         """Return the batches that the ledger has, with their doc (without the sequence) and the touched jobs."""
         found: dict[UUID, Snapshot] = {}
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             for page in split_pages([want.batch_id for want in wanted], _PAGE):
                 for row in connection.execute(_BATCHES, {"ids": page}):
                     found[row.id] = Snapshot(row.id, _fields_decoder.decode(row.record), row.jobs, row.about)
@@ -196,7 +196,7 @@ class Queries:
     ) -> ListPage[BatchRecord]:
         """Return a page of batches, without their sequences."""
         paging = paging or PageRequest()
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             scope = Scope.read(connection, caller, wanted.projects)
             page = Listing(connection, scope, wanted).page(order, paging, _ALL_BATCHES)
         return ListPage([_batch(row) for row in page.rows], page.total)
@@ -210,7 +210,7 @@ class Queries:
     ) -> ListPage[JobRecord]:
         """Return a page of jobs."""
         paging = paging or PageRequest()
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             scope = Scope.read(connection, caller, wanted.projects)
             page = Listing(connection, scope, wanted).page(order, paging, _ALL_JOBS)
             return ListPage(_listed_jobs(connection, scope, page.rows), page.total)
@@ -226,7 +226,7 @@ class Queries:
         return dict.fromkeys(JobStatus, 0) | {JOB_BY_LETTER[letter]: count for letter, count in found.items()}
 
     def _counts(self, caller: Principal, wanted: BatchFilter | JobFilter) -> dict[str, int]:
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return Listing(connection, Scope.read(connection, caller, wanted.projects), wanted).counts()
 
 
