@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tweezer.client import AsyncBatch, AsyncQueue, Finished, JobFailed, WaitTimeout, connect_async
+    from tweezer.client import AsyncBatch, AsyncQueue, Finished, JobFailed, ListedBatch, WaitTimeout, connect_async
     from tweezer.model.errors import (
         Conflict,
         EventsTrimmed,
@@ -56,6 +56,7 @@ __all__ = [
     "JobFailed",
     "JobStatus",
     "Limits",
+    "ListedBatch",
     "NotFound",
     "Priority",
     "Queue",
@@ -76,7 +77,15 @@ __all__ = [
 
 # The exports are imported on first use, so that the command line starts quickly.
 _MODULES = {
-    "tweezer.client": ("AsyncBatch", "AsyncQueue", "Finished", "JobFailed", "WaitTimeout", "connect_async"),
+    "tweezer.client": (
+        "AsyncBatch",
+        "AsyncQueue",
+        "Finished",
+        "JobFailed",
+        "ListedBatch",
+        "WaitTimeout",
+        "connect_async",
+    ),
     "tweezer.model.errors": (
         "Conflict",
         "EventsTrimmed",

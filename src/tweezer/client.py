@@ -19,7 +19,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -28,20 +28,22 @@ import msgspec
 from tweezer.data_folder import API_CA_FILE, API_KEY, API_URL, DATA_DIR, REDIS_URL, running_environment
 from tweezer.duties import Backoff, heeding_cancel
 from tweezer.ledger.config import OpenDatabase
+from tweezer.ledger.queries.filters import BatchFilter
 from tweezer.model.arguments import check_flag, check_indices, check_list, check_path, check_seconds, read_secret, shown
 from tweezer.model.cancels import check_by, user_at_host
-from tweezer.model.checks import MAX_DEVICE_LENGTH, MAX_KEY_LENGTH, MAX_NAME_LENGTH, check_text
-from tweezer.model.errors import Conflict, InvalidInput, ResultUnavailable, TweezerError, Unavailable
+from tweezer.model.checks import MAX_DEVICE_LENGTH, MAX_KEY_LENGTH, MAX_NAME_LENGTH, MAX_TAG_LENGTH, check_text
+from tweezer.model.errors import Conflict, InvalidInput, NotFound, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.events import Event, JobNews, Word
-from tweezer.model.ids import DEFAULT_PROJECT, is_namespace, is_project_id, new_batch_id
-from tweezer.model.lifecycle import JOB_BY_LETTER, JobStatus
+from tweezer.model.ids import DEFAULT_PROJECT, is_namespace, is_project_id, new_batch_id, short_job_id
+from tweezer.model.ids import job_id as make_job_id
+from tweezer.model.lifecycle import JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_BATCH, JobSpec, Limits, Priority, Result
 from tweezer.model.webhooks import format_time
 from tweezer.model.windows import Window, check_time
 from tweezer.store.connection import Connect
 from tweezer.store.devices import new_window
 from tweezer.store.producers import CancelAnswer, Submission
-from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
+from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord, describe_wait
 from tweezer.store.streams.batch_events import LastEvent
 from tweezer.transports.direct import DirectAddress
 from tweezer.transports.protocol import Address, NewsReader, Place, Transport, is_settled
@@ -53,6 +55,8 @@ T = TypeVar("T")
 
 _LOOK_AGAIN_S = 30.0  # a wait reads the state again this often, even without a notification
 _MAX_URL_LENGTH = 4096
+_BATCHES_PAGE = 100  # records per read of a list
+_JOB = re.compile(r"(.+)/(\d{1,8})", re.ASCII)
 RETRY_S = 10.0
 """Default for how long a call is repeated while Redis or the API does not answer, in seconds."""
 
@@ -130,7 +134,7 @@ class Finished(msgspec.Struct, frozen=True):
             raise self.unavailable
         if self.data is None:
             why = self.error or f"its status is {self.status.value}"
-            raise JobFailed(f"job {self.id} (number {self.index} of its batch) has no result: {why}")
+            raise JobFailed(f"job {short_job_id(self.id)} has no result: {why}")
         return self.data
 
     @property
@@ -145,7 +149,9 @@ class Finished(msgspec.Struct, frozen=True):
         """
         counter = self.result.counter
         if counter is None:
-            raise JobFailed(f"job {self.id} did not measure final bitstrings; call results() for its observables")
+            raise JobFailed(
+                f"job {short_job_id(self.id)} did not measure final bitstrings; see its observables with results()"
+            )
         return counter
 
     def results(self) -> Results:
@@ -159,7 +165,7 @@ class Finished(msgspec.Struct, frozen=True):
         """
         text = self.result.serialised_results
         if text is None:
-            raise JobFailed(f"job {self.id} has a counter, but no serialised results; use its `counter` instead")
+            raise JobFailed(f"job {short_job_id(self.id)} has no serialised results; use its `counter` instead")
         from pulser.backend.results import Results
 
         return Results.from_abstract_repr(text)
@@ -217,17 +223,17 @@ class AsyncBatch(Handle):
         return await self.queue.ask(lambda: self._transport.batch(self.id))
 
     async def waits_for(self) -> str | None:
-        """Return why the device starts none of the batch's pending jobs, for people.
+        """Return what a batch with pending jobs waits for, for people: its start time, its device, to be resumed.
 
-        None if it does, if no job is pending, or if the device only has other work. Times in the text are in UTC.
+        None if one of its jobs is running, or if nothing is known to keep it waiting. Times in the text are in UTC.
 
         Raises:
             NotFound: The project has no such batch.
             Unavailable: Redis or the API did not answer.
         """
         record = await self.record()
-        device = None if record.status.terminal else await self.queue.device(record.device)
-        return None if device is None else device.why_waits(record, datetime.now(UTC), format_time)
+        device = await self.queue.device(record.device) if record.is_waiting else None
+        return describe_wait(record, device, datetime.now(UTC), format_time)
 
     async def add_jobs(self, jobs: Iterable[JobSpec | dict[str, Any]], *, idempotency_key: str | None = None) -> int:
         """Add jobs to an open batch.
@@ -537,6 +543,16 @@ def _checked_key(idempotency_key: str | None) -> str:
     return check_text("idempotency_key", idempotency_key, MAX_KEY_LENGTH)
 
 
+H = TypeVar("H")
+
+
+class ListedBatch(NamedTuple, Generic[H]):
+    """A batch in a list: a handle on it, and its record when it was read, without the sequence."""
+
+    batch: H
+    record: BatchRecord
+
+
 class AsyncQueue(Handle):
     """The queue of a project, for asyncio. Open it with :func:`connect_async`.
 
@@ -667,56 +683,160 @@ class AsyncQueue(Handle):
     def batch(self, batch_id: UUID | str) -> AsyncBatch:
         """Return a handle on an existing batch, without checking that it exists.
 
+        Args:
+            batch_id: The full id. :meth:`find` takes a short id, a name or ``@last``, too.
+
         Raises:
             InvalidInput: ``batch_id`` is not a UUID.
         """
         return AsyncBatch(self, as_uuid("batch", batch_id))
 
+    async def find(self, batch: UUID | str) -> AsyncBatch:
+        """Return a handle on the batch that is meant by an id or a name.
+
+        Args:
+            batch: A short id such as ``5m2q0xw8kd``; ``@last``, the last batch of the project (over HTTP with the key
+                of a user: the last one that this user submitted), or ``@last~1``, the one before it; the name of a
+                batch, if only one has it; or a full id, for which the existence of the batch is not checked.
+
+        Raises:
+            InvalidInput: ``batch`` is not a text.
+            NotFound: The project has no such batch.
+            Conflict: Several batches match; the message lists them.
+            Unavailable: Redis or the API did not answer.
+        """
+        if isinstance(batch, UUID):
+            return AsyncBatch(self, batch)
+        text = check_text("batch", batch, MAX_NAME_LENGTH)
+        with contextlib.suppress(ValueError):
+            return AsyncBatch(self, UUID(text))
+        return AsyncBatch(self, await self.ask(lambda: self.transport.find(text)))
+
+    async def batches(
+        self,
+        *,
+        status: BatchStatus | str | Iterable[BatchStatus | str] = (),
+        device: str | Iterable[str] = (),
+        tag: str | Iterable[str] = (),
+        name: str | Iterable[str] = (),
+        user: str | Iterable[str] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> AsyncIterator[ListedBatch[AsyncBatch]]:
+        """Yield batches of the project, newest first, from Redis and the ledger.
+
+        They are read in pages as the iteration needs them. Without a ledger only the batches that Redis still has are
+        found. An argument with several values matches each of them, but a batch must have all of the tags.
+
+        Args:
+            status: ``PENDING``, ``RUNNING``, ``PAUSED``, ``DONE``, ``ERROR``, ``CANCELED`` or ``TIMED_OUT``.
+            device: Name of the device.
+            tag: A tag of the batch.
+            name: Name of the batch.
+            user: Name of the user who submitted it, if known.
+            since: Only batches that were submitted at this aware time or later.
+            until: Only batches that were submitted at this aware time or earlier.
+
+        Yields:
+            A handle on the batch, and its record without the sequence.
+
+        Raises:
+            InvalidInput: An argument is not valid; ``field`` names it.
+            Unavailable: Redis or the API did not answer.
+
+        Example:
+            ```python
+            async for batch, record in queue.batches(status="ERROR", tag="sweep"):
+                print(batch.id, record.doc.name, record.fault)
+            ```
+        """
+        for field, at in (("since", since), ("until", until)):
+            if at is not None:
+                check_time(field, at)
+        wanted = BatchFilter(
+            statuses=tuple(map(_batch_status, _one_or_more("status", status))),
+            devices=_texts("device", device, MAX_DEVICE_LENGTH),
+            tags_all=_texts("tag", tag, MAX_TAG_LENGTH),
+            names=_texts("name", name, MAX_NAME_LENGTH),
+            users=_texts("user", user, MAX_NAME_LENGTH),
+            created_from=since,
+            created_to=until,
+        )
+        at_last: set[UUID] = set()  # those yielded that were submitted at the time of the last one
+        while True:
+            read = partial(self.transport.batches, wanted, without=frozenset(at_last), most=_BATCHES_PAGE)
+            records = await self.ask(read)
+            for record in records:
+                yield ListedBatch(AsyncBatch(self, record.id), record)
+            if len(records) < _BATCHES_PAGE:
+                return
+            last, before = records[-1].created, wanted.created_to
+            at_last = {it.id for it in records if it.created == last} | (at_last if last == before else set())
+            wanted = msgspec.structs.replace(wanted, created_to=last)
+
     async def job(self, job_id: UUID | str) -> JobRecord:
         """Return the current state of a job.
 
+        Args:
+            job_id: The full id, or ``BATCH/INDEX`` with a batch as in :meth:`find`, such as ``5m2q0xw8kd/3``.
+
         Raises:
-            InvalidInput: ``job_id`` is not a UUID.
+            InvalidInput: ``job_id`` is not the id of a job.
             NotFound: The project has no such job.
             Unavailable: Redis or the API did not answer.
         """
-        identity = as_uuid("job", job_id)
+        identity = await self._find_job(job_id)
         return await self.ask(lambda: self.transport.job(identity))
 
     async def result(self, job_id: UUID | str) -> Finished:
         """Return a job that has ended, with its result.
 
+        Args:
+            job_id: As in :meth:`job`.
+
         Raises:
-            InvalidInput: ``job_id`` is not a UUID.
+            InvalidInput: ``job_id`` is not the id of a job.
             NotFound: The project has no such job.
             Conflict: The job has not ended.
             Unavailable: Redis or the API did not answer.
         """
         record = await self.job(job_id)
         if not record.status.terminal:
-            raise Conflict(f"job {record.id} is {record.status.value}; wait for it first", code="not_ended")
+            raise Conflict(
+                f"job {short_job_id(record.id)} is {record.status.value}; wait for it first", code="not_ended"
+            )
         return Finished.of(*await self.ask(lambda: self.transport.result(record)))
 
     async def cancel_many(self, batch_ids: Iterable[UUID | str], *, by: str | None = None) -> dict[UUID, str]:
         """Cancel several batches.
 
         Args:
-            batch_ids: Ids of the batches.
+            batch_ids: Ids of the batches, as in :meth:`find`.
             by: Name to record as the one who cancelled (default: ``user@host``).
 
         Returns:
             An error message for each batch that could not be cancelled, by id; empty if all were.
 
         Raises:
-            InvalidInput: An id is not a UUID; nothing was cancelled.
+            InvalidInput: An id is not a text; nothing was cancelled.
+            NotFound: A short id or name is unknown; nothing was cancelled.
+            Conflict: A short id or name means several batches; nothing was cancelled.
         """
         errors, who = {}, _checked_by(by)
-        for batch in [self.batch(batch_id) for batch_id in check_list("batch_ids", batch_ids, "ids of batches")]:
+        for batch in [await self.find(batch_id) for batch_id in check_list("batch_ids", batch_ids, "ids of batches")]:
             try:
                 await batch.cancel(by=who)
             except TweezerError as error:
                 errors[batch.id] = error.message
         return errors
+
+    async def _find_job(self, job: UUID | str) -> UUID:
+        if isinstance(job, str) and (match := _JOB.fullmatch(job)):
+            batch, index = await self.find(match[1]), int(match[2])
+            if index >= MAX_JOBS_PER_BATCH:
+                raise NotFound("job", job)
+            return make_job_id(batch.id, index)
+        return as_uuid("job", job)
 
     async def devices(self) -> list[DeviceRecord]:
         """Return all devices, ordered by name."""
@@ -843,12 +963,31 @@ def _reopen(address: Address, retry_s: float) -> AsyncQueue:
     return AsyncQueue(address.open(), retry_s=retry_s)
 
 
+def _batch_status(status: BatchStatus | str) -> BatchStatus:
+    """Return the status with this name, in upper or lower case. Raises InvalidInput."""
+    try:
+        return BatchStatus(status.upper())
+    except (ValueError, AttributeError):
+        problem = f"{shown(status)} is not the status of a batch; use one of {', '.join(BatchStatus)}"
+        raise InvalidInput("status", problem) from None
+
+
+def _one_or_more(field: str, value: object) -> list[Any]:
+    return [value] if isinstance(value, str) else check_list(field, value, "texts")
+
+
+def _texts(field: str, value: object, most: int) -> tuple[str, ...]:
+    return tuple(check_text(field, it, most) for it in _one_or_more(field, value))
+
+
 def as_uuid(kind: str, text: UUID | str) -> UUID:
     """Parse the id of a batch or a job. Raises InvalidInput."""
     try:
         return text if isinstance(text, UUID) else UUID(text)
     except (ValueError, AttributeError, TypeError):
-        problem = f"{shown(text)} is not a valid {kind} id; ids look like {new_batch_id()}"
+        identity = new_batch_id()
+        others = f"or like {short_job_id(identity)}" if kind == "job" else "find() also takes short ids and names"
+        problem = f"{shown(text)} is not a valid {kind} id; ids look like {identity}; {others}"
         raise InvalidInput(f"{kind}_id", problem) from None
 
 

@@ -21,7 +21,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 from uuid import UUID
 from weakref import WeakSet
 
-from tweezer.client import AsyncBatch, AsyncQueue, Handle, connect_async
+from tweezer.client import AsyncBatch, AsyncQueue, Handle, ListedBatch, connect_async
 from tweezer.duties import end_tasks
 from tweezer.model.errors import TweezerError
 
@@ -341,6 +341,20 @@ def _returning_batch(
     return run_for_handle
 
 
+def _listing_batches(
+    call: Callable[Concatenate[AsyncQueue, P], AsyncIterator[ListedBatch[AsyncBatch]]],
+) -> Callable[Concatenate[Queue, P], Iterator[ListedBatch[Batch]]]:
+    iterate = _iterating(call)
+
+    @functools.wraps(call)
+    def list_handles(self: Queue, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[ListedBatch[Batch]]:
+        for batch, record in iterate(self, *args, **kwargs):
+            yield ListedBatch(Batch(self._runner, batch.id), record)
+
+    _present(list_handles, call)
+    return list_handles
+
+
 class Queue(_Handle):
     """The queue of a project, with the methods of :class:`tweezer.client.AsyncQueue` without ``await``.
 
@@ -379,11 +393,16 @@ class Queue(_Handle):
     def batch(self, batch_id: UUID | str) -> Batch:
         """Return a handle on an existing batch, without checking that it exists.
 
+        Args:
+            batch_id: The full id. :meth:`find` takes a short id, a name or ``@last``, too.
+
         Raises:
             InvalidInput: ``batch_id`` is not a UUID.
         """
         return Batch(self._runner, self._runner.queue.batch(batch_id).id)
 
+    find = _returning_batch(AsyncQueue.find)
+    batches = _listing_batches(AsyncQueue.batches)
     submit = _returning_batch(AsyncQueue.submit)
     job = _blocking(AsyncQueue.job)
     result = _blocking(AsyncQueue.result)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import psutil
 import pytest
@@ -23,7 +24,7 @@ from tests.support.waiting import wait_until
 
 from tweezer.cli import main
 from tweezer.data_folder import running_environment
-from tweezer.model.ids import new_batch_id
+from tweezer.model.ids import new_batch_id, short_id
 
 PATIENCE_S = 60.0
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,14 @@ def tweezer(*arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=PATIENCE_S,
         check=False,
     )
+
+
+def short(batch: str) -> str:
+    return short_id(UUID(batch))
+
+
+def numbered(batch: str, *indices: int) -> list[str]:
+    return [f"{short(batch)}/{index}" for index in indices]
 
 
 def gone(process: psutil.Process) -> bool:
@@ -180,7 +189,7 @@ def test_waiting_for_a_batch_whose_job_fails_ends_with_exit_code_1(up: Up) -> No
     ran = up.tweezer("submit", "-", "--device", "NULL", "--job", 'runs=1,fail="no atoms"', "--wait", input="{}")
     assert ran.exit_code == 1
     batch = ran.stdout.strip()
-    assert ran.stderr.splitlines()[-1].startswith(f"Error: not all jobs of batch {batch} are DONE: 1 ERROR of 1")
+    assert ran.stderr.splitlines()[-1].startswith(f"Error: not all jobs of batch {short(batch)} are DONE: 1 ERROR of 1")
     assert "no atoms" in up.call("status", batch)
     failed = up.tweezer("results", batch)
     assert failed.exit_code == 1
@@ -213,11 +222,11 @@ def test_a_running_batch_and_one_of_its_jobs_are_cancelled(up: Up) -> None:
     batch = up.submit("--job", "sleep_s=60", "--job", "sleep_s=60", "--job", "runs=1")
     wait_until(lambda: up.call("status", batch).count("on_device") == 2, "two jobs run", PATIENCE_S)
     assert up.call("cancel", batch, "--job", "2", "--by", "the watchdog") == "job 2 canceled"
-    assert up.call("cancel", batch) == f"{batch} canceled"
+    assert up.call("cancel", batch) == f"{short(batch)} canceled"
     watched = up.tweezer("watch", batch)
     assert watched.exit_code == 1
     assert "3 canceled · CANCELED" in watched.stdout
-    assert watched.stderr == f"Error: batch {batch} ended in CANCELED\n"
+    assert watched.stderr == f"Error: batch {short(batch)} ended in CANCELED\n"
     shown = up.call("status", batch)
     assert re.search(r" 2 +the watchdog\n", shown)
     assert re.search(rf"all +.*@{re.escape(socket.gethostname())}\n", shown)
@@ -232,9 +241,9 @@ def test_several_batches_are_cancelled_and_the_errors_reported(up: Up) -> None:
     live, over = up.submit("--job", "sleep_s=60"), up.submit("--runs", "1", "--wait")
     ran = up.tweezer("cancel", live, over)
     assert ran.exit_code == 1
-    assert ran.stdout == f"{live} canceled\n"
+    assert ran.stdout == f"{short(live)} canceled\n"
     assert ran.stderr.splitlines() == [
-        f"{over}: batch {over} has ended",
+        f"{short(over)}: batch {over} has ended",
         "Error: 1 of 2 batches could not be canceled",
     ]
 
@@ -257,7 +266,68 @@ def test_a_fault_in_a_job_is_reported_in_one_sentence(up: Up) -> None:
     ran = up.tweezer("submit", "-", "--device", "NULLL", "--runs", "1", input="{}")
     assert (ran.exit_code, ran.stdout) == (1, "")
     assert ran.stderr == "Error: device: there is no device 'NULLL'; the devices are NULL\n"
-    assert "is not a valid batch id" in up.tweezer("status", "nonsense").stderr
+    assert up.tweezer("status", "nonsense").stderr == "Error: there is no batch nonsense\n"
+
+
+def test_batches_are_listed_newest_first_with_short_ids(up: Up) -> None:
+    name = f"a sweep over detunings with a name that is longer than the line, of {new_batch_id()}"
+    first = up.submit("--runs", "1", "--name", name, "--tag", "listed", "--wait").splitlines()[-1]
+    second = up.submit("--job", "sleep_s=60", "--tag", "listed", "--not-before", "2099-01-31T08:00")
+    lines = up.call("batches", "--tag", "listed").splitlines()
+    assert [line.split()[0] for line in lines] == ["batch", short(second), short(first)]
+    assert lines[0].split() == ["batch", "status", "jobs", "device", "submitted", "starts", "name"]
+    assert "2099-01-31" in lines[1]
+    assert lines[2].endswith("…")
+    assert max(map(len, lines)) <= 100
+    for options, expected in (
+        (("--status", "done"), [first]),
+        (("--status", "pending", "--status", "running"), [second]),
+        (("--name", name), [first]),
+        (("--limit", "1"), [second]),
+        (("--device", "OTHER"), []),
+        (("--until", "1h"), []),
+        (("--since", "1h"), [second, first]),
+    ):
+        found = json.loads(up.call("batches", "--tag", "listed", "--json", *options))
+        assert [batch["batch"] for batch in found] == expected, options
+    (listed, _) = json.loads(up.call("batches", "--tag", "listed", "--json"))
+    assert listed["waits_for"] == "its start time, 2099-01-31T08:00:00.000Z"
+    assert listed["not_before"] == "2099-01-31T08:00:00Z"
+    assert up.call("batches", "--device", "OTHER") == "no batch matches"
+    assert "There are more" in up.tweezer("batches", "--tag", "listed", "--limit", "1").stderr
+    assert "waits for" in up.call("status", short(second))
+    up.call("cancel", short(second))
+
+
+def test_a_batch_and_a_job_are_named_in_every_way_that_people_use(up: Up) -> None:
+    batch = up.submit("--runs", "1", "--job", "runs=3", "--job", "runs=4", "--name", "one of a kind", "--wait").strip()
+    for text in (batch, short(batch), short(batch).upper(), "@last", "one of a kind"):
+        assert json.loads(up.call("status", text, "--json"))["batch"] == batch
+        assert up.call("watch", text).endswith("DONE")
+        assert json.loads(up.call("results", f"{text}/1", "--json"))["jobs"][0]["counter"] == {"0": 4}
+    assert json.loads(up.call("export", "@last").splitlines()[0])["id"] == batch
+    assert [line.split()[0] for line in up.call("jobs", "@last").splitlines()] == ["job", *numbered(batch, 0, 1)]
+    assert [job["index"] for job in json.loads(up.call("jobs", "@last", "--limit", "1", "--json"))] == [0]
+    assert up.call("jobs", "@last", "--status", "error") == "no job matches"
+    events = up.call("events", f"{short(batch)}/1").splitlines()
+    assert events
+    assert all(f"  {short(batch)}/1  " in line for line in events)
+    for command in ("status", "results", "events"):
+        assert (
+            up.tweezer(command, "@last/2").stderr == f"Error: there is no job 2 in batch {short(batch)}, which has 2\n"
+        )
+    up.submit("--runs", "1", "--name", "one of a kind", "--wait")
+    several = up.tweezer("status", "one of a kind")
+    assert several.stderr.startswith("Error: 'one of a kind' is not unique; use an id, such as one of these: ")
+    assert batch in several.stderr
+
+
+def test_single_jobs_are_cancelled_by_their_names(up: Up) -> None:
+    batch = up.submit("--job", "sleep_s=60", "--job", "sleep_s=60", "--job", "runs=1", "--job", "runs=1")
+    assert up.call("cancel", *numbered(batch, 2, 3)).splitlines() == ["job 2 canceled", "job 3 canceled"]
+    assert "exactly one batch" in up.tweezer("cancel", f"{short(batch)}/1", str(new_batch_id())).stderr
+    assert up.call("pause", short(batch)) == f"{short(batch)} paused"
+    assert up.call("cancel", short(batch)) == f"{short(batch)} canceled"
     nobody = up.tweezer("--project", "other", "cancel", up.submit("--runs", "1"))
     assert nobody.exit_code == 1
     assert "there is no batch" in nobody.stderr

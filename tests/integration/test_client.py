@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
+import msgspec
 import pytest
 from tests.support.processes import Site, statuses
 from tests.support.queues import store_of
@@ -21,7 +22,8 @@ from tests.support.redis_users import RedisServer
 from tests.support.waiting import PATIENCE_S
 
 import tweezer
-from tweezer import BatchStatus, Job, JobStatus, Limits, Priority
+from tweezer import BatchStatus, Conflict, InvalidInput, Job, JobStatus, Limits, NotFound, Priority
+from tweezer.model.ids import job_id, new_batch_id, short_id
 from tweezer.store.producers import CancelAnswer
 
 DONE, CANCELED = JobStatus.DONE, JobStatus.CANCELED
@@ -84,6 +86,107 @@ async def unserved(site: Site) -> AsyncIterator[Site]:
 
 def connect(site: Site, **options: Any) -> tweezer.AsyncQueue:
     return site.connect("ours", **options)
+
+
+# ------------------------------------------------------------------------------------------------- lists and names
+
+
+async def _listed(queue: tweezer.AsyncQueue, **wanted: Any) -> list[UUID]:
+    found = [(batch, record) async for batch, record in queue.batches(**wanted)]
+    assert [batch.id for batch, _ in found] == [record.id for _, record in found]
+    assert {batch.queue for batch, _ in found} <= {queue}
+    return [record.id for _, record in found]
+
+
+async def test_batches_are_listed_newest_first_and_filtered(worked: Site) -> None:
+    queue = worked.queue
+    start = datetime.now(UTC) + timedelta(days=1)
+    failed = await queue.submit(None, [{"variables": {"fail": "too hot"}}], device="NULL", tags=["a", "b"], name="hot")
+    await failed.wait(PATIENCE_S)
+    planned = await queue.submit(None, [{}], device="NULL", tags=["a"], not_before=start)
+    assert await _listed(queue) == [planned.id, failed.id]
+    for wanted, expected in (
+        ({"status": "done"}, [failed]),
+        ({"status": [BatchStatus.PENDING, "ERROR"]}, [planned]),
+        ({"tag": "a"}, [planned, failed]),
+        ({"tag": ["a", "b"]}, [failed]),
+        ({"name": "hot"}, [failed]),
+        ({"name": ["hot", "cold"], "device": "NULL"}, [failed]),
+        ({"device": "OTHER"}, []),
+        ({"user": "ada"}, []),
+        ({"since": start}, []),
+        ({"until": start}, [planned, failed]),
+    ):
+        assert await _listed(queue, **wanted) == [batch.id for batch in expected], wanted
+    records = [record async for _, record in queue.batches()]
+    assert records == [msgspec.structs.replace(await batch.record(), children=()) for batch in (planned, failed)]
+    assert records[0].not_before == start.replace(microsecond=start.microsecond // 1000 * 1000)
+    await planned.cancel()
+
+
+async def test_long_lists_are_read_in_pages(unserved: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tweezer.client, "_BATCHES_PAGE", 3)
+    ids = [(await unserved.submit([{}])).id for _ in range(10)]
+    found = await _listed(unserved.queue)
+    assert sorted(found) == sorted(ids)
+    created = {batch_id: (await unserved.queue.batch(batch_id).record()).created for batch_id in ids}
+    assert [created[it] for it in found] == sorted(created.values(), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field"),
+    [
+        ({"status": "BROKEN"}, "status"),
+        ({"status": 1}, "status"),
+        ({"tag": ""}, "tag"),
+        ({"tag": {"a": 1}}, "tag"),
+        ({"name": ["x" * 256]}, "name"),
+        ({"device": 7}, "device"),
+        ({"user": "\0"}, "user"),
+        ({"since": datetime(2026, 1, 1)}, "since"),  # noqa: DTZ001
+        ({"until": "yesterday"}, "until"),
+    ],
+)
+@redis_only
+async def test_arguments_of_a_list_are_checked(site: Site, wanted: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        await _listed(site.queue, **wanted)
+    assert refused.value.field == field
+
+
+async def test_a_batch_and_a_job_are_found_by_what_people_call_them(worked: Site) -> None:
+    queue = worked.queue
+    first = await queue.submit(None, [Job(runs=3), Job(runs=4)], device="NULL", name="a scan / of two")
+    second = await queue.submit(None, [Job(runs=5)], device="NULL")
+    for text in (first.id, str(first.id), short_id(first.id), short_id(first.id).upper(), "a scan / of two", "@last~1"):
+        assert (await queue.find(text)).id == first.id
+    assert (await queue.find("@last")).id == second.id
+    await first.wait(PATIENCE_S)
+    for name in (short_id(first.id), "@last~1", "a scan / of two"):
+        assert (await queue.job(f"{name}/1")).id == job_id(first.id, 1)
+        assert (await queue.result(f"{name}/1")).counter == {"0": 4}
+    for missing in ("nothing", short_id(new_batch_id()), "@last~2"):
+        with pytest.raises(NotFound):
+            await queue.find(missing)
+    for missing in ("@last/1", "@last/99999999", "nothing/0"):
+        with pytest.raises(NotFound):
+            await queue.job(missing)
+    again = await queue.submit(None, [Job(runs=5)], device="NULL", name="a scan / of two")
+    with pytest.raises(Conflict, match="is not unique") as several:
+        await queue.find("a scan / of two")
+    assert str(again.id) in several.value.message
+    assert await queue.cancel_many(["@last~2"]) == {first.id: f"batch {first.id} has ended"}
+    with pytest.raises(NotFound):
+        await queue.cancel_many([again.id, "nothing"])
+    await again.wait(PATIENCE_S)
+
+
+@pytest.mark.parametrize("text", ["", "x" * 256, "\0", 5, None, b"5m2q0xw8kd"])
+@redis_only
+async def test_what_cannot_name_a_batch_is_refused(site: Site, text: Any) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        await site.queue.find(text)
+    assert refused.value.field == "batch"
 
 
 # -------------------------------------------------------------------------------------------- the lifecycle of a batch

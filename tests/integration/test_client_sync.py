@@ -96,6 +96,21 @@ def test_an_open_batch_is_filled_paused_resumed_and_closed(queue: tweezer.Queue)
     assert (record.jobs, record.counts[DONE], record.counts[JobStatus.CANCELED]) == (2, 1, 1)
 
 
+def test_batches_are_listed_and_found(queue: tweezer.Queue) -> None:
+    first = submit(queue, {}, name="one")
+    second = submit(queue, {}, tags=["x"])
+    listed = list(queue.batches())
+    assert [it.batch.id for it in listed] == [second.id, first.id]
+    assert all(isinstance(it.batch, tweezer.Batch) for it in listed)
+    assert [it.record.doc.name for it in queue.batches(name="one")] == ["one"]
+    assert queue.find("@last").id == second.id
+    assert queue.find("one").results(PATIENCE_S)[0].counter == {"0": 1}
+    assert queue.job("one/0").batch_id == first.id
+    for batch, _ in queue.batches():
+        assert batch.wait(PATIENCE_S).status is BatchStatus.DONE
+        break  # an iteration may be abandoned
+
+
 def test_errors_are_those_of_the_asynchronous_calls(queue: tweezer.Queue, reach: Reach) -> None:
     batch = submit(queue, {"sleep_s": 60})
     with pytest.raises(tweezer.WaitTimeout):

@@ -14,7 +14,7 @@ from tests.support.furnished_api import OURS, FurnishedApi, furnished_api
 from tests.support.processes import NULL
 from tests.support.waiting import PATIENCE_S
 
-from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.ids import job_id, new_batch_id, short_id
 from tweezer.store.keys import Key
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -66,6 +66,18 @@ async def stranger(real_redis_url: str, tmp_path: Path, sqlite_template: Path) -
         yield Stranger(api, http)
 
 
+async def test_a_foreign_short_id_has_the_same_response_as_an_unknown_one(stranger: Stranger) -> None:
+    ours, unknown = short_id(UUID(stranger.ours["batch_id"])), short_id(new_batch_id())
+    for path in (
+        "/api/v2/batches/{batch_id}",
+        "/api/v1/batches/{batch_id}/status",
+        "/api/v2/batches/find?text={batch_id}",
+    ):
+        foreign = await stranger.ask("GET", path, {"batch_id": ours})
+        assert foreign == await stranger.ask("GET", path, {"batch_id": unknown})
+        assert foreign[0] == 404
+
+
 @pytest.mark.slow
 async def test_a_foreign_id_has_the_same_response_as_an_unknown_one(stranger: Stranger) -> None:
     paths, before = stranger.paths(), await stranger.everything()
@@ -84,7 +96,7 @@ async def test_a_foreign_id_has_the_same_response_as_an_unknown_one(stranger: St
 
 async def test_lists_contain_nothing_of_other_projects(stranger: Stranger) -> None:
     asked = {"id": stranger.ours, "project_id": {"batch_id": OURS, "job_id": OURS}}
-    for path in ("/api/v1/batches", "/api/v2/batches", "/api/v2/batches/counts"):
+    for path in ("/api/v1/batches", "/api/v2/batches", "/api/v2/batches/counts", "/api/v2/batches/newest"):
         for name, ids in asked.items():
             foreign = await stranger.ask("GET", path, {}, params={name: ids["batch_id"]})
             unknown = {"id": stranger.unknown["batch_id"], "project_id": stranger.unknown["batch_id"]}[name]

@@ -24,6 +24,7 @@ from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.schema import now_ms
 from tweezer.model.errors import InvalidInput
+from tweezer.model.ids import short_id
 from tweezer.model.signatures import new_secret, sign
 from tweezer.model.webhooks import envelope
 from tweezer.webhooks.deliveries import Deliveries, NewDelivery, delivery_id
@@ -86,7 +87,8 @@ async def test_a_genuine_webhook_is_verified_and_accepted(start: Start) -> None:
     assert (got.id, got.webhook.type, got.webhook.data["sequence"]) == ("e1", "job.done", 5)
     assert (got.problem, got.repeated, got.remarks, got.status) == (None, False, (), 204)
     assert all(
-        word in format_line(got) for word in ("job.done", BATCH, "job 3", "DONE", "#5", "verified, answered 204")
+        word in format_line(got)
+        for word in ("job.done", f"job {short_id(UUID(BATCH))}/3", "DONE", "#5", "verified, answered 204")
     )
     shown = json.loads(to_json(got))
     assert (shown["verified"], shown["data"]["index"], shown["status"]) == (True, 3, 204)

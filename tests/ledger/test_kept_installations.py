@@ -15,17 +15,20 @@ from tests.support.kept_installation import IDEMPOTENCY_KEY, PASSWORD, PROJECT, 
 from tests.support.ledger_rig import LedgerRig
 from tests.support.store_rig import DEVICE, StoreRig
 
-from tweezer.ledger.access.credentials import key_id
+from tweezer.ledger.access.credentials import Principal, Role, key_id
 from tweezer.ledger.access.keys import look_up_key
 from tweezer.ledger.access.links import read_link_keys
 from tweezer.ledger.access.projects import find_project
 from tweezer.ledger.access.users import find_login, is_password
 from tweezer.ledger.access.vault import Vault
+from tweezer.ledger.batch_reader import BatchReader
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, list_letters
 from tweezer.ledger.migrate import differences, require_schema, upgrade
+from tweezer.ledger.queries.filters import BatchFilter
 from tweezer.model.errors import Conflict
+from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.store.keys import Key
 from tweezer.webhooks.deliveries import Deliveries
@@ -90,6 +93,21 @@ async def test_kept_credentials_still_give_access(kept: tuple[LedgerRig, dict[st
         letters = list_letters(connection, consumer=Consumer.INTAKE)
         assert [letter.payload for letter in letters] == [b"\x00payload"]
     assert len(Deliveries(bench.database, "test").claim(endpoint.id, most=10, until_ms=2)) == 1
+
+
+async def test_kept_batches_are_listed_and_found(kept: tuple[LedgerRig, dict[str, Any]]) -> None:
+    bench, expected = kept
+    caller = Principal("key", Role.USER, frozenset({PROJECT}))
+    await bench.rig.store.index.add(bench.rig.store.snapshots.batch_ids())
+    in_redis = {batch_id async for batch_id in bench.rig.store.snapshots.batch_ids()}
+    batches = {UUID(batch) for batch in expected["batches"].values()}
+    for queries, found in ((bench.queries, batches), (None, batches & in_redis)):
+        reader = BatchReader(bench.rig.store, queries)
+        listed = [record.id async for record in reader.batches(caller, BatchFilter())]
+        assert found <= set(listed)
+        assert len(listed) == len(set(listed))
+        for batch_id in found:
+            assert await reader.find(caller, short_id(batch_id)) == batch_id
 
 
 async def test_kept_work_continues(kept: tuple[LedgerRig, dict[str, Any]]) -> None:

@@ -6,10 +6,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from alembic.script import ScriptDirectory
-from sqlalchemy import insert, text
+from sqlalchemy import insert, select, text
 
 from tweezer.ledger import migrate, migrations
 from tweezer.ledger.access.credentials import Role
@@ -18,8 +19,10 @@ from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import differences, require_schema, schema_version, upgrade
 from tweezer.ledger.migrations import HEAD
-from tweezer.ledger.schema import keys, metadata, secrets
+from tweezer.ledger.schema import batch_names, batches, keys, metadata, projects, secrets
 from tweezer.model.errors import TweezerError
+from tweezer.model.ids import new_batch_id, short_id
+from tweezer.model.messages import BatchDoc, encode_doc
 
 _SQLITE = "SELECT type, name, sql FROM sqlite_master WHERE tbl_name <> 'alembic_version' ORDER BY type, name"
 _COLUMNS = """
@@ -136,6 +139,26 @@ def test_keys_of_the_role_worker_become_metrics_keys(blank: Database, at_step: C
     with blank.read() as connection:
         roles = {key.id: key.role for key in list_keys(connection)}
     assert roles == {"user": Role.USER, "operator": Role.OPERATOR, "worker": Role.METRICS}
+
+
+def test_batches_of_an_older_ledger_get_their_names(blank: Database, at_step: Callable[[str], None]) -> None:
+    at_step("0005")
+    docs = {new_batch_id(): BatchDoc("EMU", name=name) for name in ("a sweep", None, "with a \0", *"x" * 2500)}
+    with blank.write() as connection:
+        connection.execute(insert(projects).values(no=1, id="a", name="a", created_ms=1))
+        row = {"project": 1, "device": "EMU", "priority": "M", "origin": "C", "status": "D", "open": False, "jobs": 0}
+        times = {"created_ms": 1, "updated_ms": 1, "sequence_number": 1, "record": b""}
+        connection.execute(
+            insert(batches),
+            [{"id": identity, **row, **times, "about": encode_doc(doc)} for identity, doc in docs.items()],
+        )
+    upgrade(blank)
+    found = {kind: dict[UUID, str]() for kind in "SN"}
+    with blank.read() as connection:
+        for row_ in connection.execute(select(batch_names)):
+            found[row_.kind][row_.batch] = row_.name
+    assert found["S"] == {identity: short_id(identity) for identity in docs}
+    assert found["N"] == {identity: doc.name.replace("\0", "") for identity, doc in docs.items() if doc.name}
 
 
 def test_an_upgrade_that_fails_changes_nothing(database: Database, next_step: Callable[[str], None]) -> None:

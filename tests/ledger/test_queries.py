@@ -24,7 +24,7 @@ from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, J
 from tweezer.ledger.queries.queries import Queries
 from tweezer.ledger.queries.statistics import Span
 from tweezer.ledger.schema import projects
-from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.ids import job_id, new_batch_id, short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Priority, decode_result
 from tweezer.store.records import BatchRecord, JobRecord
@@ -321,6 +321,15 @@ def _batch_filters(ledger: Ledger) -> dict[str, tuple[BatchFilter, Callable[[Bat
         "projects": (BatchFilter(projects=(PLAN.project(1),)), lambda batch: batch.project == PLAN.project(1)),
         "users": (BatchFilter(users=(PLAN.user(1, 2),)), lambda batch: batch.doc.user == PLAN.user(1, 2)),
         "devices": (BatchFilter(devices=DEVICES[:2]), lambda batch: batch.device in DEVICES[:2]),
+        "a short id": (BatchFilter(short_id=short_id(some.id)), lambda batch: batch.id == some.id),
+        "a name": (BatchFilter(names=("batch 30",)), lambda batch: batch.doc.name == "batch 30"),
+        "names": (BatchFilter(names=("batch 7", "batch 8")), lambda it: it.doc.name in {"batch 7", "batch 8"}),
+        "all of these or live": (
+            BatchFilter(statuses=(BatchStatus.ERROR,), open=False, jobs_min=3, with_live=True),
+            lambda batch: (
+                not batch.status.terminal or (batch.status is BatchStatus.ERROR and not batch.open and batch.jobs >= 3)
+            ),
+        ),
         "statuses": (
             BatchFilter(statuses=(BatchStatus.PENDING, BatchStatus.PAUSED)),
             lambda batch: batch.status in {BatchStatus.PENDING, BatchStatus.PAUSED},
@@ -355,6 +364,10 @@ def test_each_filter_finds_the_batches_that_it_means(ledger: Ledger, who: str) -
         expected = ledger.wanted_batches(CALLERS[who], takes)
         assert {batch.id for batch in found.rows} == expected, name
         assert found.total == len(found.rows) == len(expected), name
+        if not wanted.with_live:
+            assert {
+                it.id for it in ledger.batches.values() if CALLERS[who].sees(it.project) and wanted.takes(it)
+            } == expected
         assert who != "operator" or expected or name == "origins", f"{name} finds nothing: the test shows nothing"
 
 

@@ -220,6 +220,8 @@ async def _call_batches(examples: Examples, operator: str) -> None:
     await call("GET /api/v1/batches", query={"status": "DONE", "limit": 20})
     await call("GET /api/v2/batches", query={"tag": "sweep", "limit": 20})
     await call("GET /api/v2/batches/counts", query={"tag": "sweep"})
+    await call("GET /api/v2/batches/newest", query={"name": "antiferromagnet", "limit": 20})
+    await call("GET /api/v2/batches/find", query={"text": "@last"})
     await call("GET /api/v1/batches/last_activity")
     await call("GET /api/v1/jobs", query={"batch_id": batch_id, "status": "DONE", "limit": 1})
     await call("GET /api/v2/jobs", query={"batch_id": batch_id, "status": "ERROR"})

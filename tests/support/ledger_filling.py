@@ -18,7 +18,7 @@ from sqlalchemy import Connection, update
 from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.database import Database, load
 from tweezer.ledger.schema import metadata, projects
-from tweezer.model.ids import job_id
+from tweezer.model.ids import job_id, short_id
 from tweezer.model.messages import (
     BatchDoc,
     Fault,
@@ -46,6 +46,7 @@ _COLUMNS = {
     ),
     "sequences": ("id", "sequence"),
     "tags": ("project", "tag", "batch"),
+    "batch_names": ("project", "kind", "name", "batch"),
     "jobs": (
         *("id", "project", "device", "user", "priority", "origin", "status", "runs", "failed"),
         *("created_ms", "started_ms", "ended_ms", "updated_ms", "spec", "state"),
@@ -199,6 +200,8 @@ class _Making:
         )
         self._rows["sequences"].append((identity, SEQUENCE))
         self._rows["tags"].extend((project, tag, identity) for tag in tags)
+        self._rows["batch_names"].append((project, "S", short_id(batch_id), identity))
+        self._rows["batch_names"].append((project, "N", doc.name, identity))
         self._counters[project, device, "B", status] += 1
         self._transition(batch_id, project, 1, created, f"NP:{size}")
         return batch_id

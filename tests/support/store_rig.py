@@ -58,7 +58,7 @@ class StoreRig:
     ) -> UUID:
         limits = options.pop("limits", Limits())
         specs = [JobSpec(runs=10)] * jobs if isinstance(jobs, int) else jobs
-        doc = BatchDoc(device=device, sequence="{}", limits=limits)
+        doc = BatchDoc(device=device, sequence="{}", limits=limits, **options.pop("about", {}))
         return await self.commands.submit(options.pop("batch_id", new_batch_id()), project, doc, specs, **options)
 
     async def grants(self, lanes: int = 1, *, device: str = DEVICE) -> list[Grant]:
@@ -218,6 +218,14 @@ class StoreRig:
                 found.append(name)
         return sorted(found)
 
+    async def _indexed(self, project: str) -> set[str]:
+        return {name.decode() for name in await self.redis.zrange(self.keys(Key.BATCHES, project), 0, -1)}
+
+    async def _batches_of(self, project: str) -> set[str]:
+        names = [self.keys(Key.BATCH, batch_id) async for batch_id in self.store.snapshots.batch_ids()]
+        owners = [(name, await self.redis.hget(name, "project")) for name in names]
+        return {name.rpartition(":")[2] for name, owner in owners if owner == project.encode()}
+
     async def _is_owned(self, name: str) -> bool:
         redis = self.redis
         kind, *parts = name.removeprefix(self.keys.prefix).split(":")
@@ -226,6 +234,8 @@ class StoreRig:
                 return True
             case "project", _:
                 return True  # tests.support.usage checks its counters
+            case "batches", project:
+                return await self._indexed(project) == await self._batches_of(project)
             case "device", device, *_:
                 return bool(await redis.sismember(self.keys(Key.DEVICES), device))
             case "batch", batch_id, "held", number:

@@ -32,7 +32,8 @@ async def get_batch_v1(batch_id: BatchId, caller: Caller, live: LiveStore) -> Re
     """Return the same as `GET /api/v2/batches/{batch_id}`. For the results of its jobs, use
     `GET /api/v1/jobs/{job_id}/results_link`."""
     record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
-    return success(OlderBatchResponse.from_records(record, jobs, waits_for=await live.why_waits(record)))
+    devices = await live.devices_of_waiting([record])
+    return success(OlderBatchResponse.from_records(record, jobs, devices.get(record.device)))
 
 
 @router.get(

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -26,7 +25,6 @@ from tweezer.model.errors import InvalidInput, NotFound, Unavailable
 from tweezer.model.events import Event
 from tweezer.model.ids import device_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
-from tweezer.model.webhooks import format_time
 from tweezer.store.connection import Store
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 
@@ -93,16 +91,6 @@ class ReadModel(BatchReader):
         """Return all devices, sorted by name."""
         return await self._ask_in_turn(self._store.reader.devices)
 
-    async def why_waits(self, batch: BatchRecord) -> str | None:
-        """Return why the device of the batch starts none of its jobs, from its state of the last seconds."""
-        if not batch.counts[JobStatus.PENDING] or batch.counts[JobStatus.RUNNING] or batch.status.terminal:
-            return None  # without a look at the device
-        try:
-            device = await self._store.admission.device(batch.device)
-        except InvalidInput:  # it has been removed since the submit
-            return None
-        return device.why_waits(batch, datetime.now(UTC), format_time)
-
     async def workers(self) -> list[WorkerRecord]:
         """Return the live workers of all devices."""
         return await self._ask_in_turn(self._store.reader.workers)
@@ -117,6 +105,19 @@ class ReadModel(BatchReader):
         if device is None:
             raise NotFound("device", name)
         return device
+
+    async def device_of_new(self, batch: BatchRecord) -> DeviceRecord | None:
+        """Return the device of a batch that was just submitted, from its state of the last seconds."""
+        with contextlib.suppress(InvalidInput):  # it has been removed since
+            return await self._store.admission.device(batch.device) if batch.is_waiting else None
+        return None
+
+    async def devices_of_waiting(self, batches: Iterable[BatchRecord]) -> dict[str, DeviceRecord]:
+        """Return the devices of those batches that may wait for theirs, by name."""
+        names = sorted({batch.device for batch in batches if batch.is_waiting})
+        async with self._turn() if names else contextlib.nullcontext():
+            found = [await self._store.reader.device(name) for name in names]
+        return {device.name: device for device in found if device is not None}
 
     async def windows(self, device: str) -> list[windows.Window]:
         """Return the device's current and planned maintenance windows, in order."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TextIO
+from uuid import UUID
 
 import click
 
 from tweezer.cli import show
 from tweezer.cli.jobs import job_options, read_jobs
-from tweezer.cli.options import Options, clock, parse_duration, parse_time, pass_options
+from tweezer.cli.options import Options, clock, parse_duration, parse_time, pass_options, split_job
 from tweezer.cli.status import Meter, follow, must_be_done
-from tweezer.client import AsyncBatch, AsyncQueue, as_uuid
+from tweezer.client import AsyncBatch, AsyncQueue
 from tweezer.model.checks import MAX_DEVICE_LENGTH, check_text
 from tweezer.model.errors import InvalidInput, TweezerError
+from tweezer.model.ids import read_short_id, short_id
 from tweezer.model.messages import Limits, Priority
 from tweezer.model.windows import Unavailability, UnavailabilityKind
 from tweezer.store.producers import CancelAnswer
@@ -110,7 +113,7 @@ def submit(
             not_before=not_before,
             idempotency_key=idempotency_key,
         )
-        click.echo(str(batch.id))
+        click.echo(short_id(batch.id) if sys.stdout.isatty() else str(batch.id))
         if wait:
             must_be_done(await follow(queue, batch.id, Meter(err=True)))
 
@@ -136,7 +139,11 @@ def add(
     jobs = read_jobs(flags, runs, variables, lines)
     if not jobs:
         raise click.UsageError("no jobs given; use --runs and --var, --job or --jobs")
-    click.echo(options.run(lambda queue: queue.batch(batch).add_jobs(jobs, idempotency_key=idempotency_key)))
+
+    async def run(queue: AsyncQueue) -> int:
+        return await (await queue.find(batch)).add_jobs(jobs, idempotency_key=idempotency_key)
+
+    click.echo(options.run(run))
 
 
 @click.command()
@@ -148,26 +155,34 @@ def close(options: Options, *, batch: str) -> None:
 
 
 @click.command()
-@click.argument("batches", nargs=-1, required=True, metavar="BATCH…")
+@click.argument("batches", nargs=-1, required=True, metavar="BATCH[/JOB]…")
 @click.option("--job", "indices", type=click.IntRange(min=0), multiple=True, help="Number of a job; may be repeated.")
 @click.option("--by", metavar="NAME", help="Name to record as the one who cancelled  [default: user@host].")
 @pass_options
 def cancel(options: Options, *, batches: tuple[str, ...], indices: tuple[int, ...], by: str | None) -> None:
-    """Cancel batches, or with --job some jobs of a batch.
+    """Cancel batches, or some jobs of a batch: with --job, or as BATCH/3.
 
     Pending jobs are cancelled at once, running jobs as soon as their worker stops them. `tweezer status` shows who
     cancelled, and the outcome.
     """
-    if not indices:
+    targets = [split_job(text) for text in batches]
+    chosen = [*indices, *(index for _, index in targets if index is not None)]
+    if not chosen:
         _each(options, batches, lambda batch: batch.cancel(by=by), "canceled")
         return
-    if len(batches) > 1:
-        raise click.UsageError("--job requires exactly one batch")
-    answers = options.run(lambda queue: queue.batch(batches[0]).cancel_jobs(indices, by=by))
-    for index, answer in zip(indices, answers, strict=True):
+    named = {batch for batch, _ in targets}
+    if len(named) > 1 or not (indices or all(index is not None for _, index in targets)):
+        raise click.UsageError("jobs can be cancelled of exactly one batch at a time")
+    (batch,) = named
+
+    async def run(queue: AsyncQueue) -> list[CancelAnswer]:
+        return await (await queue.find(batch)).cancel_jobs(chosen, by=by)
+
+    answers = options.run(run)
+    for index, answer in zip(chosen, answers, strict=True):
         show.echo(f"job {index} {_ANSWERS[answer]}")
     if CancelAnswer.UNKNOWN in answers:
-        raise TweezerError(f"batch {batches[0]} does not have all of these jobs", code="not_found")
+        raise TweezerError(f"batch {batch} does not have all of these jobs", code="not_found")
 
 
 @click.command()
@@ -193,7 +208,7 @@ def pause(
     Pausing a paused device changes its reason and its end.
 
     \b
-    tweezer pause 01a2014a-10da-8070-b687-9a55ac000000
+    tweezer pause 5m2q0xw8kd
     tweezer pause FRESNEL --reason "new lens" --for 2h
     """
     name = _find_device(batches, device)
@@ -236,16 +251,16 @@ def _each(options: Options, batches: tuple[str, ...], act: Callable[[AsyncBatch]
 
     async def run(queue: AsyncQueue) -> int:
         failed = 0
-        handles = [queue.batch(text) for text in batches]
+        handles = [await queue.find(text) for text in batches]
         for batch in handles:
             try:
                 await act(batch)
-                show.echo(f"{batch.id} {done}")
+                show.echo(f"{short_id(batch.id)} {done}")
             except TweezerError as error:
                 if len(handles) == 1:
                     raise
                 failed += 1
-                show.echo(f"{batch.id}: {error.message}", err=True)
+                show.echo(f"{short_id(batch.id)}: {error.message}", err=True)
         return failed
 
     failed = options.run(run)
@@ -254,7 +269,7 @@ def _each(options: Options, batches: tuple[str, ...], act: Callable[[AsyncBatch]
 
 
 def _find_device(targets: tuple[str, ...], device: str | None) -> str | None:
-    """Return the device that is meant, or None for batches. A target that is not a batch id is a device."""
+    """Return the device that is meant, or None for batches. A target that does not look like a batch is a device."""
     if bool(targets) is (device is not None):
         raise click.UsageError("give either batches or a device")
     names = [target for target in targets if not _is_id(target)]
@@ -265,11 +280,11 @@ def _find_device(targets: tuple[str, ...], device: str | None) -> str | None:
 
 
 def _is_id(text: str) -> bool:
+    """Return whether the text is an id, a short id as commands print it, or ``@last``."""
     try:
-        as_uuid("batch", text)
-    except InvalidInput:
+        return text.startswith("@") or text == read_short_id(text) or bool(UUID(text))
+    except ValueError:
         return False
-    return True
 
 
 def _text(file: TextIO) -> str:

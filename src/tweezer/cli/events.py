@@ -6,20 +6,23 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import datetime
 from functools import partial
+from uuid import UUID
 
 import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.options import Options, pass_options
+from tweezer.cli.options import Options, pass_options, split_job
+from tweezer.cli.status import check_number
 from tweezer.client import AsyncQueue
+from tweezer.model.ids import short_id
 from tweezer.model.webhooks import EventMessage, EventType, describe_event
 
 _HOLD_S = 20.0
 
 
 @click.command()
-@click.argument("batch", required=False)
+@click.argument("batch", required=False, metavar="[BATCH[/JOB]]")
 @click.option("--after", metavar="ID", help="Start after this event, or at `now`  [default: from the beginning].")
 @click.option("--follow", is_flag=True, help="Wait for new events; with BATCH, until the batch ends.")
 @click.option(
@@ -35,7 +38,7 @@ _HOLD_S = 20.0
 def events(
     options: Options, *, batch: str | None, after: str | None, follow: bool, types: tuple[str, ...], as_json: bool
 ) -> None:
-    """Show the events of BATCH; without BATCH, those of the project (requires the ledger)."""
+    """Show the events of a batch or a job; without BATCH, those of the project (requires the ledger)."""
     wanted = frozenset(types or EventType)
 
     async def print_all(found: AsyncIterator[EventMessage]) -> None:
@@ -56,10 +59,15 @@ def events(
 async def _batch_events(
     queue: AsyncQueue, batch: str, after: str | None, *, follow: bool
 ) -> AsyncIterator[EventMessage]:
-    project = (await queue.batch(batch).record()).project
-    async with aclosing(queue.batch(batch).events(after, follow=follow)) as found:  # type: ignore[type-var]
+    named, index = split_job(batch)
+    handle = await queue.find(named)
+    record = await handle.record()
+    if index is not None:
+        check_number(record, index)
+    async with aclosing(handle.events(after, follow=follow)) as found:  # type: ignore[type-var]
         async for event in found:
-            yield describe_event(event, project)
+            if index in (None, event.index):
+                yield describe_event(event, record.project)
 
 
 async def _project_events(queue: AsyncQueue, after: str | None, *, follow: bool) -> AsyncIterator[EventMessage]:
@@ -73,13 +81,13 @@ async def _project_events(queue: AsyncQueue, after: str | None, *, follow: bool)
 
 
 def _line(event: EventMessage) -> str:
-    """Format an event: ``2026-11-22 10:00:02.120  job.done  0199f3a2-… job 3  RUNNING -> DONE``."""
+    """Format an event: ``2026-11-22 10:00:02.120  job.done  5m2q0xw8kd/3  RUNNING -> DONE``."""
     moment = datetime.fromisoformat(event.timestamp).astimezone()
     data = event.data
     words = [f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03}", f"{event.type:<17}"]
     if "batch_id" not in data:
         return "  ".join([*words, " ".join(f"{name}={value}" for name, value in data.items() if value is not None)])
-    words.append(f"{data['batch_id']}" + (f" job {data['index']}" if "index" in data else ""))
+    words.append(short_id(UUID(data["batch_id"])) + (f"/{data['index']}" if "index" in data else ""))
     before = data["previous_status"]
     words.append(f"{data['status']}" if before is None else f"{before} -> {data['status']}")
     return "  ".join(words)

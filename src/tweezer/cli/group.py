@@ -30,6 +30,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "submit": ("batches", "Submit a batch and print its id."),
         "add": ("batches", "Add jobs to an open batch."),
         "close": ("batches", "Close an open batch: no more jobs can be added."),
+        "batches": ("lists", "List the batches of the project, newest first."),
+        "jobs": ("lists", "List the jobs of a batch."),
         "status": ("status", "Show the state of a batch."),
         "watch": ("status", "Follow a batch live until its jobs have ended."),
         "events": ("events", "Show or follow the events of a batch or of the project."),

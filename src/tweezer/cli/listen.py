@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import click
 import msgspec
@@ -16,6 +17,7 @@ import msgspec
 from tweezer.cli import show
 from tweezer.cli.options import Options, open_ledger, pass_options
 from tweezer.model.errors import InvalidInput, TweezerError
+from tweezer.model.ids import short_id
 from tweezer.model.signatures import ID_HEADER, Webhook, WebhookInvalid, verify_webhook
 
 if TYPE_CHECKING:
@@ -315,9 +317,16 @@ def _statuses(text: str) -> tuple[int, ...]:
     return found
 
 
+def _short(batch_id: str) -> str:
+    try:
+        return short_id(UUID(batch_id))
+    except ValueError:  # a webhook of another sender
+        return batch_id
+
+
 def _about(data: dict[str, Any]) -> str:
     """Return the subject of a webhook: a batch or job, a device, or an endpoint."""
     if isinstance(data.get("batch_id"), str):
-        job = f" job {data['index']}" if isinstance(data.get("index"), int) else ""
-        return f"batch {data['batch_id']}{job}  {data.get('status', '')}"
+        job = f"/{data['index']}" if isinstance(data.get("index"), int) else ""
+        return f"{'job' if job else 'batch'} {_short(data['batch_id'])}{job}  {data.get('status', '')}"
     return str(data.get("device") or data.get("endpoint_id") or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -11,12 +12,14 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, asyn
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from uuid import UUID
 
 import click
 
 from tweezer.cli import show
 from tweezer.data_folder import API_URL, REDIS_URL
 from tweezer.model.errors import InvalidInput, TweezerError, Unavailable, install_command
+from tweezer.model.ids import split_job_id
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -276,6 +279,19 @@ def require(command: str, extra: str, *modules: str) -> None:
         raise TweezerError(
             f"`tweezer {command}` needs {' and '.join(missing)}; run {install_command(extra)}", code="missing_extra"
         )
+
+
+_JOB = re.compile(r"(.+)/(\d{1,8})", re.ASCII)
+
+
+def split_job(text: str) -> tuple[str, int | None]:
+    """Split ``BATCH/3``, or the id of a job, into the batch and the number of the job; None for a batch."""
+    if match := _JOB.fullmatch(text):
+        return match[1], int(match[2])
+    with contextlib.suppress(ValueError):
+        batch_id, index = split_job_id(UUID(text))
+        return (str(batch_id), index) if index else (text, None)
+    return text, None
 
 
 _UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800, "y": 31_536_000}

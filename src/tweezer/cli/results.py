@@ -8,16 +8,19 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+from uuid import UUID
 
 import click
 import msgspec
 
 from tweezer.api.batches.schemas import BatchResponse, JobResponse
 from tweezer.cli import show
-from tweezer.cli.options import Options, pass_options, print_json, require, yes_option
-from tweezer.client import AsyncBatch, AsyncQueue, Finished, as_uuid
+from tweezer.cli.options import Options, pass_options, print_json, require, split_job, yes_option
+from tweezer.cli.status import check_number
+from tweezer.client import AsyncBatch, AsyncQueue, Finished
 from tweezer.model.cancels import CancelOutcome
-from tweezer.model.errors import InvalidInput, NotFound, TweezerError
+from tweezer.model.errors import InvalidInput, TweezerError
+from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import JobStatus
 from tweezer.store.records import BatchRecord
 
@@ -32,7 +35,7 @@ _PLOT_ROW = 3
 
 
 @click.command()
-@click.argument("batch")
+@click.argument("batch", metavar="BATCH[/JOB]")
 @click.option("--job", "indices", type=click.IntRange(min=0), multiple=True, help="Number of a job; may be repeated.")
 @click.option("--sum", "summed", is_flag=True, help="Add up the shots of all jobs.")
 @click.option(
@@ -75,11 +78,13 @@ def results(
 
 
 async def _read(queue: AsyncQueue, batch_id: str, indices: tuple[int, ...]) -> tuple[BatchRecord, list[Finished]]:
-    batch = queue.batch(batch_id)
+    named, one = split_job(batch_id)
+    batch = await queue.find(named)
     record = await batch.record()
+    if one is not None:
+        indices = (*indices, one)
     for index in indices:
-        if index >= record.jobs:
-            raise NotFound("job", f"{index} in batch {batch.id}, which has {record.jobs}")
+        check_number(record, index)
     jobs = await batch.results_at(record, sorted(set(indices)) or range(record.jobs))
     return record, [job for job in jobs if job.status.terminal]
 
@@ -90,10 +95,10 @@ def _counter(job: Finished) -> dict[str, int]:
 
 def _why_nothing(record: BatchRecord, jobs: list[Finished]) -> str:
     if record.fault is not None:
-        return f"batch {record.id} has no results: {record.fault}"
+        return f"batch {short_id(record.id)} has no results: {record.fault}"
     if jobs:
         return f"no job has a result; {_how_it_ended(jobs[0])}"
-    return f"no job has ended yet; follow them with `tweezer watch {record.id}`"
+    return f"no job has ended yet; follow them with `tweezer watch {short_id(record.id)}`"
 
 
 def _how_it_ended(job: Finished) -> str:
@@ -204,7 +209,7 @@ def export(options: Options, *, batches: tuple[str, ...], out: Path | None) -> N
     """
 
     async def write(queue: AsyncQueue, file: BinaryIO) -> None:
-        for batch in [queue.batch(text) for text in batches]:
+        for batch in [await queue.find(text) for text in batches]:
             async for line in _lines(batch):
                 file.write(line + b"\n")
 
@@ -219,7 +224,11 @@ def export(options: Options, *, batches: tuple[str, ...], out: Path | None) -> N
 @pass_options
 def delete(options: Options, *, batches: tuple[str, ...], yes: bool) -> None:
     """Delete ended batches permanently, from Redis, the results folder and the ledger."""
-    ids = [as_uuid("batch", text) for text in batches]
+
+    async def find(queue: AsyncQueue) -> list[UUID]:
+        return [(await queue.find(text)).id for text in batches]
+
+    ids = options.run(find)
     if not yes:
         show.confirm(f"Permanently delete {len(ids)} batch{'es' if len(ids) > 1 else ''} with all results?")
 
@@ -235,7 +244,7 @@ def delete(options: Options, *, batches: tuple[str, ...], yes: bool) -> None:
             except TweezerError as error:
                 failures.append(error.message)
             else:
-                show.echo(f"deleted {batch_id}")
+                show.echo(f"deleted {short_id(batch_id)}")
         return failures
 
     with options.ledger() as database:

@@ -15,13 +15,15 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.options import Options, clock, pass_options, print_json
-from tweezer.client import AsyncQueue, as_uuid
+from tweezer.cli.options import Options, clock, pass_options, print_json, split_job
+from tweezer.client import AsyncQueue
 from tweezer.model.cancels import CancelAttempt, CancelOutcome
-from tweezer.model.errors import TweezerError
+from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.events import JobNews, Word
+from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
-from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord
+from tweezer.model.webhooks import format_time
+from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, describe_wait
 from tweezer.transports.protocol import is_settled
 
 _LISTED = 10  # jobs, and attempts to cancel some
@@ -37,11 +39,6 @@ def availability(device: DeviceRecord, now: datetime) -> str:
     if window is not None and now < window.begins:
         parts.append(f"maintenance from {clock(window.begins)} to {clock(window.ends)}: {window.reason}")
     return "; ".join(parts)
-
-
-def why_it_waits(batch: BatchRecord, device: DeviceRecord | None, now: datetime | None = None) -> str | None:
-    """Return why the device keeps a batch with pending jobs waiting; None if it does not."""
-    return None if device is None else device.why_waits(batch, now or datetime.now(UTC), clock)
 
 
 def cancel_lines(record: BatchRecord, jobs: Iterable[JobRecord]) -> list[str]:
@@ -191,7 +188,7 @@ async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter) -> BatchRecord
                 per_s = rate.now(ended)
                 hint = None
                 if rate.still_for_s > _STALLED_S:
-                    hint = why_it_waits(record, await queue.device(record.device))
+                    hint = describe_wait(record, await queue.device(record.device), datetime.now(UTC), clock)
                 if record.counts[JobStatus.RUNNING] == 0:
                     progress.clear()
                 meter.show(View(record, dict(progress), per_s, hint))
@@ -218,30 +215,35 @@ def read_progress(changes: Iterable[Word | JobNews], progress: dict[int, float])
 
 
 @click.command()
-@click.argument("batch")
+@click.argument("batch", metavar="BATCH[/JOB]")
 @click.option("--jobs", "all_jobs", is_flag=True, help="List all jobs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with all jobs.")
 @pass_options
 def status(options: Options, *, batch: str, all_jobs: bool, as_json: bool) -> None:
-    """Show the state of a batch."""
+    """Show the state of a batch, and with a job's number that of the job."""
+    named, index = split_job(batch)
 
-    async def read(queue: AsyncQueue) -> tuple[BatchRecord, list[JobRecord], str | None]:
-        record = await queue.batch(batch).record()
+    async def read(queue: AsyncQueue) -> tuple[BatchRecord, list[JobRecord], DeviceRecord | None]:
+        handle = await queue.find(named)
+        record = await handle.record()
         counts = record.counts
         needs_jobs = as_json or all_jobs or counts[JobStatus.RUNNING] or counts[JobStatus.ERROR] or record.cancels
-        jobs = await queue.batch(batch).jobs() if needs_jobs else []
-        device = None if record.status.terminal else await queue.device(record.device)
-        return record, jobs, why_it_waits(record, device)
+        if index is not None:
+            check_number(record, index)
+            jobs = await handle.jobs_at(record, [index])
+        else:
+            jobs = await handle.jobs() if needs_jobs else []
+        return record, jobs, await queue.device(record.device) if record.is_waiting else None
 
-    record, jobs, why = options.run(read)
+    record, jobs, device = options.run(read)
     if as_json:
-        print_json({**_as_json(record, jobs), "waits_for": why})
+        print_json({**batch_as_json(record, device), "jobs": list(map(job_as_json, jobs))})
         return
-    show.echo("\n".join(_description(record, why)))
+    show.echo("\n".join(_description(record, describe_wait(record, device, datetime.now(UTC), clock))))
     if cancels := cancel_lines(record, jobs):
         show.echo()
         show.echo("\n".join(cancels))
-    listed = jobs if all_jobs else _interesting(jobs)
+    listed = jobs if all_jobs or index is not None else _interesting(jobs)
     if listed:
         show.echo()
         show.echo("\n".join(_job_table(listed)))
@@ -252,24 +254,34 @@ def status(options: Options, *, batch: str, all_jobs: bool, as_json: bool) -> No
 @pass_options
 def watch(options: Options, *, batch: str) -> None:
     """Follow a batch live until its jobs have ended. The exit code is 1 unless all of them are DONE."""
-    record = options.run(lambda queue: follow(queue, as_uuid("batch", batch), Meter(err=False)), patient=True)
+
+    async def run(queue: AsyncQueue) -> BatchRecord:
+        return await follow(queue, (await queue.find(batch)).id, Meter(err=False))
+
+    record = options.run(run, patient=True)
     if record.open:
-        show.echo(f"The batch is open for more jobs; close it with `tweezer close {record.id}`.", err=True)
+        show.echo(f"The batch is open for more jobs; close it with `tweezer close {short_id(record.id)}`.", err=True)
     must_be_done(record)
+
+
+def check_number(record: BatchRecord, index: int) -> None:
+    """Raise NotFound unless the batch has a job with this number."""
+    if index >= record.jobs:
+        raise NotFound("job", f"{index} in batch {short_id(record.id)}, which has {record.jobs}")
 
 
 def must_be_done(record: BatchRecord) -> None:
     """Raise TweezerError with the reason unless every job of the batch is DONE."""
     counts = record.counts
     if record.fault is not None:
-        raise TweezerError(f"batch {record.id} ended in {record.status}: {record.fault}", code="not_done")
+        raise TweezerError(f"batch {short_id(record.id)} ended in {record.status}: {record.fault}", code="not_done")
     if record.status.terminal and record.status is not BatchStatus.DONE:
-        raise TweezerError(f"batch {record.id} ended in {record.status}", code="not_done")
+        raise TweezerError(f"batch {short_id(record.id)} ended in {record.status}", code="not_done")
     missed = [f"{counts[bad]} {bad}" for bad in (JobStatus.ERROR, JobStatus.CANCELED) if counts[bad]]
     if missed:
         raise TweezerError(
-            f"not all jobs of batch {record.id} are DONE: {' and '.join(missed)} of {record.jobs}; "
-            f"see `tweezer status {record.id}`",
+            f"not all jobs of batch {short_id(record.id)} are DONE: {' and '.join(missed)} of {record.jobs}; "
+            f"see `tweezer status {short_id(record.id)}`",
             code="not_done",
         )
 
@@ -277,7 +289,8 @@ def must_be_done(record: BatchRecord) -> None:
 def _description(record: BatchRecord, why: str | None) -> list[str]:
     counts = ", ".join(f"{count} {status.value}" for status, count in record.counts.items() if count)
     rows = [
-        ("batch", str(record.id)),
+        ("batch", short_id(record.id)),
+        ("id", str(record.id)),
         ("name", record.doc.name),
         ("tags", ", ".join(record.doc.tags)),
         ("status", f"{record.status.value}{', open for more jobs' if record.open else ''}"),
@@ -288,6 +301,7 @@ def _description(record: BatchRecord, why: str | None) -> list[str]:
         ("priority", record.priority.value),
         ("jobs", f"{record.jobs}{f': {counts}' if counts else ''}"),
         ("submitted", _since(record.created)),
+        ("starts", record.not_before and f"not before {record.not_before.astimezone():%Y-%m-%d %H:%M:%S}"),
         ("started", record.started and _since(record.started)),
         ("ended", record.ended and _since(record.ended)),
     ]
@@ -306,39 +320,45 @@ def _interesting(jobs: list[JobRecord]) -> list[JobRecord]:
 
 
 def _job_table(jobs: list[JobRecord]) -> list[str]:
-    rows = []
-    for job in jobs:
-        doing = job.stage.value if job.stage is not None and job.status is JobStatus.RUNNING else ""
-        if doing and job.progress is not None:
-            doing += f" {job.progress:.0%}"
-        cancel = "" if job.cancel_outcome is None else f"cancel: {_words(job.cancel_outcome)}"
-        note = doing or "; ".join(filter(None, (cancel, *map(str, job.faults))))
-        took = "" if job.device_s is None else show.duration(job.device_s)
-        runs = "" if job.spec.runs is None else job.spec.runs
-        rows.append((job.index, job.status.value, runs, show.values(job.spec.variables), took, note))
+    rows = [(job.index, *job_cells(job)) for job in jobs]
     return show.table(("job", "status", "runs", "variables", "took", "note"), rows)
 
 
-def _as_json(record: BatchRecord, jobs: list[JobRecord]) -> dict[str, Any]:
+def job_cells(job: JobRecord) -> tuple[object, ...]:
+    """Return the cells of a job in a table: its status, runs, variables, time on the device, and a note."""
+    doing = job.stage.value if job.stage is not None and job.status is JobStatus.RUNNING else ""
+    if doing and job.progress is not None:
+        doing += f" {job.progress:.0%}"
+    cancel = "" if job.cancel_outcome is None else f"cancel: {_words(job.cancel_outcome)}"
+    note = doing or "; ".join(filter(None, (cancel, *map(str, job.faults))))
+    took = "" if job.device_s is None else show.duration(job.device_s)
+    runs = "" if job.spec.runs is None else job.spec.runs
+    return job.status.value, runs, show.values(job.spec.variables), took, note
+
+
+def batch_as_json(record: BatchRecord, device: DeviceRecord | None) -> dict[str, Any]:
+    """Return a batch, without its jobs, for output as JSON. device: its device, if it may wait for it."""
     return {
         "batch": record.id,
         **_fields(record, "status", "open", "project", "device", "priority"),
-        **_fields(record.doc, "name", "tags"),
+        **_fields(record.doc, "name", "tags", "user"),
         "counts": {status.value: count for status, count in record.counts.items()},
-        **_fields(record, "created", "updated", "started", "ended", "idle_s"),
+        **_fields(record, "created", "not_before", "updated", "started", "ended", "idle_s"),
+        "waits_for": describe_wait(record, device, datetime.now(UTC), format_time),
         "error": record.fault and str(record.fault),
         "cancels": _cancels_as_json(record.cancels),
-        "jobs": [
-            {
-                **_fields(job, "id", "index", "status", "stage", "progress"),
-                **_fields(job.spec, "runs", "variables", "seed"),
-                **_fields(job, "attempt", "created", "started", "ended", "cancel_requested", "cancel_outcome"),
-                "cancel_attempts": _cancels_as_json(job.cancels),
-                **_fields(job, "queue_s", "preparation_s", "device_s"),
-                "errors": [str(fault) for fault in job.faults],
-            }
-            for job in jobs
-        ],
+    }
+
+
+def job_as_json(job: JobRecord) -> dict[str, Any]:
+    """Return a job for output as JSON."""
+    return {
+        **_fields(job, "id", "index", "status", "stage", "progress"),
+        **_fields(job.spec, "runs", "variables", "seed"),
+        **_fields(job, "attempt", "created", "started", "ended", "cancel_requested", "cancel_outcome"),
+        "cancel_attempts": _cancels_as_json(job.cancels),
+        **_fields(job, "queue_s", "preparation_s", "device_s"),
+        "errors": [str(fault) for fault in job.faults],
     }
 
 

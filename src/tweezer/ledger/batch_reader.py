@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+import contextlib
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol, TypeVar
 from uuid import UUID
 
+import msgspec
+
 from tweezer.ledger.access.credentials import Principal
-from tweezer.model.errors import NotFound, ResultUnavailable
-from tweezer.model.ids import job_id
+from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, PageRequest
+from tweezer.model.errors import Conflict, NotFound, ResultUnavailable
+from tweezer.model.ids import job_id, read_short_id
 from tweezer.model.messages import Result
 from tweezer.store.connection import Store
 from tweezer.store.reader import Lookups
@@ -20,6 +27,13 @@ if TYPE_CHECKING:  # the base install has no database
     from tweezer.ledger.queries.queries import Queries
 
 T = TypeVar("T")
+
+_Created = tuple[int, UUID]  # when a batch was created (ms), and its id
+_PAGE = 100
+_CANDIDATES_MAX = 10  # that an error lists
+_SLACK_MS = 1000  # maximum difference between the creation of a batch and the position of its first entry
+LAST_PATTERN = r"@last(?:~([0-9]{1,4}))?"
+_LAST = re.compile(LAST_PATTERN)
 
 
 class AskRedis(Protocol):
@@ -85,6 +99,83 @@ class BatchReader:
         projects = _visible_projects(caller)
         return await self._ask(lambda: self._lookups.batch(batch_id, projects=projects, jobs_max=jobs_max))
 
+    async def batches(self, caller: Principal, wanted: BatchFilter) -> AsyncGenerator[BatchRecord, None]:
+        """Yield the batches that match, newest first, from Redis and the ledger, without their sequences.
+
+        Batches that the ledger has not recorded yet are read from Redis. Of the others, those that have not ended in
+        the ledger are shown, and compared with the filter, in their current state.
+        """
+        queries, recorded_ms, parked = await self._open(), 0, list[UUID]()
+        if queries is not None:
+            recorded_ms, parked = await queries.ask(queries.recorded, self._store.keys.namespace)
+        projects: Collection[str] = wanted.projects
+        if not caller.sees_all:
+            projects = caller.projects.intersection(projects) if projects else caller.projects
+        elif not projects and queries is not None:
+            projects = await queries.ask(queries.projects)
+        unrecorded: set[UUID] = set()
+        sources = [self._newest(project, wanted, recorded_ms - _SLACK_MS) for project in projects]
+        sources.append(_by_id(parked))
+        async with contextlib.aclosing(_pages(_merge(sources), wanted)) as pages:
+            async for page in pages:
+                for record in await self._ask(partial(self._store.index.records, page)):
+                    is_first = record.id not in unrecorded
+                    unrecorded.add(record.id)
+                    if is_first and record.project in projects and wanted.takes(record):
+                        yield msgspec.structs.replace(record, doc=msgspec.structs.replace(record.doc, sequence=None))
+        if queries is not None:
+            async with contextlib.aclosing(self._recorded(queries, caller, wanted)) as found:
+                async for record in found:
+                    if record.id not in unrecorded:
+                        yield record
+
+    async def newest_batches(
+        self, caller: Principal, wanted: BatchFilter, most: int, *, without: Collection[UUID] = ()
+    ) -> list[BatchRecord]:
+        """Return the newest batches that match, except some, as :meth:`batches` yields them."""
+        found: list[BatchRecord] = []
+        async with contextlib.aclosing(self.batches(caller, wanted)) as each:
+            async for record in each:
+                if record.id not in without:
+                    found.append(record)
+                if len(found) == most:
+                    break
+        return found
+
+    async def find(self, caller: Principal, text: str, *, projects: tuple[str, ...] = ()) -> UUID:
+        """Return the id of the batch that a text names.
+
+        The text is an id, a short id, ``@last`` (the last batch that the caller submitted; ``@last~1`` the one before
+        it) or the name of a batch. The existence of an id is not checked. projects: look only in these. Raises
+        NotFound; Conflict ("ambiguous") if several batches match.
+        """
+        with contextlib.suppress(ValueError):
+            return UUID(text)
+        if match := _LAST.fullmatch(text):
+            users = () if caller.user is None else (caller.user,)
+            number = int(match[1] or 0) + 1
+            last = await self.newest_batches(caller, BatchFilter(users=users, projects=projects), number)
+            if len(last) == number:
+                return last[-1].id
+            raise NotFound("batch", text)
+        if "\0" in text:  # which PostgreSQL would reject
+            raise NotFound("batch", repr(text))
+        short = read_short_id(text)
+        ways = [BatchFilter(names=(text,), projects=projects)]
+        if short is not None:
+            ways.insert(0, BatchFilter(short_id=short, projects=projects))
+        found: list[BatchRecord] = []
+        for wanted in ways:
+            found = found or await self.newest_batches(caller, wanted, _CANDIDATES_MAX)
+        match found:
+            case []:
+                raise NotFound("batch", text)
+            case [batch]:
+                return batch.id
+            case _:
+                listed = "; ".join(f"{it.id}, {it.created:%Y-%m-%d %H:%M} UTC, {it.doc.name or '-'}" for it in found)
+                raise Conflict(f"{text!r} is not unique; use an id, such as one of these: {listed}", code="ambiguous")
+
     async def is_recorded(self, caller: Principal, batch_id: UUID) -> bool:
         """Return whether the ledger has the batch."""
         queries = await self._open()
@@ -148,8 +239,76 @@ class BatchReader:
                     found[batch_id] = snapshot
         return found
 
+    async def _newest(self, project: str, wanted: BatchFilter, since_ms: int) -> AsyncGenerator[_Created, None]:
+        """Yield the project's batches in Redis that were created since then, within the times of the filter."""
+        if wanted.created_from is not None:
+            since_ms = max(since_ms, int(wanted.created_from.timestamp() * 1000))
+        until_ms = None if wanted.created_to is None else int(wanted.created_to.timestamp() * 1000) + 1
+        at_last: set[UUID] = set()  # batches that were created in the last millisecond that was read
+        while True:
+            read = partial(self._store.index.newest, project, since_ms=since_ms, until_ms=until_ms, without=at_last)
+            page = await self._ask(read)
+            if not page:
+                return
+            for created in page:
+                yield created
+            last_ms = page[-1][0]
+            at_last = {it for at_ms, it in page if at_ms == last_ms} | (at_last if last_ms == until_ms else set())
+            until_ms = last_ms
+
+    async def _recorded(
+        self, queries: Queries, caller: Principal, wanted: BatchFilter
+    ) -> AsyncGenerator[BatchRecord, None]:
+        """Yield the batches of the ledger that match in their current state, newest first."""
+        until, at_last = wanted.created_to, set[UUID]()
+        while True:
+            asked = msgspec.structs.replace(wanted, created_to=until, with_live=True)
+            paging = PageRequest(limit=_PAGE, offset=len(at_last), counted=False)
+            rows = (await queries.ask(queries.batches, caller, asked, BatchOrder.CREATED, paging)).rows
+            live = {row.id: row.doc for row in rows if not row.status.terminal}
+            current = await self._ask(partial(self._store.index.current, live)) if live else {}
+            for row in rows:
+                record = current.get(row.id, row)
+                if row.id not in at_last and (row.status.terminal or wanted.takes(record)):
+                    yield record
+            if len(rows) < _PAGE:
+                return
+            last = rows[-1].created
+            at_last = {row.id for row in rows if row.created == last} | (at_last if last == until else set())
+            until = last
+
     async def _open(self) -> Queries | None:
         return await self._ledger() if callable(self._ledger) else self._ledger
+
+
+async def _merge(sources: Sequence[AsyncGenerator[_Created, None]]) -> AsyncGenerator[_Created, None]:
+    """Merge sources that are sorted newest first."""
+    heads = [(head, source) for source in sources if (head := await anext(source, None)) is not None]
+    while heads:
+        heads.sort(key=itemgetter(0))
+        newest, source = heads.pop()
+        yield newest
+        if (head := await anext(source, None)) is not None:
+            heads.append((head, source))
+
+
+async def _by_id(batch_ids: Iterable[UUID]) -> AsyncGenerator[_Created, None]:
+    """Yield batches by the time in their ids, newest first."""
+    for batch_id in sorted(batch_ids, reverse=True):
+        yield batch_id.int >> 80, batch_id
+
+
+async def _pages(found: AsyncGenerator[_Created, None], wanted: BatchFilter) -> AsyncGenerator[list[UUID], None]:
+    """Yield pages of the batches whose ids match."""
+    page: list[UUID] = []
+    async for _, batch_id in found:
+        if wanted.takes_id(batch_id):
+            page.append(batch_id)
+        if len(page) == _PAGE:
+            yield page
+            page = []
+    if page:
+        yield page
 
 
 def _visible_projects(caller: Principal) -> Collection[str] | None:

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, selec
 from tweezer.ledger.access.projects import find_project, list_projects
 from tweezer.ledger.database import Database
 from tweezer.ledger.schema import (
+    batch_names,
     batches,
     counters,
     deliveries,
@@ -163,7 +164,7 @@ def _delete(connection: Connection, batch_ids: Sequence[UUID]) -> dict[str, int]
         _count_down(connection, batches, "B", batches.c.id == batch_id)
         connection.execute(delete(results).where(results.c.id.between(*of_batch)))
         connection.execute(delete(jobs).where(jobs.c.id.between(*of_batch)))
-        for table in (transitions, deliveries, tags, result_sizes):
+        for table in (transitions, deliveries, tags, batch_names, result_sizes):
             connection.execute(delete(table).where(table.c.batch == batch_id))
         connection.execute(delete(sequences).where(sequences.c.id == batch_id))
         connection.execute(delete(batches).where(batches.c.id == batch_id))

@@ -187,6 +187,20 @@ tags = Table(
     **_CLUSTERED,
 )
 
+SHORT_ID, NAME = "S", "N"
+"""Kinds of the names of a batch."""
+
+batch_names = Table(
+    "batch_names",
+    metadata,
+    Column("project", BigInteger, primary_key=True),
+    Column("kind", String(1), primary_key=True),
+    Column("name", String(255), primary_key=True),
+    Column("batch", Id, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Index("ix_batch_names_batch", "batch"),
+    **_CLUSTERED,
+)
+
 jobs = Table(
     "jobs",
     metadata,

@@ -66,6 +66,7 @@ class Scheduler:
 
     async def _workers(self) -> tuple[Worker, Worker]:
         await self.store.tickets.publish_settings(self._config.store)
+        await self.store.index.add(self.store.snapshots.batch_ids())
         return self._intake_worker(), self._hourly_worker()
 
     def _intake_worker(self) -> Worker:

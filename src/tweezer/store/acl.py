@@ -55,7 +55,7 @@ SCRIPTS: Mapping[RedisUser, tuple[str, ...]] = {
     ),
     RedisUser.SCHEDULER: (
         *("submit", "add_jobs", "cancel_batch"),
-        *("set_settings", "set_full", "sweep", "forget", "drop_kept"),
+        *("set_settings", "set_full", "sweep", "forget", "drop_kept", "index_batches"),
     ),
     RedisUser.RECORDER: (
         *("claim_recorder", "join_ledger", "mark_ledger", "open_gate", "restore", "trim", "forget"),
@@ -122,9 +122,9 @@ def _reads() -> Rights:
     """Return the rights of :class:`~tweezer.store.reader.Reader`, the stream's readers and channel listeners."""
     return _direct(
         "exists get hget hgetall hmget hvals smembers subscribe time unsubscribe xrange xread xrevrange zrange "
-        "zrevrange",
-        *(Key.BATCH, Key.DEVICE, Key.DEVICES, Key.WORKER, Key.EVENTS, Key.FULL, Key.LEDGER, Key.INSTALLATION),
-        *(Key.GATE, Key.SERVER),
+        "zrevrange zrevrangebyscore",
+        *(Key.BATCH, Key.BATCHES, Key.DEVICE, Key.DEVICES, Key.WORKER, Key.EVENTS, Key.FULL, Key.LEDGER),
+        *(Key.INSTALLATION, Key.GATE, Key.SERVER),
         channels=_CHANNELS,
     )
 
@@ -163,7 +163,7 @@ def _rights(user: RedisUser) -> Rights:
             waits = _direct("blpop wait", Key.BATCH, Key.DEVICE)
             return rights | _connection() | _reads() | waits | _direct("dbsize del psetex zcard")
         case RedisUser.SCHEDULER:
-            return rights | _connection() | _reads() | _arq_worker(Key.INTAKE, Key.SCHEDULER)
+            return rights | _connection() | _reads() | _arq_worker(Key.INTAKE, Key.SCHEDULER) | _direct("scan")
         case RedisUser.RECORDER:
             maintenance = _direct("del scan xadd zrangebyscore zrem", Key.EVENTS, Key.ENDED, Key.COUNTED)
             return rights | _connection() | _reads() | maintenance

@@ -20,6 +20,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.utils import str_if_bytes
 
 from tweezer.model.errors import InvalidInput
+from tweezer.store.batch_index import BatchIndex
 from tweezer.store.devices import Devices
 from tweezer.store.guards import FailedLogins, RecentCalls
 from tweezer.store.keys import Keys
@@ -290,6 +291,7 @@ class Store:
         self.news = News(scripts)
         self.events = EventStream(scripts)
         self.snapshots = Snapshots(scripts)
+        self.index = BatchIndex(scripts)
         self.recovery = Recovery(scripts)
 
     @classmethod

@@ -35,8 +35,9 @@ class Key(StrEnum):
     WORKERS = "device:%s:workers"  # sorted set: worker → expiry of its heartbeat (ms)
     # of a worker: expires when the heartbeat stops
     WORKER = "worker:%s"  # hash: the worker's description of itself
-    # of a project: deleted with its last field; a counter of 0 has no field
+    # of a project: deleted with its last field or member; a counter of 0 has no field
     PROJECT = "project:%s"  # hash: counters of its quotas, and its own limits (``max:<name>``); see model.quotas
+    BATCHES = "batches:%s"  # sorted set: batch of the project → when it was created (ms)
     # global
     SETTINGS = "settings"  # hash: settings that scripts need, published by workers and the scheduler
     IDLE = "idle"  # sorted set: open batch without work → deadline (ms)

@@ -54,7 +54,7 @@ from tweezer.model.windows import check_time
 from tweezer.store.guards import CallAttempt, RecentCalls
 from tweezer.store.keys import Key
 from tweezer.store.reader import Reader
-from tweezer.store.records import DeviceRecord, NewBatch
+from tweezer.store.records import DeviceRecord, NewBatch, moment
 from tweezer.store.scripts import Scripts, translating
 
 _DEVICE_AGE_S, _DEVICES_MAX = 10.0, 1000
@@ -423,7 +423,8 @@ class Commands:
         )
         if created_us is None:
             return UUID(identity)
-        return NewBatch.of(batch_id, project, doc, jobs, created_us=created_us, priority=priority, open=open)
+        made = {"priority": priority, "open": open, "not_before": moment(str(due_ms))}
+        return NewBatch.of(batch_id, project, doc, jobs, created_us=created_us, **made)
 
     async def add_jobs(
         self,

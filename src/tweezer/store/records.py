@@ -172,6 +172,7 @@ class BatchRecord(msgspec.Struct, frozen=True):
         idle_s: How long it held a machine without work, in seconds; the current such period is not included.
         job_s: Average duration of its DONE jobs, in seconds.
         cancels: The cancel requests, oldest first.
+        not_before: The earliest time to start; None if it may start at once.
     """
 
     id: UUID
@@ -193,6 +194,12 @@ class BatchRecord(msgspec.Struct, frozen=True):
     idle_s: float = 0.0
     job_s: float | None = None
     cancels: tuple[CancelAttempt, ...] = ()
+    not_before: datetime | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has pending jobs, and none of its jobs is running."""
+        return not self.status.terminal and self.counts[JobStatus.PENDING] > 0 == self.counts[JobStatus.RUNNING]
 
 
 class JobOwner(msgspec.Struct, frozen=True):
@@ -318,18 +325,6 @@ class DeviceRecord(msgspec.Struct, frozen=True):
             return Unavailability(UnavailabilityKind.DOWN, self.down)
         return None if self.lanes else Unavailability(UnavailabilityKind.UNSERVED)
 
-    def why_waits(self, batch: BatchRecord, now: datetime, clock: Callable[[datetime], str]) -> str | None:
-        """Return why the device keeps a batch with pending jobs waiting; None if it does not. clock: formats times."""
-        idle = batch.counts[JobStatus.PENDING] and not batch.counts[JobStatus.RUNNING]
-        if not idle or batch.status.terminal or batch.status is BatchStatus.PAUSED:
-            return None
-        if (hold := self.unavailability(now)) is not None:
-            return f"{self.name}: {hold.describe(clock)}"
-        if (window := self.waits_for_window(batch, now)) is not None:
-            when = f"{clock(window.begins)} to {clock(window.ends)}"
-            return f"{self.name}: the batch would not end before the maintenance from {when}: {window.reason}"
-        return None
-
     def waits_for_window(self, batch: BatchRecord, now: datetime) -> Window | None:
         """Return the maintenance window that the batch waits for because it would not end before; None otherwise."""
         if self.window is None or now >= self.window.begins:
@@ -343,6 +338,34 @@ class DeviceRecord(msgspec.Struct, frozen=True):
             limit_s=batch.doc.limits.job_timeout_s,
         )
         return self.window if now + timedelta(seconds=needs_s) > self.window.begins else None
+
+
+def describe_wait(
+    batch: BatchRecord, device: DeviceRecord | None, now: datetime, clock: Callable[[datetime], str]
+) -> str | None:
+    """Return what a batch with pending jobs waits for, if it runs none; ``clock`` formats times.
+
+    None if nothing is known to keep it waiting. device: its device, as far as it is known.
+    """
+    if not batch.is_waiting:
+        return None
+    if batch.status is BatchStatus.PAUSED:
+        return "someone to resume it: the batch is paused"
+    if batch.not_before is not None and now < batch.not_before:
+        return f"its start time, {clock(batch.not_before)}"
+    if device is None:
+        return None
+    if (hold := device.unavailability(now)) is not None:
+        return f"{device.name}: {hold.describe(clock)}"
+    if (window := device.waits_for_window(batch, now)) is not None:
+        when = f"{clock(window.begins)} to {clock(window.ends)}"
+        return f"{device.name}: the batch would not end before the maintenance from {when}: {window.reason}"
+    if device.running < device.lanes:
+        return None
+    others = device.pending - batch.counts[JobStatus.PENDING]
+    busy = f"all {device.lanes} lanes are busy" if device.lanes > 1 else "its lane is busy"
+    behind = f"; other batches have {others} pending job{'s' if others > 1 else ''}" if others > 0 else ""
+    return f"{device.name}: {busy}{behind}"
 
 
 class WorkerRecord(msgspec.Struct, frozen=True):
@@ -458,18 +481,21 @@ def check_version(batch_id: UUID, version: bytes) -> None:
         raise NewerRecord(batch_id, RECORD_VERSION, text)
 
 
-def batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
-    """Make a batch's record from its hash in Redis. Raises Unreadable, NewerRecord."""
+def batch_record(batch_id: UUID, row: dict[str, bytes], doc: BatchDoc | None = None) -> BatchRecord:
+    """Make a batch's record from its hash in Redis, or from the hash without the doc and a doc that is known.
+
+    Raises Unreadable, NewerRecord.
+    """
     check_version(batch_id, row.get("v", b""))
     try:
-        return _batch_record(batch_id, unpack_record(row))
+        return _batch_record(batch_id, unpack_record(row), doc)
     except DAMAGED as error:
         raise Unreadable(f"the record of batch {batch_id} cannot be read: {error}") from error
 
 
-def _batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
+def _batch_record(batch_id: UUID, row: dict[str, bytes], doc: BatchDoc | None) -> BatchRecord:
     text = {name: value.decode() for name, value in row.items() if name not in ("doc", "fault")}
-    doc = decode_doc(row["doc"])
+    doc = decode_doc(row["doc"]) if doc is None else doc
     if "tags" in row:
         doc = msgspec.structs.replace(doc, tags=msgspec.json.decode(row["tags"], type=tuple[str, ...]))
 
@@ -497,6 +523,7 @@ def _batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
         idle_s=number("idled") / 1000,
         job_s=number("worked") / number("done") / 1000 if number("worked") and number("done") else None,
         cancels=read_attempts(text.get("cancels", "")),
+        not_before=moment(text.get("not_before")),
     )
 
 
@@ -510,7 +537,7 @@ class NewBatch(msgspec.Struct, frozen=True):
     def of(
         cls, batch_id: UUID, project: str, doc: BatchDoc, specs: Sequence[JobSpec], *, created_us: str, **fields: Any
     ) -> Self:
-        """Return the batch. fields: its priority, and whether it is open."""
+        """Return the batch. fields: its priority, its start time, and whether it is open."""
         created = moment_us(created_us)
         batch = BatchRecord(
             id=batch_id,

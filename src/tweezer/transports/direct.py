@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -16,6 +16,7 @@ import msgspec
 from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.batch_reader import BatchReader
 from tweezer.ledger.config import OpenDatabase
+from tweezer.ledger.queries.filters import BatchFilter
 from tweezer.model.errors import Conflict, NotFound, TweezerError, install_command
 from tweezer.model.events import Event, JobNews, Word, read_news
 from tweezer.model.windows import Window
@@ -69,6 +70,10 @@ class DirectTransport:
         connect = self.store.connect
         return None if connect is None else DirectAddress(connect, self.project, self._ledger)
 
+    @property
+    def has_history(self) -> bool:
+        return self._ledger is not None
+
     async def close(self) -> None:
         await self._tail.close()
         await self.store.close()
@@ -82,6 +87,12 @@ class DirectTransport:
 
     async def batch(self, batch_id: UUID) -> BatchRecord:
         return await self._reader.batch(self._caller, batch_id)
+
+    async def find(self, text: str) -> UUID:
+        return await self._reader.find(self._caller, text)
+
+    async def batches(self, wanted: BatchFilter, *, without: Collection[UUID], most: int) -> list[BatchRecord]:
+        return await self._reader.newest_batches(self._caller, wanted, most, without=without)
 
     async def settled(self, batch_id: UUID, wait_s: float) -> BatchRecord:
         deadline = time.monotonic() + wait_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 
 from tweezer.duties import Backoff, end_tasks
+from tweezer.ledger.queries.filters import BatchFilter
 from tweezer.model.cancels import as_ranges, show_ranges
 from tweezer.model.checks import MAX_INTEGER, as_job_spec, check_batch, check_jobs
 from tweezer.model.errors import NotFound, ResultUnavailable, TweezerError, Unavailable
@@ -77,6 +78,10 @@ class HttpTransport:
         self._sequences: Recent[UUID, tuple[str | None]] = Recent(_SEQUENCES_BYTES)
         self._own: Recent[UUID, bool] = Recent(_OWN_MAX)  # batches of this project, which never changes
 
+    @property
+    def has_history(self) -> bool:
+        return True
+
     async def close(self) -> None:
         await self._http.close()
 
@@ -118,6 +123,27 @@ class HttpTransport:
         self._require_own(record.project, "batch", batch_id)
         self._own.put(batch_id, True)
         return record
+
+    async def find(self, text: str) -> UUID:
+        query = {"text": text} | ({} if self.project is None else {"project_id": self.project})
+        return (await self._http.call(IdJson, "GET", "/api/v2/batches/find", query=query)).data.id
+
+    async def batches(self, wanted: BatchFilter, *, without: Collection[UUID], most: int) -> list[BatchRecord]:
+        query: dict[str, str | int | Sequence[str]] = {
+            "limit": most + len(without),
+            "status": [status.value for status in wanted.statuses],
+            "device_type": wanted.devices,
+            "name": wanted.names,
+            "user_id": wanted.users,
+            "all_tags": wanted.tags_all,
+            "project_id": () if self.project is None else (self.project,),
+        }
+        if wanted.created_from is not None:
+            query["min_created_at"] = wanted.created_from.isoformat()
+        if wanted.created_to is not None:
+            query["max_created_at"] = wanted.created_to.isoformat()
+        found = (await self._http.call(list[BatchJson], "GET", "/api/v2/batches/newest", query=query)).data
+        return [batch.record(None) for batch in found if batch.id not in without][:most]
 
     async def settled(self, batch_id: UUID, wait_s: float) -> BatchRecord:
         deadline = time.monotonic() + wait_s

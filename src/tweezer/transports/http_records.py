@@ -61,8 +61,9 @@ class BatchJson(msgspec.Struct, frozen=True):
     sequence_number: int
     idle_s: float
     job_s: float | None
-    child_ids: tuple[UUID, ...]
     cancel_attempts: tuple[_CancelJson, ...]
+    not_before: datetime | None = None
+    child_ids: tuple[UUID, ...] = ()
     sequence_builder: str | None = None
 
     def record(self, sequence: str | None) -> BatchRecord:
@@ -99,6 +100,7 @@ class BatchJson(msgspec.Struct, frozen=True):
             idle_s=self.idle_s,
             job_s=self.job_s,
             cancels=tuple(attempt.attempt() for attempt in self.cancel_attempts),
+            not_before=self.not_before,
         )
 
 

@@ -12,7 +12,7 @@ import ipaddress
 import json
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Generic, NoReturn, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
@@ -52,7 +52,12 @@ _PROXY_STATUSES = frozenset({502, 503, 504})
 _FIELDS = {"sequence_builder": "sequence", "device_type": "device", "queue_priority": "priority"}
 """Names of fields in requests whose name in the Python API is different."""
 
-Query = Mapping[str, str | int | float]
+Query = Mapping[str, str | int | float | Sequence[str]]
+
+
+def _texts(value: str | float | Sequence[str]) -> Sequence[str]:
+    """Return the values of a query parameter."""
+    return [str(value)] if isinstance(value, str | int | float) else value
 
 
 class _Problem(msgspec.Struct, frozen=True):
@@ -204,7 +209,7 @@ class HttpSession:
             async with self._opened().request(
                 method,
                 URL(self.url + path, encoded=True),
-                params={name: str(value) for name, value in (query or {}).items()} or None,
+                params=[(name, text) for name, value in (query or {}).items() for text in _texts(value)] or None,
                 data=content,
                 headers=headers,
                 timeout=limit,

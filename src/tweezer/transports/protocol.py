@@ -7,7 +7,7 @@ every call is safe to repeat.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Literal, Protocol
@@ -15,6 +15,7 @@ from uuid import UUID
 
 import msgspec
 
+from tweezer.ledger.queries.filters import BatchFilter
 from tweezer.model.errors import ResultUnavailable
 from tweezer.model.events import Event, JobNews, Word
 from tweezer.model.lifecycle import JobStatus
@@ -86,6 +87,11 @@ class Transport(Protocol):
         """How to open another transport like this one; None if that is not possible."""
         ...
 
+    @property
+    def has_history(self) -> bool:
+        """Whether batches that Redis has forgotten are found, too."""
+        ...
+
     async def close(self) -> None: ...
 
     # --- batches
@@ -95,6 +101,14 @@ class Transport(Protocol):
         ...
 
     async def batch(self, batch_id: UUID) -> BatchRecord: ...
+
+    async def find(self, text: str) -> UUID:
+        """Return the id of the batch that a short id, ``@last`` or a name means. Raises NotFound, Conflict."""
+        ...
+
+    async def batches(self, wanted: BatchFilter, *, without: Collection[UUID], most: int) -> list[BatchRecord]:
+        """Return the newest batches that match, newest first, except some; without their sequences."""
+        ...
 
     async def settled(self, batch_id: UUID, wait_s: float) -> BatchRecord:
         """Return the batch once none of its jobs is pending or running, or after ``wait_s`` at the latest."""

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from tests.support.api_rig import DEVICE, DONE, FAILED, PROJECT, ApiRig
+from tests.support.api_rig import DEVICE, DONE, FAILED, PROJECT, ApiRig, bearer
 from tests.support.ledger_filling import DEVICES, TAGS, Filled, Plan, fill
 
 from tweezer.api.batches.schemas import BatchResponse, JobResponse, ListedBatchResponse
@@ -26,7 +26,7 @@ from tweezer.ledger.queries.filters import BatchOrder, JobOrder
 from tweezer.ledger.queries.queries import Queries
 from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.errors import Unavailable
-from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.ids import job_id, new_batch_id, short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, JobSpec, Priority
 from tweezer.settings import ApiSettings, Settings
@@ -579,3 +579,77 @@ async def test_a_ledger_whose_file_was_missing_works_again_when_it_is_back(rig: 
     with moved_away(Path(rig.database.engine.url.database or "")):
         assert (await rig.get("/api/v2/jobs")).status_code == 503
     assert (await rig.get("/api/v2/jobs")).status_code == 200
+
+
+async def test_a_batch_is_found_by_its_short_id_and_its_name(rig: ApiRig) -> None:
+    await rig.announce()
+    key = rig.key()
+    older = await rig.submit(doc=BatchDoc(device=DEVICE, sequence="{}", name="a / b"))
+    newer = await rig.submit()
+    await rig.submit(project="another")
+    for text, batch_id in ((short_id(older), older), ("a / b", older), ("@last", newer), (str(newer), newer)):
+        found = await rig.data("/api/v2/batches/find", params={"text": text}, key=key)
+        assert found == {"id": str(batch_id)}
+    for path in (f"/api/v2/batches/{short_id(older)}", f"/api/v1/batches/{short_id(older)}", "/api/v2/batches/@last~1"):
+        assert (await rig.data(path, key=key))["id"] == str(older)
+    closed = await rig.http.patch(f"/api/v2/batches/{short_id(older)}/cancel", headers=bearer(key))
+    assert closed.json()["data"]["status"] == "CANCELED"
+
+
+@pytest.mark.parametrize("key_of", ["another project", "an operator"])
+async def test_a_short_id_is_resolved_within_the_projects_of_the_caller(rig: ApiRig, key_of: str) -> None:
+    batch_id = await rig.submit(doc=BatchDoc(device=DEVICE, sequence="{}", name="mine"))
+    await record(rig)
+    key = rig.key(project="another") if key_of == "another project" else rig.key(Role.OPERATOR, project=None)
+    for path in (f"/api/v2/batches/{short_id(batch_id)}", "/api/v2/batches/find?text=mine"):
+        assert (await rig.get(path, key=key)).status_code == (404 if key_of == "another project" else 200)
+
+
+async def test_an_ambiguous_name_is_a_conflict_that_lists_the_batches(rig: ApiRig) -> None:
+    batches = [await rig.submit(doc=BatchDoc(device=DEVICE, sequence="{}", name="twice")) for _ in range(2)]
+    answer = await rig.get("/api/v2/batches/find", params={"text": "twice"}, key=rig.key())
+    assert answer.status_code == 409
+    assert answer.json()["data"]["reason"] == "ambiguous"
+    assert all(str(batch_id) in answer.json()["data"]["description"] for batch_id in batches)
+
+
+@pytest.mark.parametrize(
+    "path", ["find", "find?text=", f"find?text={'x' * 256}", "find?text=%00", "nonsense", "@first", "UUUUUUUUUU"]
+)
+async def test_a_text_that_cannot_name_a_batch_is_refused(rig: ApiRig, path: str) -> None:
+    assert (await rig.get(f"/api/v2/batches/{path}")).status_code == 422
+
+
+async def test_a_role_that_reads_no_batches_finds_none(rig: ApiRig) -> None:
+    key = rig.key(Role.METRICS, project=None)
+    for path in ("5m2q0xw8kd", "find?text=@last"):
+        assert (await rig.get(f"/api/v2/batches/{path}", key=key)).status_code == 403
+
+
+async def test_batches_are_listed_by_name(rig: ApiRig) -> None:
+    batches = [await rig.submit(doc=BatchDoc(device=DEVICE, sequence="{}", name=name)) for name in ("a", "b", "c")]
+    await record(rig)
+    found, _ = await listed(rig, "/api/v2/batches", params={"name": ["a", "c"]}, key=rig.key())
+    assert {batch["id"] for batch in found} == {str(batches[0]), str(batches[2])}
+
+
+async def test_a_batch_shows_its_start_time_and_what_it_waits_for(rig: ApiRig) -> None:
+    start = datetime(2099, 1, 31, 8, tzinfo=UTC)
+    planned = await rig.submit(not_before=start)
+    running = await rig.submit()
+    await rig.take()
+    behind = await rig.submit()
+    await record(rig)
+    shown = {batch["id"]: batch for batch in (await listed(rig, "/api/v2/batches", key=rig.key()))[0]}
+    for batch_id in (planned, running, behind):
+        batch = await rig.data(f"/api/v2/batches/{batch_id}")
+        assert batch["waits_for"] == shown[str(batch_id)]["waits_for"]
+        assert batch["not_before"] == shown[str(batch_id)]["not_before"]
+    assert shown[str(planned)]["not_before"] == "2099-01-31T08:00:00Z"
+    assert shown[str(planned)]["waits_for"] == "its start time, 2099-01-31T08:00:00.000Z"
+    assert (shown[str(running)]["not_before"], shown[str(running)]["waits_for"]) == (None, None)
+    waits_for = f"{DEVICE}: its lane is busy; other batches have 1 pending job"
+    assert shown[str(behind)]["waits_for"] == waits_for
+    await rig.store.commands.pause(behind, project=PROJECT)
+    paused = await rig.data(f"/api/v2/batches/{behind}")
+    assert paused["waits_for"] == "someone to resume it: the batch is paused"

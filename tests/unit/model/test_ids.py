@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import time
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tweezer.model.ids import INDEX_BITS, job_id, new_batch_id, new_worker_id, split_job_id
+from tweezer.model.ids import (
+    INDEX_BITS,
+    SHORT_ID_PATTERN,
+    job_id,
+    new_batch_id,
+    new_worker_id,
+    read_short_id,
+    short_id,
+    short_job_id,
+    split_job_id,
+)
 
 MOST = (1 << INDEX_BITS) - 1
 
@@ -59,3 +71,35 @@ def test_worker_ids_differ_and_have_three_parts() -> None:
     one, two = new_worker_id(), new_worker_id()
     assert one != two
     assert len(one.split(":")) == 3
+
+
+@given(st.integers(0, (1 << 50) - 1), st.integers(0, (1 << 48) - 1))
+def test_a_short_id_is_the_random_bits_of_an_id(bits: int, milliseconds: int) -> None:
+    batch_id = UUID(
+        int=milliseconds << 80 | 8 << 76 | bits >> 38 << 64 | 2 << 62 | (bits & (1 << 38) - 1) << INDEX_BITS
+    )
+    short = short_id(batch_id)
+    value = 0
+    for letter in short:
+        value = value << 5 | "0123456789abcdefghjkmnpqrstvwxyz".index(letter)
+    assert value == bits
+    assert re.fullmatch(SHORT_ID_PATTERN, short)
+    assert read_short_id(short) == read_short_id(short.upper()) == short
+
+
+def test_a_job_is_named_by_its_batch_and_its_number() -> None:
+    batch_id = UUID("01a22c92-349d-8ffd-be30-b83fcc000000")
+    assert short_id(batch_id) == "zzfrrbgfyc"
+    assert [short_job_id(job_id(batch_id, index)) for index in (0, 12)] == ["zzfrrbgfyc/0", "zzfrrbgfyc/12"]
+    assert short_id(job_id(batch_id, 12)) == "zzfrrbgfyc"
+
+
+def test_letters_that_look_like_digits_are_read_as_these() -> None:
+    assert read_short_id("oOiIlL0123") == "0011110123"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "zzfrrbgfy", "zzfrrbgfycc", "zzfrrbgfyu", "zzfrrbgfy-", "zzfrrbgfy ", "zzfrrbgfyé", "İ" * 10]
+)
+def test_other_texts_are_not_short_ids(text: str) -> None:
+    assert read_short_id(text) is None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, cast
 from uuid import UUID
 
 from fastapi import Depends, Path, Query, Request
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
-from pydantic import Field
+from pydantic import Field, ValidatorFunctionWrapHandler, WithJsonSchema, WrapValidator
 
 from tweezer.api.access.auth import SignedLinks, get_caller, unauthorized_error
 from tweezer.api.http.bodies import BodyReader
@@ -16,7 +17,9 @@ from tweezer.api.http.longpoll import LongPolls
 from tweezer.api.http.responses import RequestRejected
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal, Role
+from tweezer.ledger.batch_reader import LAST_PATTERN
 from tweezer.ledger.database import Database
+from tweezer.model.ids import SHORT_ID_PATTERN
 from tweezer.store.connection import Store
 
 WAIT_MAX_S = 20.0
@@ -29,6 +32,7 @@ WRITERS = frozenset({Role.USER, Role.OPERATOR})
 """Roles that submit batches, and change them."""
 
 _SCRAPERS = frozenset({Role.METRICS, Role.OPERATOR})
+_SHORT = re.compile(rf"^({SHORT_ID_PATTERN}|{LAST_PATTERN})$")
 _LINK = Principal("link", Role.OPERATOR)  # a link names the job that may be read, in any project
 
 
@@ -109,7 +113,33 @@ Queue = Annotated[Store, part("store")]
 ReadBodies = Annotated[BodyReader, part("bodies")]
 ResultsLinks = Annotated[SignedLinks, part("links")]
 WaitSeconds = Annotated[float, Depends(_wait_s)]
-BatchId = Annotated[UUID, Path(description="Id of a batch.", examples=["0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"])]
+
+
+def _read_batch_id(text: str, as_uuid: ValidatorFunctionWrapHandler) -> UUID | str:
+    found: UUID | str = text if _SHORT.fullmatch(text) else as_uuid(text)
+    return found
+
+
+async def _find_batch(
+    batch_id: Annotated[
+        UUID,
+        WrapValidator(_read_batch_id),
+        WithJsonSchema(
+            {"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "pattern": _SHORT.pattern}]}
+        ),
+        Path(
+            description="Id of a batch, or its short id, or `@last` for the last batch that the caller submitted.",
+            examples=["0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"],
+        ),
+    ],
+    request: Request,
+    live: LiveStore,
+) -> UUID:
+    named: UUID | str = batch_id
+    return named if isinstance(named, UUID) else await live.find(require_role(request, READERS), named)
+
+
+BatchId = Annotated[UUID, Depends(_find_batch)]
 JobId = Annotated[UUID, Path(description="Id of a job.", examples=["0199f3a2-7c1e-8b1d-9f04-a1b2c3000003"])]
 
 

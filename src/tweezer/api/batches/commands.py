@@ -92,7 +92,7 @@ async def batch_response(written: NewBatch | UUID, caller: Principal, live: Read
     if isinstance(written, UUID):
         return await get_batch(written, caller, live)
     jobs = written.jobs() if written.batch.jobs <= EMBEDDED_JOBS_MAX else []
-    return success(BatchResponse.from_records(written.batch, jobs, waits_for=await live.why_waits(written.batch)))
+    return success(BatchResponse.from_records(written.batch, jobs, await live.device_of_new(written.batch)))
 
 
 router = APIRouter(route_class=CollectionRoute, responses=describe_failures(403, 409, 422, 503))
@@ -162,8 +162,9 @@ async def add_jobs(
             batch_id, sent, project=batch.project, idempotency_key=idempotency_key, attempt=attempt
         )
     record, embedded = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
-    why = await live.why_waits(record)
-    return success(ExtendedBatchResponse.from_records(record, embedded, first_added=first, waits_for=why))
+    devices = await live.devices_of_waiting([record])
+    device = devices.get(record.device)
+    return success(ExtendedBatchResponse.from_records(record, embedded, device, first_added=first))
 
 
 @router.patch("/api/v2/batches/{batch_id}/complete", summary="Close a batch", **describe_route(BatchResponse, 404))

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tweezer.ledger.queries.filters import LIMIT_MAX, BatchFilter, BatchOrder, JobFilter, JobOrder, Origin, PageRequest
+from tweezer.model.checks import MAX_NAME_LENGTH
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Priority
 
@@ -135,6 +136,9 @@ class BatchQuery(_WorkQuery):
     """The filter of a list of batches."""
 
     status: tuple[BatchStatus, ...] = _values("Status of the batch.")
+    name: tuple[Annotated[str, Field(max_length=MAX_NAME_LENGTH, pattern=NO_CONTROLS)], ...] = _values(
+        "Name of the batch."
+    )
     open: bool | None = Field(None, description="`true`: only batches that accept more jobs; `false`: only others.")
     complete: bool | None = Field(None, description="The opposite of `open`, for older clients.")
     min_jobs: Number | None = Field(None, description="Only batches with at least this number of jobs.")
@@ -152,6 +156,7 @@ class BatchQuery(_WorkQuery):
         return BatchFilter(
             **self._common(),
             statuses=self.status,
+            names=self.name,
             open=None if closed is None else not closed,
             jobs_min=self.min_jobs,
             jobs_max=self.max_jobs,
@@ -215,6 +220,18 @@ class DevicePageQuery(_PageQuery):
     )
 
 
+FindText = Annotated[
+    str,
+    Query(
+        min_length=1,
+        max_length=MAX_NAME_LENGTH,
+        pattern=NO_CONTROLS,
+        description="An id, a short id, `@last`, or the name of a batch.",
+    ),
+]
+ProjectIds = Annotated[
+    tuple[Text, ...], Query(max_length=VALUES_MAX, description="Only batches of these projects. May be repeated.")
+]
 BatchParams = Annotated[BatchQuery, Query()]
 JobParams = Annotated[JobQuery, Query()]
 BatchPageParams = Annotated[BatchPageQuery, Query()]

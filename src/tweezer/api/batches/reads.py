@@ -19,11 +19,12 @@ from tweezer.api.access.dependencies import (
     ResultsReader,
     WaitSeconds,
 )
-from tweezer.api.batches.filters import BatchPageParams, BatchParams, JobPageParams, JobParams
+from tweezer.api.batches.filters import BatchPageParams, BatchParams, FindText, JobPageParams, JobParams, ProjectIds
 from tweezer.api.batches.results import KeptResults, result_response, stream_lines
 from tweezer.api.batches.schemas import (
     BatchResponse,
     BatchStateResponse,
+    FoundBatchResponse,
     JobLineResponse,
     JobResponse,
     JobResultResponse,
@@ -43,6 +44,7 @@ from tweezer.api.http.openapi import (
     describe_stream,
 )
 from tweezer.api.http.responses import page, success
+from tweezer.ledger.queries.filters import LIMIT_MAX
 from tweezer.model.cancels import read_ranges
 from tweezer.model.errors import NotFound
 from tweezer.model.ids import split_job_id
@@ -61,9 +63,9 @@ async def list_batches(query: BatchPageParams, caller: Caller, live: LiveStore) 
     """Return a page of the batches of the caller's projects, without their sequences and jobs. By default the page has
     the 100 newest batches. The list is read from the ledger, which is usually a fraction of a second behind."""
     found = await live.list_batches(caller, query.filter, query.order_by, query.paging)
-    return page(
-        [ListedBatchResponse.from_record(record) for record in found.rows], offset=query.offset, total=found.total
-    )
+    devices = await live.devices_of_waiting(found.rows)
+    rows = [ListedBatchResponse.from_record(record, devices.get(record.device)) for record in found.rows]
+    return page(rows, offset=query.offset, total=found.total)
 
 
 @router.get("/api/v2/jobs", summary="List jobs", **describe_list(JobResponse))
@@ -88,6 +90,35 @@ async def count_jobs(query: JobParams, caller: Caller, live: LiveStore) -> Respo
     return success(await live.job_counts(caller, query.filter))
 
 
+@router.get(
+    "/api/v2/batches/find",
+    summary="Find a batch by its short id or its name",
+    **describe_route(FoundBatchResponse, 404, 409),
+)
+async def find_batch(text: FindText, caller: Caller, live: LiveStore, project_id: ProjectIds = ()) -> Response:
+    """Return the id of the batch that people mean by a text, among the batches of the caller's projects.
+
+    The text is a short id such as `5m2q0xw8kd`; `@last`, the last batch that the caller submitted, or `@last~1`, the
+    one before it; or the name of a batch. If several batches match, the response is 409, and lists them.
+    """
+    return success(FoundBatchResponse(await live.find(caller, text, projects=project_id)))
+
+
+@router.get("/api/v2/batches/newest", summary="List the newest batches", **describe_route(list[ListedBatchResponse]))
+async def list_newest_batches(
+    query: BatchParams,
+    caller: Caller,
+    live: LiveStore,
+    limit: Annotated[int, Query(ge=1, le=2 * LIMIT_MAX, description="The largest number of batches.")] = LIMIT_MAX,
+) -> Response:
+    """Return the newest matching batches of the caller's projects, newest first, in their current state. Unlike the
+    list of batches, it has batches that were submitted a moment ago. For the next page, send the `created_at` of the
+    last batch as `max_created_at`, and skip the batches of this page that were created at that time."""
+    found = await live.newest_batches(caller, query.filter, limit)
+    devices = await live.devices_of_waiting(found)
+    return success([ListedBatchResponse.from_record(record, devices.get(record.device)) for record in found])
+
+
 _INDICES_LENGTH = 8000
 
 EMBEDDED_JOBS_MAX = 100
@@ -109,7 +140,8 @@ async def get_batch(
     record, embedded = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX if jobs else -1)
     left_out: dict[str, Any] = {} if jobs else {"job_ids": None}
     left_out |= {} if sequence else {"sequence_builder": None}
-    return success(BatchResponse.from_records(record, embedded, waits_for=await live.why_waits(record), **left_out))
+    devices = await live.devices_of_waiting([record])
+    return success(BatchResponse.from_records(record, embedded, devices.get(record.device), **left_out))
 
 
 @router.get(

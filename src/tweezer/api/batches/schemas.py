@@ -7,6 +7,7 @@ status in the counts, are among them. Times are ISO 8601 in UTC.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Self
 from uuid import UUID
 
@@ -19,7 +20,8 @@ from tweezer.model.cancels import CancelOutcome
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import Result
-from tweezer.store.records import BatchRecord, JobRecord
+from tweezer.model.webhooks import format_time
+from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, describe_wait
 
 JOB_IDS_MAX = 1000
 """A batch with more jobs is shown without their ids, which would be sent again with every poll."""
@@ -228,6 +230,15 @@ class ListedBatchResponse(RecordResponse, frozen=True, kw_only=True):
     ]
     errors: Annotated[list[str], doc("Why the batch could not run; empty otherwise.", [])]
     created_at: Annotated[Moment, Source("created"), doc("When the batch was submitted.")]
+    not_before: Annotated[Moment | None, doc("The earliest time to start; null if it may start at once.", None)]
+    waits_for: Annotated[
+        str | None,
+        doc(
+            "What a batch with pending jobs waits for, for people, if none of its jobs is running; null if nothing is "
+            "known to keep it waiting.",
+            None,
+        ),
+    ]
     updated_at: Annotated[Moment, Source("updated"), doc("When the batch last changed.")]
     start_datetime: Annotated[
         Moment | None, Source("started"), doc("When its first job started; null if none has started.")
@@ -238,17 +249,37 @@ class ListedBatchResponse(RecordResponse, frozen=True, kw_only=True):
     jobs_count: Annotated[Count, Source("jobs"), doc("Number of its jobs.", 20)]
     jobs_count_per_status: Counts
     idle_s: Annotated[Seconds, doc("Seconds for which the open batch reserved a QPU without giving it work.", 0.0)]
+    limits: Annotated[LimitsResponse, doc("The limits of the batch.")]
+    fault: Annotated[FaultResponse | None, doc("Why the batch could not run, with a code; null otherwise.", None)]
+    sequence_number: Annotated[Count, doc("Number of its last event.", 5)]
+    job_s: Annotated[
+        Seconds | None, doc("Average duration of its jobs that are `DONE`, in seconds; null if none is.", 0.42)
+    ]
+    cancel_attempts: Annotated[
+        list[CancelAttemptResponse], doc("Recorded requests to cancel the batch or some of its jobs, oldest first.", [])
+    ]
 
     @classmethod
-    def from_record(cls, record: BatchRecord, **computed: Any) -> Self:
+    def from_record(cls, record: BatchRecord, device: DeviceRecord | None = None, **computed: Any) -> Self:
+        """Return the response for a batch. device: its device, if the batch may wait for it."""
         return super().from_record(
             record,
+            waits_for=describe_wait(record, device, datetime.now(UTC), format_time),
             user_id=record.doc.user or "",
             complete=not record.open,
             configuration=_readable(record.doc.configuration),
             errors=[] if record.fault is None else [str(record.fault)],
+            limits=LimitsResponse.from_record(record.doc.limits),
+            fault=None if record.fault is None else FaultResponse.from_record(record.fault),
+            cancel_attempts=[CancelAttemptResponse.from_record(attempt) for attempt in record.cancels],
             **computed,
         )
+
+
+class FoundBatchResponse(msgspec.Struct, frozen=True):
+    """The batch that a text means."""
+
+    id: Annotated[UUID, doc("Id of the batch.", _BATCH_ID)]
 
 
 class BatchResponse(ListedBatchResponse, frozen=True, kw_only=True):
@@ -276,33 +307,16 @@ class BatchResponse(ListedBatchResponse, frozen=True, kw_only=True):
         doc("Ids of all jobs in creation order, if there are at most 1,000; else null.", [_JOB_ID]),
     ]
     child_ids: Annotated[list[UUID], Source("children"), doc("Ids of the batches that repeat this one.", [])]
-    limits: Annotated[LimitsResponse, doc("The limits of the batch.")]
-    fault: Annotated[FaultResponse | None, doc("Why the batch could not run, with a code; null otherwise.", None)]
-    waits_for: Annotated[
-        str | None,
-        doc(
-            "Why its device starts none of its pending jobs, for people; null if it does, or if the device only has "
-            "other work.",
-            None,
-        ),
-    ] = None
-    sequence_number: Annotated[Count, doc("Number of its last event.", 5)]
-    job_s: Annotated[
-        Seconds | None, doc("Average duration of its jobs that are `DONE`, in seconds; null if none is.", 0.42)
-    ]
-    cancel_attempts: Annotated[
-        list[CancelAttemptResponse], doc("Recorded requests to cancel the batch or some of its jobs, oldest first.", [])
-    ]
 
     @classmethod
-    def from_records(cls, record: BatchRecord, jobs: Sequence[JobRecord], **more: Any) -> Self:
-        """Return the response for a batch and its jobs."""
+    def from_records(
+        cls, record: BatchRecord, jobs: Sequence[JobRecord], device: DeviceRecord | None = None, **more: Any
+    ) -> Self:
+        """Return the response for a batch and its jobs. device: its device, if the batch may wait for it."""
         return cls.from_record(
             record,
+            device,
             jobs=[cls._job_type.from_record(job) for job in jobs],
-            limits=LimitsResponse.from_record(record.doc.limits),
-            fault=None if record.fault is None else FaultResponse.from_record(record.fault),
-            cancel_attempts=[CancelAttemptResponse.from_record(attempt) for attempt in record.cancels],
             **({"job_ids": _job_ids(record)} | more),
         )
 

@@ -29,6 +29,7 @@ from tweezer.cli.processes import CURL, require_emulator, require_server, usage
 from tweezer.cli.status import Meter, follow, must_be_done
 from tweezer.client import Finished, connect_async
 from tweezer.model.errors import TweezerError
+from tweezer.model.ids import short_id
 from tweezer.model.signatures import Webhook
 from tweezer.model.webhooks import USUAL_TYPES
 from tweezer.qpu_sim.journal import read_journal, tally
@@ -199,7 +200,7 @@ def _run(
             tags=["demo"],
             webhook=mailbox.url,
         )
-        say(f"Submitted batch {batch.id}: {len(detunings)} jobs of {RUNS} runs\n")
+        say(f"Submitted batch {short_id(batch.id)}: {len(detunings)} jobs of {RUNS} runs\n")
         interrupts.run(_follow(settings, redis_url, batch.id))
         record, results = batch.record(), batch.results()
         seconds = time.monotonic() - began
@@ -269,7 +270,7 @@ def _what_next(settings: Settings, stack: Stack, outcome: DemoResult, kept: Path
         return
     yield "Everything keeps running until Ctrl-C, and is then removed."
     yield from usage(stack)
-    yield f"  tweezer results {outcome.batch.id} --sum"
+    yield f"  tweezer results {short_id(outcome.batch.id)} --sum"
     yield f"  tweezer submit {kept} --device {settings.worker.device} \\"
     yield "    --runs 500 --var delta_final=18 --wait"
     yield "  tweezer devices"

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import msgspec
 
+from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Priority
 from tweezer.store.records import BatchRecord, JobRecord
@@ -74,6 +75,8 @@ class PageRequest(msgspec.Struct, frozen=True):
     descending: bool = True
     limit: int = LIMIT_MAX
     offset: int = 0
+    counted: bool = True
+    """Whether the total is needed; else that of the page is only the number of rows so far."""
 
 
 class _Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +99,32 @@ class _Filter(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the filter restricts the ids, and so matches few rows."""
         return bool(self.ids or self.id_prefix)
 
+    def _takes_batch(self, batch: BatchRecord) -> bool:
+        """Return whether the batch meets the criteria that it shares with its jobs."""
+        tags = set(batch.doc.tags)
+        return (
+            _among(batch.project, self.projects)
+            and _among(batch.doc.user, self.users)
+            and _among(batch.device, self.devices)
+            and _among(batch.priority, self.priorities)
+            and _among(Origin.CLIENT, self.origins)
+            and (not self.tags_any or not tags.isdisjoint(self.tags_any))
+            and tags.issuperset(self.tags_all)
+        )
+
+    def _takes_row(self, row: BatchRecord | JobRecord) -> bool:
+        """Return whether a batch or a job meets the criteria that concern itself."""
+        return (
+            self.takes_id(row.id)
+            and _within(row.started, self.started_from, None)
+            and _within(row.ended, None, self.ended_to)
+            and _within(row.created, self.created_from, self.created_to)
+        )
+
+    def takes_id(self, identity: UUID) -> bool:
+        """Return whether a batch or job with this id may match."""
+        return _among(identity, self.ids) and identity.hex.startswith(self.id_prefix)
+
     def id_range(self) -> tuple[UUID, UUID]:
         """Return the first and last id with the prefix."""
         return UUID(self.id_prefix.ljust(32, "0")), UUID(self.id_prefix.ljust(32, "f"))
@@ -105,13 +134,35 @@ class BatchFilter(_Filter, frozen=True, kw_only=True):
     """A filter for batches, which must match all given criteria. Empty and None criteria are ignored.
 
     Bounds and times are inclusive. id_prefix: hexadecimal digits. ``started_from`` matches only batches that have
-    started, ``ended_to`` only those that have ended.
+    started, ``ended_to`` only those that have ended. with_live: also match batches that have not ended in the ledger
+    but may have changed since, if they meet the criteria that never change.
     """
 
+    short_id: str = ""
+    names: tuple[str, ...] = ()
     statuses: tuple[BatchStatus, ...] = ()
     open: bool | None = None
     jobs_min: int | None = None
     jobs_max: int | None = None
+    with_live: bool = False
+
+    @property
+    def names_rows(self) -> bool:
+        return super().names_rows or bool(self.short_id or self.names)
+
+    def takes_id(self, identity: UUID) -> bool:
+        return super().takes_id(identity) and self.short_id in ("", short_id(identity))
+
+    def takes(self, batch: BatchRecord) -> bool:
+        """Return whether the batch matches."""
+        return (
+            self._takes_batch(batch)
+            and self._takes_row(batch)
+            and _among(batch.doc.name, self.names)
+            and _among(batch.status, self.statuses)
+            and self.open in (None, batch.open)
+            and _within(batch.jobs, self.jobs_min, self.jobs_max)
+        )
 
 
 class JobFilter(_Filter, frozen=True, kw_only=True):
@@ -128,17 +179,7 @@ class JobFilter(_Filter, frozen=True, kw_only=True):
 
     def takes_from(self, batch: BatchRecord) -> bool:
         """Return whether jobs of this batch may match."""
-        tags = set(batch.doc.tags)
-        return (
-            _among(batch.id, self.batches)
-            and _among(batch.project, self.projects)
-            and _among(batch.doc.user, self.users)
-            and _among(batch.device, self.devices)
-            and _among(batch.priority, self.priorities)
-            and _among(Origin.CLIENT, self.origins)
-            and (not self.tags_any or not tags.isdisjoint(self.tags_any))
-            and tags.issuperset(self.tags_all)
-        )
+        return _among(batch.id, self.batches) and self._takes_batch(batch)
 
     @property
     def takes_whole_batches(self) -> bool:
@@ -149,14 +190,10 @@ class JobFilter(_Filter, frozen=True, kw_only=True):
     def takes(self, job: JobRecord) -> bool:
         """Return whether a job of a matching batch matches."""
         return (
-            _among(job.id, self.ids)
-            and job.id.hex.startswith(self.id_prefix)
+            self._takes_row(job)
             and _among(job.status, self.statuses)
             and _within(job.spec.runs, self.runs_min, self.runs_max)
             and self.failed in (None, _has_failed(job))
-            and _within(job.started, self.started_from, None)
-            and _within(job.ended, None, self.ended_to)
-            and _within(job.created, self.created_from, self.created_to)
         )
 
 

@@ -23,8 +23,10 @@ from sqlalchemy import (
     Select,
     Subquery,
     Table,
+    and_,
     case,
     func,
+    or_,
     select,
     union_all,
 )
@@ -32,12 +34,14 @@ from sqlalchemy.ext.compiler import compiles
 
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, PageRequest
-from tweezer.ledger.schema import Id, batches, counters, jobs, projects, tags
+from tweezer.ledger.schema import NAME, SHORT_ID, Id, batch_names, batches, counters, jobs, projects, tags
+from tweezer.model.lifecycle import TERMINAL_BATCH, BatchStatus
 from tweezer.model.messages import Priority
 
 Condition = ColumnElement[bool]
 
 _EPOCH, _MILLISECOND = datetime.fromtimestamp(0, UTC), timedelta(milliseconds=1)
+_LIVE = [status.letter for status in BatchStatus if status not in TERMINAL_BATCH]
 _RANK = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
 
 _ORDERED_BY = {
@@ -109,14 +113,18 @@ def is_any_of(column: Column[Any], values: Any) -> Condition:
 def batch_conditions(wanted: BatchFilter, scope: Scope) -> list[Condition]:
     """Return the filter's conditions on batches, except the projects."""
     found = [*_conditions_of_batches(batches, wanted, scope), *_own_conditions(batches, wanted)]
+    found += _named(wanted, scope)
+    changing = [*_changing_conditions(batches, wanted), *_bounds(batches.c.jobs, wanted.jobs_min, wanted.jobs_max)]
     if wanted.open is not None:
-        found.append(batches.c.open == wanted.open)
-    return found + _bounds(batches.c.jobs, wanted.jobs_min, wanted.jobs_max)
+        changing.append(batches.c.open == wanted.open)
+    if changing and wanted.with_live:
+        return [*found, or_(and_(*changing), batches.c.status.in_(_LIVE))]
+    return found + changing
 
 
 def job_conditions(wanted: JobFilter) -> list[Condition]:
     """Return the filter's conditions on jobs, except those on columns that a job shares with its batch."""
-    found = _own_conditions(jobs, wanted)
+    found = [*_own_conditions(jobs, wanted), *_changing_conditions(jobs, wanted)]
     if wanted.failed is not None:
         found.append(jobs.c.failed == wanted.failed)
     return found + _bounds(jobs.c.runs, wanted.runs_min, wanted.runs_max)
@@ -165,11 +173,28 @@ def _own_conditions(table: Table, wanted: BatchFilter | JobFilter) -> list[Condi
         found.append(table.c.id.in_(wanted.ids))
     if wanted.id_prefix:
         found.append(table.c.id.between(*wanted.id_range()))
+    return found + _bounds(table.c.created_ms, _at_least(wanted.created_from), _at_most(wanted.created_to))
+
+
+def _changing_conditions(table: Table, wanted: BatchFilter | JobFilter) -> list[Condition]:
+    """Return the conditions on columns that change until a batch or job ends."""
+    found: list[Condition] = []
     if wanted.statuses:
         found.append(is_any_of(table.c.status, [status.letter for status in wanted.statuses]))
     found += _bounds(table.c.started_ms, _at_least(wanted.started_from), None)
-    found += _bounds(table.c.ended_ms, None, _at_most(wanted.ended_to))
-    return found + _bounds(table.c.created_ms, _at_least(wanted.created_from), _at_most(wanted.created_to))
+    return found + _bounds(table.c.ended_ms, None, _at_most(wanted.ended_to))
+
+
+def _named(wanted: BatchFilter, scope: Scope) -> list[Condition]:
+    """Return the conditions on the names of a batch."""
+    found: list[Condition] = []
+    for kind, texts in ((SHORT_ID, [wanted.short_id] if wanted.short_id else []), (NAME, wanted.names)):
+        if texts:
+            table = batch_names.c
+            whose = is_any_of(table.project, scope.projects)  # also if these are all projects: the index begins with it
+            named = select(table.batch).where(whose, table.kind == kind, is_any_of(table.name, texts))
+            found.append(batches.c.id.in_(named))
+    return found
 
 
 def _tagged(
@@ -241,7 +266,7 @@ class Listing:
         ids = self._ids(order, paging, by_batch=by_batch).subquery()
         named = statement.where(self._table.c.id == ids.c.id).order_by(*in_direction(paging, ids.c.key, ids.c.id))
         found = list(self._connection.execute(named))
-        if total is None and len(found) < paging.limit and (found or not paging.offset):
+        if not paging.counted or (total is None and len(found) < paging.limit and (found or not paging.offset)):
             total = paging.offset + len(found)
         return ListPage(found, self._total() if total is None else total)
 

@@ -12,10 +12,12 @@ from sqlalchemy import BindParameter, Connection, Row, Select, and_, bindparam, 
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
+from tweezer.ledger.dead_letters import Consumer
 from tweezer.ledger.migrate import require_schema
+from tweezer.ledger.positions import recorder_position
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, PageRequest
 from tweezer.ledger.queries.lists import Listing, ListPage, Scope
-from tweezer.ledger.schema import batches, jobs, results, sequences, transitions
+from tweezer.ledger.schema import batches, dead_letters, jobs, projects, results, sequences, transitions
 from tweezer.model.cancels import read_attempts
 from tweezer.model.events import Event, read_events
 from tweezer.model.ids import job_id, split_job_id
@@ -61,6 +63,11 @@ _JOB_SNAPSHOTS: Select[Any] = (
 _RECORDS: Select[Any] = select(batches.c.id, batches.c.record).where(batches.c.id.in_(_IDS))
 _CHILDREN = select(batches.c.id).where(batches.c.parent == bindparam("id")).order_by(batches.c.id).limit(_CHILDREN_MAX)
 _RESULT = select(results.c.result).where(results.c.id == bindparam("id"))
+_PARKED = (
+    select(dead_letters.c.batch)
+    .where(dead_letters.c.consumer == Consumer.RECORDER, dead_letters.c.batch.is_not(None))
+    .distinct()
+)
 _SPACED = literal(" ") + transitions.c.words
 _TRANSITIONS = (
     select(transitions.c.sequence_number, transitions.c.time_us, transitions.c.words)
@@ -111,6 +118,20 @@ class Queries:
         """Raise Unavailable if the database does not respond."""
         with self.database.read() as connection:
             connection.execute(select(1))
+
+    def recorded(self, namespace: str) -> tuple[int, list[UUID]]:
+        """Return how far the stream is recorded, and the batches that are parked: their rows are missing or old.
+
+        The former is the time of the last recorded entry, in milliseconds since 1970; 0 for none.
+        """
+        with self.database.read() as connection:
+            parked = list(connection.execute(_PARKED).scalars())
+            return recorder_position(connection, namespace) >> 20, parked  # as in position_number
+
+    def projects(self) -> list[str]:
+        """Return the ids of all projects."""
+        with self.database.read() as connection:
+            return list(connection.execute(select(projects.c.id)).scalars())
 
     # -- by id ------------------------------------------------------------------------------------------
 

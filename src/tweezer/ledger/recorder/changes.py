@@ -13,7 +13,10 @@ from uuid import UUID
 import msgspec
 
 from tweezer.ledger.dead_letters import NewLetter, WaitingEntries
+from tweezer.ledger.schema import NAME, SHORT_ID
+from tweezer.model.checks import MAX_NAME_LENGTH
 from tweezer.model.events import count_events, read_words
+from tweezer.model.ids import short_id
 from tweezer.model.messages import BatchDoc, decode_doc, decode_spec, encode_doc
 from tweezer.store.records import STATE_FIELDS
 from tweezer.store.snapshots import Snapshot
@@ -38,6 +41,7 @@ JOB_COLUMNS = (
     *("created_ms", "started_ms", "ended_ms", "updated_ms", "spec", "state"),
 )
 DURATION = "device_ms"  # of a job that has ended, for the sums by hour; follows the other columns
+NAME_COLUMNS = ("project", "kind", "name", "batch")
 SIZE_COLUMNS = ("batch", "project", "bytes")
 RESULT_COLUMNS = ("id", "result", "fault")
 TRANSITION_COLUMNS = ("position", "batch", "project", "sequence_number", "time_us", "words")
@@ -71,6 +75,7 @@ class Changes(msgspec.Struct):
     batches: list[list[Any]] = []
     sequences: list[tuple[DriverId, str]] = []
     tags: list[tuple[str, str, DriverId]] = []
+    names: list[tuple[str, str, str, DriverId]] = []
     result_sizes: list[list[Any]] = []
     retagged: dict[UUID, tuple[str, ...]] = {}
     jobs: list[list[Any]] = []
@@ -168,6 +173,9 @@ def _add_batch(
         if doc.sequence is not None:
             changes.sequences.append((own_id, doc.sequence.replace("\0", "")))
         changes.tags.extend((batch.project, tag, own_id) for tag in tags_submitted)
+        changes.names.append((batch.project, SHORT_ID, short_id(snapshot.batch_id), own_id))
+        if name := _fitting(doc.name or "", MAX_NAME_LENGTH):
+            changes.names.append((batch.project, NAME, name, own_id))
     tags = fields.pop("tags", None)  # in the ledger the tags are in the column about, replaced or not
     if tags is not None and tags != batch.tags:
         replaced = msgspec.json.decode(tags, type=tuple[str, ...])
@@ -224,9 +232,9 @@ def _runs(spec: bytes) -> int | None:
     return runs if runs is None else min(runs, _RUNS_MAX)
 
 
-def _fitting(text: str) -> str:
+def _fitting(text: str, most: int = _TEXT_MAX) -> str:
     """Shorten a text to a column's size: devices without checks accept any text, and no batch may stop the recorder."""
-    return text.replace("\0", "")[:_TEXT_MAX]
+    return text.replace("\0", "")[:most]
 
 
 def _number(word: str) -> int | None:

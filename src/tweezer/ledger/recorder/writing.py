@@ -17,6 +17,7 @@ from tweezer.ledger.recorder.changes import (
     BATCH_COLUMNS,
     DURATION,
     JOB_COLUMNS,
+    NAME_COLUMNS,
     NOTICE_COLUMNS,
     RESULT_COLUMNS,
     SIZE_COLUMNS,
@@ -130,6 +131,8 @@ class Writer:
         _insert(connection, "sequences", ("id", "sequence"), changes.sequences)
         tags = [(self._projects[project], tag, batch) for project, tag, batch in changes.tags]
         _insert(connection, "tags", ("project", "tag", "batch"), tags)
+        names = [(self._projects[project], *row) for project, *row in changes.names]
+        _insert(connection, "batch_names", NAME_COLUMNS, names)
         for batch_id, replaced in changes.retagged.items():
             replace_tags(connection, batch_id, replaced)
         if changes.jobs:

@@ -32,6 +32,7 @@ local function create()
   local bytes = BATCH_BYTES + #ledger.doc
   put(row, 'bytes', int(bytes))
   redis.call('HSET', record, unpack(row))
+  redis.call('ZADD', key(KEY.batches, ledger.project), int(tonumber(ledger.created) / 1000), id)
   count_use(ledger.project, 'bytes', bytes)
 end
 

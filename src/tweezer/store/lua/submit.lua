@@ -34,6 +34,7 @@ b.changed = { 'v', VERSION, 'project', project, 'doc', doc, 'made', pack_made(b)
 b.bytes = BATCH_BYTES + #doc
 add_jobs(b, specs_first, bytes)
 emit(b, 'NP:' .. int(jobs))
+redis.call('ZADD', key(KEY.batches, project), NOW_MS, batch_id)
 issue_tickets(b)
 finish(b)
 remember(project, idempotency_key, digest, batch_id)
