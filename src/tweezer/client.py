@@ -31,7 +31,15 @@ from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.queries.filters import BatchFilter
 from tweezer.model.arguments import check_flag, check_indices, check_list, check_path, check_seconds, read_secret, shown
 from tweezer.model.cancels import check_by, user_at_host
-from tweezer.model.checks import MAX_DEVICE_LENGTH, MAX_KEY_LENGTH, MAX_NAME_LENGTH, MAX_TAG_LENGTH, check_text
+from tweezer.model.checks import (
+    MAX_DEVICE_LENGTH,
+    MAX_KEY_LENGTH,
+    MAX_NAME_LENGTH,
+    MAX_TAG_LENGTH,
+    as_limits,
+    check_text,
+    list_jobs,
+)
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.events import Event, JobNews, Word
 from tweezer.model.ids import DEFAULT_PROJECT, is_namespace, is_project_id, new_batch_id, short_job_id
@@ -253,7 +261,7 @@ class AsyncBatch(Handle):
             NotFound: The project has no such batch.
             Unavailable: Redis or the API did not answer.
         """
-        added, key = check_list("jobs", jobs, "jobs"), _checked_key(idempotency_key)
+        added, key = list_jobs(jobs), _checked_key(idempotency_key)
         return await self.queue.ask(lambda: self._transport.add_jobs(self.id, added, idempotency_key=key))
 
     async def close(self) -> None:
@@ -625,7 +633,7 @@ class AsyncQueue(Handle):
         tags: Iterable[str] = (),
         webhook: str | None = None,
         backend_configuration: str | None = None,
-        limits: Limits | None = None,
+        limits: Limits | dict[str, Any] | None = None,
         not_before: datetime | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncBatch:
@@ -638,14 +646,15 @@ class AsyncQueue(Handle):
                 (values of the sequence's variables by name), ``seed`` and ``sequence``. At most 10,000; add more with
                 :meth:`AsyncBatch.add_jobs`.
             device: Name of a device that a worker serves (default: the one that the first sequence was built for).
-            priority: ``LOW``, ``MEDIUM`` or ``HIGH``.
+            priority: ``LOW``, ``MEDIUM`` or ``HIGH``, in upper or lower case.
             open: Keep the batch open, so that jobs can be added until it is closed.
             name: A name for people, at most 255 characters.
             tags: At most 50 texts of at most 100 characters each, to find the batch by.
             webhook: URL that receives the batch's events.
             backend_configuration: Pulser's ``EmulationConfig`` or another backend configuration, as abstract
                 representation.
-            limits: Time limits and number of retries (default: ``Limits()``).
+            limits: Time limits and number of retries, as :class:`Limits` or a dictionary of its fields (default:
+                ``Limits()``).
             not_before: The earliest time to start, as an aware datetime.
             idempotency_key: Calls with the same key within a day create one batch. By default each call creates one.
 
@@ -664,7 +673,7 @@ class AsyncQueue(Handle):
         """
         submission = Submission(
             sequence=sequence,
-            jobs=check_list("jobs", jobs, "jobs"),
+            jobs=list_jobs(jobs),
             device=device,
             priority=priority,
             open=check_flag("open", open),
@@ -672,7 +681,7 @@ class AsyncQueue(Handle):
             tags=tuple(check_list("tags", tags, "texts")),
             webhook=webhook,
             backend_configuration=backend_configuration,
-            limits=Limits() if limits is None else limits,
+            limits=as_limits(limits),
             not_before=not_before,
             idempotency_key="" if idempotency_key is None else _checked_key(idempotency_key),
             batch_id=new_batch_id() if idempotency_key is None else None,  # a repeated call finds the batch by its id

@@ -38,9 +38,9 @@ _BACKOFF = Backoff(base_s=1.0, cap_s=60.0)
 class IntakeJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A job in a message."""
 
-    runs: int | None = None
+    runs: int | float | None = None  # the checks of all submits convert a float without a fraction
     variables: dict[str, Any] = {}
-    seed: int | None = None
+    seed: int | float | None = None
     sequence: str | None = None
 
 

@@ -65,7 +65,10 @@ SUBMIT: dict[str, list[Any]] = {
     "tags": [*NO_LIST, [7], [None], [["a"]], [""], ["a", "a"], *([it] for it in CONTROLS), ELEMENTS, NESTED],
     "webhook": [*NO_TEXT_AT_ALL, "ftp://example.org"],
     "backend_configuration": [*NO_TEXT_AT_ALL, "{", '{"a":' * 10_000],
-    "limits": [0, 7, "", "abc", {}, {"job_timeout_s": 5}, tweezer.Limits(job_timeout_s=math.nan), object()],
+    "limits": [
+        *(0, 7, "", "abc", {"job_timeout": 5}, {"job_timeout_s": "5"}, {7: 5}, NESTED, ELEMENTS),
+        *(tweezer.Limits(job_timeout_s=math.nan), object()),
+    ],
     "not_before": NO_TIME,
     "idempotency_key": NO_TEXT_AT_ALL,
 }
@@ -245,6 +248,18 @@ async def test_right_arguments_of_all_kinds_are_accepted(real_redis_url: str, re
         assert (await batch.wait(0)).open
         assert (await batch.wait(-1.5)).open, "with a deadline in the past, the batch is read once"
         await batch.close()
+        lenient = await queue.submit(
+            "\ufeff" + HEADER,
+            [{"runs": 500.0}],
+            device=DEVICE,
+            priority="high",
+            limits={"job_timeout_s": 60},
+            backend_configuration="\ufeff{}",
+        )
+        record = await lenient.record()
+        assert (record.priority, record.doc.limits) == (tweezer.Priority.HIGH, tweezer.Limits(job_timeout_s=60))
+        assert (record.doc.sequence, record.doc.backend_configuration) == (HEADER, "{}")
+        assert [job.spec.runs for job in await lenient.jobs()] == [500]
         assert list(await queue.cancel_many({str(new_batch_id())})) != []
 
 

@@ -95,7 +95,7 @@ async def count_batches(site: Site) -> int:
 
 
 async def test_a_message_becomes_a_batch_and_returns_its_id(site: Site, pool: ArqRedis) -> None:
-    wanted = submission(jobs=[{"runs": 3}, {"runs": 4}], name="scan", tags=["a", "b"], priority="HIGH")
+    wanted = submission(jobs=[{"runs": 3}, {"runs": 4.0}], name="scan", tags=["a", "b"], priority="high")
     batch = site.queue.batch(await call(pool, "submit_batch", wanted))
     first, second = await batch.results(PATIENCE_S)
     assert (first.counter, second.counter) == ({"0": 3}, {"0": 4})
@@ -184,6 +184,8 @@ MALFORMED: list[tuple[str, Any, str]] = [
     ("submit_batch", {"device": "NULL", "jobs": [JOB], "limits": {"patience_s": 1}}, "patience_s"),
     ("submit_batch", {"device": "NULL", "jobs": [JOB], "not_before": "2026-01-01T00:00:00"}, "not_before"),
     ("submit_batch", {"device": "NONE", "jobs": [JOB]}, "device"),
+    ("submit_batch", {"device": "NUL", "jobs": [JOB]}, "did you mean NULL?"),
+    ("submit_batch", {"device": "NULL", "jobs": [{"runs": 2.5}]}, "runs"),
     ("submit_batch", {"jobs": [JOB]}, "device"),
     ("submit_batch", [1, 2], "SubmitBatch"),
     ("submit_batch", None, "SubmitBatch"),

@@ -162,6 +162,33 @@ def test_errors_of_redis_are_distinguished(raised: redis_errors.RedisError, code
 
 
 @pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "Error 111 connecting to localhost:1. Connect call failed ('127.0.0.1', 1).",
+            "no server listens at localhost:1",
+        ),
+        (
+            "Error Multiple exceptions: [Errno 111] Connect call failed ('::1', 1, 0, 0) connecting to localhost:1.",
+            "no server listens at localhost:1",
+        ),
+        ("Error -2 connecting to nowhere:1. Name or service not known.", "name or service not known (nowhere:1)"),
+        (
+            "Error 2 connecting to /run/r. No such file or directory.",
+            "no such file or directory (/run/r)",
+        ),
+        (
+            'the connection was lost: Protocol error, got "H" as reply type byte',
+            "another kind of server answers at its URL; check the port (the API has a different one)",
+        ),
+        ("max number of clients reached", "max number of clients reached"),
+    ],
+)
+def test_an_unreachable_redis_is_described_briefly(text: str, reason: str) -> None:
+    assert str(translate_error(redis_errors.ConnectionError(text))) == f"Redis cannot be reached: {reason}"
+
+
+@pytest.mark.parametrize(
     "raised",
     [
         RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed"),

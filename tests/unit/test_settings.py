@@ -192,7 +192,7 @@ def test_passwords_of_the_database_and_the_secrets_key_may_be_in_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, text in (("DATABASE_PASSWORD", "hush"), ("SECRETS_KEY", "key")):
-        (tmp_path / name).write_text(f"{text}\n")
+        (tmp_path / name).write_text(f"\ufeff{text}\n", encoding="utf-8")  # as Windows programs begin a file
         monkeypatch.setenv(f"TWEEZER_{name}_FILE", str(tmp_path / name))
     assert load().locate_ledger().url.startswith("sqlite:///"), "SQLite has no passwords"
     monkeypatch.setenv("TWEEZER_DATABASE_URL", "postgresql://tweezer@/tweezer?host=/run/postgresql")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import TextIO
+from typing import BinaryIO, TextIO
 from uuid import UUID
 
 import click
@@ -19,6 +19,7 @@ from tweezer.model.checks import MAX_DEVICE_LENGTH, check_text
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.ids import read_short_id, short_id
 from tweezer.model.messages import Limits, Priority
+from tweezer.model.sequence import decode_text
 from tweezer.model.windows import Unavailability, UnavailabilityKind
 from tweezer.store.producers import CancelAnswer
 
@@ -31,7 +32,7 @@ _ANSWERS = {
 
 
 @click.command()
-@click.argument("sequence_file", type=click.File("r", encoding="utf-8-sig"))
+@click.argument("sequence_file", type=click.File("rb"))
 @job_options
 @click.option("--device", help="Device to run on  [default: the one that the sequence was built for].")
 @click.option(
@@ -46,7 +47,7 @@ _ANSWERS = {
 @click.option("--webhook", metavar="URL", help="URL that receives the events of the batch.")
 @click.option(
     "--backend-configuration",
-    type=click.File("r", encoding="utf-8-sig"),
+    type=click.File("rb"),
     metavar="FILE",
     help="File with Pulser's EmulationConfig.to_abstract_repr().",
 )
@@ -65,7 +66,7 @@ _ANSWERS = {
 def submit(
     options: Options,
     *,
-    sequence_file: TextIO,
+    sequence_file: BinaryIO,
     flags: tuple[str, ...],
     runs: int | None,
     variables: tuple[str, ...],
@@ -76,7 +77,7 @@ def submit(
     name: str | None,
     stays_open: bool,
     webhook: str | None,
-    backend_configuration: TextIO | None,
+    backend_configuration: BinaryIO | None,
     job_timeout_s: float | None,
     not_before: datetime | None,
     idempotency_key: str | None,
@@ -287,8 +288,8 @@ def _is_id(text: str) -> bool:
         return False
 
 
-def _text(file: TextIO) -> str:
-    try:
-        return file.read()
-    except UnicodeDecodeError as error:
-        raise InvalidInput(file.name, f"is not valid UTF-8 text: {error}") from error
+def _text(file: BinaryIO) -> str:
+    text = decode_text(file.name, file.read())
+    if not text.strip():
+        raise InvalidInput(file.name, "is empty")
+    return text

@@ -21,7 +21,7 @@ _OPTIONS = (
         "variables",
         multiple=True,
         metavar="NAME=VALUE",
-        help="Value of a variable in each job that does not set it; write a list as [1,2].",
+        help="Value of a variable in each job that does not set it; write a list as [1,2], in quotes for zsh.",
     ),
     click.option(
         "--jobs",

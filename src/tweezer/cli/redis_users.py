@@ -71,7 +71,7 @@ def _password(path: Path) -> str:
     """Return the password in the file, creating the file if needed."""
     if not path.exists():
         _replace(path, secrets.token_urlsafe(_PASSWORD_BYTES) + "\n", _OWNER_ONLY)
-    password = path.read_text("utf-8").strip()
+    password = path.read_text("utf-8-sig").strip()
     if not _PASSWORD.fullmatch(password):
         raise InvalidInput(
             str(path), "must contain 32 or more letters, digits, '-' and '_'; remove the file to get a new password"

@@ -42,7 +42,8 @@ def check_seconds(field: str, value: object) -> float:
 def check_list(field: str, value: object, what: str) -> list[Any]:
     """Return the items as a list. Raises InvalidInput for a single item, a string or a dictionary."""
     if isinstance(value, _MAPS_AND_TEXTS) or not isinstance(value, Iterable):
-        raise InvalidInput(field, f"expected a list of {what}, got {shown(value)}")
+        hint = f"; put a single one in a list: [{shown(value)}]" if isinstance(value, str) else ""
+        raise InvalidInput(field, f"expected a list of {what}, got {shown(value)}{hint}")
     return list(value)
 
 
@@ -62,7 +63,7 @@ def check_indices(field: str, value: object, most: int) -> list[int]:
 def read_secret(field: str, path: Path) -> str:
     """Return the content of a secret file without its line end. Raises InvalidInput for the field or variable."""
     try:
-        text = path.read_text(encoding="utf-8").rstrip("\r\n")
+        text = path.read_text(encoding="utf-8-sig").rstrip("\r\n")
     except OSError as error:
         raise InvalidInput(field, f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

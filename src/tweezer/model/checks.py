@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from tweezer.model.arguments import check_list
 from tweezer.model.arguments import shown as _shown
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import MAX_JOBS_PER_CALL, BatchDoc, JobSpec, Limits
@@ -165,11 +166,34 @@ def check_jobs(
             raise InvalidInput(f"jobs[{index}].sequence", "is required because the batch has no sequence")
 
 
+def list_jobs(jobs: object) -> list[Any]:
+    """Return the jobs of a call as a list. Raises InvalidInput, also for a single job outside a list."""
+    if isinstance(jobs, (JobSpec, dict)):
+        raise InvalidInput("jobs", "expected a list of jobs, got a single job; put it in a list: [job]")
+    return check_list("jobs", jobs, "jobs")
+
+
+def as_limits(limits: object) -> Limits:
+    """Convert a dictionary with some of the fields of ``Limits``; None means the defaults. Raises InvalidInput."""
+    if limits is None or isinstance(limits, Limits):
+        return limits or Limits()
+    if not isinstance(limits, dict):
+        raise InvalidInput("limits", f"expected Limits or a dictionary of its fields, got {_shown(limits)}")
+    fields = Limits.__struct_fields__
+    for name in limits:
+        if name not in fields:
+            raise InvalidInput(
+                f"limits.{_key(name)}", f"is not a limit{near(name, fields)}; the limits are {', '.join(fields)}"
+            )
+    return Limits(**{name: _plain(f"limits.{name}", value) for name, value in limits.items()})
+
+
 def as_job_spec(job: object, index: int) -> JobSpec:
     """Convert a JobSpec, or a dictionary with some of its keys, to a JobSpec of plain values.
 
     numpy numbers and arrays, and other objects with ``tolist()``, become plain numbers and lists. Integer qubit ids
-    become strings, as in Pulser's format. A Pulser ``Sequence`` is serialised. The values are checked later, by
+    become strings, as in Pulser's format. A Pulser ``Sequence`` is serialised. ``runs`` and ``seed`` may be floats
+    without a fraction. The values are checked later, by
     ``check_jobs``. index: position of the job, for the field names of errors.
     """
     parent_id, runs_shown = None, None
@@ -181,7 +205,7 @@ def as_job_spec(job: object, index: int) -> JobSpec:
             if key not in _JOB_KEYS:
                 raise InvalidInput(
                     f"jobs[{index}].{_key(key)}",
-                    f"is not a field of a job{_near(key, _JOB_KEYS)}; the fields are {', '.join(_JOB_KEYS)}",
+                    f"is not a field of a job{near(key, _JOB_KEYS)}; the fields are {', '.join(_JOB_KEYS)}",
                 )
         given = job
     else:
@@ -199,9 +223,9 @@ def as_job_spec(job: object, index: int) -> JobSpec:
             for name, value in variables.items()
         }
     return JobSpec(
-        runs=_plain(f"jobs[{index}].runs", given.get("runs")),
+        runs=_whole(_plain(f"jobs[{index}].runs", given.get("runs"))),
         variables={} if variables is None else variables,
-        seed=_plain(f"jobs[{index}].seed", given.get("seed")),
+        seed=_whole(_plain(f"jobs[{index}].seed", given.get("seed"))),
         sequence=sequence,
         parent_id=parent_id,
         runs_shown=runs_shown,
@@ -266,7 +290,7 @@ class _ExpectedValues:
         if not self._names:
             raise InvalidInput(field, "is not a variable of the sequence, which declares none")
         known = f"it declares {_listed(sorted(self._names))}"
-        raise InvalidInput(field, f"is not a variable of the sequence{_near(name, self._names)}; {known}")
+        raise InvalidInput(field, f"is not a variable of the sequence{near(name, self._names)}; {known}")
 
     def _check_qubits(self, field: str, places: object) -> None:
         """Apply the rules of Pulser's ``MappableRegister.build_register`` and ``RegisterLayout.define_register``."""
@@ -278,7 +302,7 @@ class _ExpectedValues:
             for qubit in places.keys() - set(ids):
                 raise InvalidInput(
                     f"{field}.{_key(qubit)}",
-                    f"is not a qubit of the register{_near(qubit, ids)}; its qubits are {_listed(ids)}",
+                    f"is not a qubit of the register{near(qubit, ids)}; its qubits are {_listed(ids)}",
                 )
             raise InvalidInput(
                 field, f"must place the first {len(places)} qubits of the register, in any order: {_listed(first)}"
@@ -505,6 +529,11 @@ def _plain(field: str, value: Any) -> Any:
     return _plain_item(field, value)
 
 
+def _whole(value: Any) -> Any:
+    """Convert a float without a fraction, as computations with numpy return, to an integer."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
 def _plain_item(field: str, value: Any) -> Any:
     to_list = getattr(value, "tolist", None)
     if not callable(to_list):
@@ -536,10 +565,10 @@ def _listed(names: Sequence[str]) -> str:
     return f"{listed} and {len(names) - _LISTED_NAMES} more" if len(names) > _LISTED_NAMES else listed
 
 
-def _near(name: object, known: Collection[str]) -> str:
+def near(name: object, known: Collection[str]) -> str:
     """Return `` (did you mean …?)`` if a known name is close; '' for names that would take long to compare."""
     if not isinstance(name, str) or len(name) > _COMPARED_LENGTH or len(known) > _COMPARED_NAMES:
         return ""
-    candidates = [candidate for candidate in known if len(candidate) <= _COMPARED_LENGTH]
-    matches = difflib.get_close_matches(name, candidates, n=1)
-    return f" (did you mean {_key(matches[0])}?)" if matches else ""
+    candidates = {candidate.lower(): candidate for candidate in known if len(candidate) <= _COMPARED_LENGTH}
+    matches = difflib.get_close_matches(name.lower(), candidates, n=1)
+    return f" (did you mean {_key(candidates[matches[0]])}?)" if matches else ""

@@ -28,12 +28,16 @@ class Priority(StrEnum):
     """The priority of a batch in the queue of its device.
 
     A lower priority is a constant delay in the queue, so an old batch of low priority eventually precedes new ones of
-    higher priority.
+    higher priority. Upper and lower case are the same: ``Priority("high")``.
     """
 
     HIGH = "HIGH"
     MEDIUM = "MEDIUM"
     LOW = "LOW"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Priority | None:
+        return cls.__members__.get(value.upper()) if isinstance(value, str) else None
 
 
 class JobSpec(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):

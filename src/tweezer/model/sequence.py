@@ -6,8 +6,10 @@ that producers and the API check before a submit are read; the adapter checks th
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
+import os
 import re
 import reprlib
 from collections.abc import Sequence
@@ -124,6 +126,14 @@ _PYTHON_NUMBERS = re.compile(
 """Group 1 is a number that only Python's JSON supports; everything else, strings in particular, matches without it. An
 unterminated string matches up to the end of the text, so that hostile input is scanned only once."""
 
+_BYTE_ORDER_MARK = "\ufeff"
+_PICKLE = re.compile(r"\x80|c[\w.]+\n\w+\n|\([dil]|V[^\n]*\np\d")  # of any protocol, read as Latin-1
+_PICKLE_BEGIN = 200
+_PATH_LENGTH = 1000
+_PATH = re.compile(r"""[^\n"{}\[\]]*(?:[/\\][^\n"{}\[\]]*|\.[A-Za-z]\w{0,7})""")
+_IS_A_PATH = "looks like a path; read the file first, for example with Path(…).read_text()"
+_IS_A_PICKLE = "looks like a pickle, which is not accepted; write the file with Sequence.to_abstract_repr()"
+
 _VARIABLE_REFERENCE = re.compile(rb'"variable"\s*:')
 """The key of a reference to a variable; within a string its quotes would be escaped."""
 
@@ -137,16 +147,14 @@ def read_sequence(text: str) -> SequenceHeader:
     data = _encoded(text)
     try:
         document = _decode_document(data)
-    except msgspec.ValidationError as error:
-        if b'"__module__"' in data:
+    except (msgspec.DecodeError, RecursionError) as error:  # ValidationError included
+        if problem := _recognise(text):
+            raise InvalidInput("sequence", problem) from error
+        if isinstance(error, msgspec.ValidationError) and b'"__module__"' in data:
             raise InvalidInput(
                 "sequence", "is in Pulser's legacy format, which is not accepted; use Sequence.to_abstract_repr()"
             ) from error
-        raise _not_a_sequence(str(error)) from error
-    except msgspec.DecodeError as error:
-        raise _not_a_sequence(f"it is not JSON ({error})") from error
-    except RecursionError as error:
-        raise _not_a_sequence("its JSON is nested too deeply") from error
+        raise _not_a_sequence(_why_unreadable(error)) from error
     if document.version != _FORMAT_VERSION:
         raise _not_a_sequence(f"version {reprlib.repr(document.version)} of the format is not supported")
     operations = bytes(document.operations)
@@ -177,7 +185,11 @@ def sequence_text(sequence: object) -> str:
     Raises InvalidInput("sequence", …) for other types, and when Pulser cannot serialise the sequence.
     """
     if isinstance(sequence, str):
-        return str(sequence).removeprefix("\ufeff")
+        return str(sequence).removeprefix(_BYTE_ORDER_MARK)
+    if isinstance(sequence, (bytes, bytearray)):
+        return decode_text("sequence", bytes(sequence))
+    if isinstance(sequence, os.PathLike):
+        raise InvalidInput("sequence", _IS_A_PATH)
     serialise = getattr(sequence, "to_abstract_repr", None)
     if not callable(serialise):
         raise InvalidInput(
@@ -193,8 +205,51 @@ def sequence_text(sequence: object) -> str:
     return text
 
 
+def decode_text(field: str, data: bytes) -> str:
+    """Decode the content of a file with a sequence or a configuration, without a byte order mark.
+
+    Raises InvalidInput(field, …) for a pickle, and for text in another encoding than UTF-8.
+    """
+    if _PICKLE.match(data[:_PICKLE_BEGIN].decode("latin-1")):
+        raise InvalidInput(field, _IS_A_PICKLE)
+    try:
+        return data.decode().removeprefix(_BYTE_ORDER_MARK)
+    except UnicodeDecodeError as error:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise InvalidInput(field, "is text in UTF-16; save it as UTF-8") from error
+        raise InvalidInput(field, f"is not valid UTF-8 text: {error}") from error
+
+
+def _recognise(text: str) -> str | None:
+    """Return what a text that is not a sequence seems to be, and what to do; None if that is not known."""
+    if not text.strip():
+        return "is empty; expected the string of Sequence.to_abstract_repr()"
+    if _PICKLE.match(text):
+        return _IS_A_PICKLE
+    if len(text) <= _PATH_LENGTH and _PATH.fullmatch(text):
+        return _IS_A_PATH
+    if text.lstrip().startswith('"'):
+        try:
+            inner = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        if inner.lstrip().startswith(("{", '"')):
+            return "was encoded as JSON twice; use the string of Sequence.to_abstract_repr() as it is"
+    return None
+
+
 def _not_a_sequence(reason: str) -> InvalidInput:
     return InvalidInput("sequence", f"is not a serialised Pulser sequence: {reason}; use Sequence.to_abstract_repr()")
+
+
+def _why_unreadable(error: Exception) -> str:
+    match error:
+        case msgspec.ValidationError():
+            return str(error)
+        case RecursionError():
+            return "its JSON is nested too deeply"
+        case _:
+            return f"it is not JSON ({error})"
 
 
 def _type_name(value: object) -> str:

@@ -30,6 +30,7 @@ from tweezer.model.checks import (
     check_key,
     check_tags,
     check_text,
+    near,
 )
 from tweezer.model.configurations import check_older_options, configured_shots
 from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, QueueFull, Unavailable, Unreadable
@@ -97,7 +98,10 @@ class Submission(msgspec.Struct, frozen=True):
         """Return the part that does not change after the submit. Raises InvalidInput("sequence", …)."""
         kept = {field: getattr(self, field) for field in BatchDoc.__struct_fields__}
         sequence = None if self.sequence is None else sequence_text(self.sequence)
-        return BatchDoc(**kept | {"device": device, "sequence": sequence})
+        configuration = self.backend_configuration
+        if isinstance(configuration, str):
+            configuration = configuration.removeprefix("\ufeff")  # Windows programs begin a file with it
+        return BatchDoc(**kept | {"device": device, "sequence": sequence, "backend_configuration": configuration})
 
 
 class Admission:
@@ -221,7 +225,7 @@ class Admission:
         if device is None:
             names = await self._reader.device_names()
             known_names = f"the devices are {', '.join(names)}" if names else _NO_DEVICES
-            raise InvalidInput("device", f"there is no device {shown(name)}; {known_names}")
+            raise InvalidInput("device", f"there is no device {shown(name)}{near(name, names)}; {known_names}")
         self._devices.put(name, device)
         return device
 

@@ -399,6 +399,19 @@ def _forbidden(text: str) -> TweezerError:
     )
 
 
+_CONNECTING = re.compile(r"Error .* connecting to (\S+?)\.(?: (.*?)\.?)?", re.DOTALL)
+
+
+def _why_unreachable(text: str) -> str:
+    """Shorten redis-py's description of a failed connection."""
+    if "as reply type byte" in text:
+        return "another kind of server answers at its URL; check the port (the API has a different one)"
+    if failed := _CONNECTING.fullmatch(text):
+        place, reason = failed.groups()
+        return f"no server listens at {place}" if "Connect call failed" in text else f"{reason or ''} ({place})".lower()
+    return text
+
+
 def translate_error(error: redis_errors.RedisError) -> TweezerError:
     """Convert an error of Redis to Tweezer's error."""
     text = str(error)
@@ -410,7 +423,7 @@ def translate_error(error: redis_errors.RedisError) -> TweezerError:
         case redis_errors.AuthenticationError():
             return TweezerError(f"Redis rejects the credentials in TWEEZER_REDIS_URL: {text}", code="redis_auth")
         case redis_errors.ConnectionError() | redis_errors.TimeoutError():
-            return Unavailable(f"Redis cannot be reached: {text}")
+            return Unavailable(f"Redis cannot be reached: {_why_unreachable(text)}")
         case _ if _FORBIDDEN_IN_SCRIPT.search(text):
             return _forbidden(text)
         case _ if "GATE_SHUT" in text:  # raised by refuse_while_shut

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -290,8 +291,17 @@ def test_a_missing_sequence_file_is_a_usage_error() -> None:
 
 
 def test_a_sequence_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "ring.json").write_bytes(b"\xff\xfe\x00")
-    assert "ring.json: is not valid UTF-8 text" in refused(call("submit", "ring.json", "--runs", "5"), 1)
+    for content, problem in (
+        (b"\xff\x00", "is not valid UTF-8 text"),
+        ("{}".encode("utf-16"), "is text in UTF-16; save it as UTF-8"),
+        (pickle.dumps({}), "looks like a pickle, which is not accepted"),
+        (b" \n", "is empty"),
+    ):
+        (tmp_path / "ring.json").write_bytes(content)
+        assert f"ring.json: {problem}" in refused(call("submit", "ring.json", "--runs", "5"), 1)
+        (tmp_path / "good.json").write_text("{}")
+        options = ("--runs", "5", "--backend-configuration", "ring.json")
+        assert f"ring.json: {problem}" in refused(call("submit", "good.json", *options), 1)
 
 
 def test_a_submit_without_jobs_is_a_usage_error() -> None:

@@ -17,6 +17,7 @@ from pulser.register.special_layouts import SquareLatticeLayout
 from tests.support.costs import untraced
 from tests.support.effort import effort
 
+from tweezer.model.arguments import check_list
 from tweezer.model.checks import (
     MAX_CONFIGURATION_BYTES,
     MAX_CONFIGURATION_DEPTH,
@@ -31,9 +32,12 @@ from tweezer.model.checks import (
     MAX_TRANSIENT_RETRIES,
     MAX_WEBHOOK_LENGTH,
     as_job_spec,
+    as_limits,
     check_batch,
     check_jobs,
     check_text,
+    list_jobs,
+    near,
 )
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import (
@@ -336,6 +340,52 @@ def test_numpy_becomes_plain_numbers_and_lists() -> None:
             runs=7, variables={"omega": 1.5, "steps": [4], "detunings": [0.0, 0.5, 1.0], "atoms": [0, 1]}, seed=1
         )
         assert decode_spec(encode_spec(spec)) == spec
+
+
+@pytest.mark.parametrize("number", [7.0, np.float64(7), np.array(7.0), np.int64(7)])
+def test_runs_and_seed_may_be_floats_without_a_fraction(number: Any) -> None:
+    spec = as_job_spec({"runs": number, "seed": number}, 0)
+    assert (spec.runs, spec.seed) == (7, 7)
+    assert [type(value) for value in (spec.runs, spec.seed)] == [int, int]
+
+
+@pytest.mark.parametrize("number", [7.5, np.float32(0.1), math.inf, math.nan, 1e300])
+def test_runs_with_a_fraction_or_without_an_end_are_refused(number: Any) -> None:
+    assert fault_of(as_job_spec({"runs": number, "variables": GOOD}, 0))[0] == "jobs[0].runs"
+
+
+@pytest.mark.parametrize("job", [JobSpec(runs=5), {"runs": 5}])
+def test_a_single_job_outside_a_list_is_refused_with_advice(job: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"^jobs: expected a list of jobs, got a single job; put it in a list"):
+        list_jobs(job)
+    assert list_jobs(iter([job])) == [job]
+
+
+def test_a_text_instead_of_a_list_is_refused_with_advice() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_list("tags", "sweep", "texts")
+    assert str(caught.value) == "tags: expected a list of texts, got 'sweep'; put a single one in a list: ['sweep']"
+
+
+def test_limits_may_be_a_dictionary() -> None:
+    assert as_limits({}) == as_limits(None) == Limits()
+    assert as_limits({"job_timeout_s": np.float64(60)}) == Limits(job_timeout_s=60)
+    with pytest.raises(InvalidInput) as caught:
+        as_limits({"job_timeout": 60})
+    assert caught.value.field == "limits.job_timeout"
+    assert caught.value.problem.startswith(
+        "is not a limit (did you mean job_timeout_s?); the limits are job_timeout_s,"
+    )
+    with pytest.raises(InvalidInput, match=r"limits\.7: is not a limit; "):
+        as_limits({7: 60})
+    with pytest.raises(InvalidInput, match="limits: expected Limits or a dictionary of its fields, got 60"):
+        as_limits(60)
+
+
+def test_names_are_compared_without_case() -> None:
+    assert near("emu_fre", ["EMU_FREE", "FRESNEL"]) == " (did you mean EMU_FREE?)"
+    assert near("Fresnel", ["EMU_FREE", "FRESNEL"]) == " (did you mean FRESNEL?)"
+    assert near("QPU", ["EMU_FREE", "FRESNEL"]) == ""
 
 
 def test_an_array_of_no_dimension_is_a_number_and_one_of_two_is_refused() -> None:

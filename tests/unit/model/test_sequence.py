@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +68,12 @@ def problem_of(text: Any) -> str:
     with pytest.raises(InvalidInput) as caught:
         read_sequence(text)
     assert caught.value.field == "sequence"
+    return caught.value.problem
+
+
+def problem_of_content(content: object) -> str:
+    with pytest.raises(InvalidInput, match="sequence: ") as caught:
+        read_sequence(sequence_text(content))
     return caught.value.problem
 
 
@@ -157,7 +165,6 @@ def test_infinity_and_nan_are_numbers_and_unchanged_within_strings() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "it is not JSON"),
         ("a Pulser sequence", "it is not JSON"),
         (PARAMETRISED[:2000], "it is not JSON"),
         (PARAMETRISED + "}", "it is not JSON"),
@@ -254,6 +261,46 @@ def test_a_string_is_an_already_serialised_sequence() -> None:
     assert sequence_text("anything") == "anything"
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_the_content_of_a_file_is_read_with_and_without_a_byte_order_mark(mark: str) -> None:
+    for content in (mark + PARAMETRISED, (mark + PARAMETRISED).encode(), bytearray((mark + PARAMETRISED).encode())):
+        assert sequence_text(content) == PARAMETRISED
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_is_recognised(protocol: int) -> None:
+    data = pickle.dumps(make_sequence(variables=False), protocol)
+    for content in (data, data.decode("latin-1")):
+        assert (
+            problem_of_content(content)
+            == "looks like a pickle, which is not accepted; write the file with Sequence.to_abstract_repr()"
+        )
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["ring.json", "../data/a ring.pkl", "/home/ada/ring", "C:\\data\\ring.json", Path("ring"), Path("ring.json")],
+)
+def test_a_path_is_recognised(path: str | Path) -> None:
+    assert problem_of_content(path).startswith("looks like a path; read the file first, for example")
+
+
+def test_other_mistakes_are_recognised() -> None:
+    for empty in ("", " \n", b"", "\ufeff"):
+        assert problem_of_content(empty) == "is empty; expected the string of Sequence.to_abstract_repr()"
+    once = json.dumps(PARAMETRISED)
+    for text in (once, json.dumps(once)):
+        assert problem_of_content(text).startswith("was encoded as JSON twice; use the string")
+    assert problem_of_content(PARAMETRISED.encode("utf-16")) == "is text in UTF-16; save it as UTF-8"
+    assert problem_of_content(PARAMETRISED.encode("latin-1") + b"\xe9").startswith("is not valid UTF-8 text: ")
+
+
+@pytest.mark.parametrize("unit", ["/", "a/", "\\", '"', '"\\', "c.", "V", "(", "\x80"])
+def test_recognising_a_mistake_takes_linear_time(unit: str) -> None:
+    with cpu_time_below(2):
+        assert problem_of(unit * (MAX_SEQUENCE_BYTES // (2 * len(unit))))
+
+
 def test_a_pulser_sequence_is_serialised() -> None:
     assert sequence_text(make_sequence()) == PARAMETRISED
 
@@ -272,7 +319,7 @@ class _Confused:
     ("thing", "expected"),
     [
         (None, "expected a Pulser Sequence"),
-        (b"{}", "got a value of type bytes"),
+        (7, "got a value of type int"),
         ({"version": "1"}, "got a value of type dict"),
         (Sequence, "Pulser cannot serialise it"),
         (_Refusing(), "Pulser cannot serialise it: no such pulse"),
