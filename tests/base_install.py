@@ -38,6 +38,7 @@ EXTRAS = (
     "emu_sv",
     "emu_mps",
     "numpy",
+    "pandas",
     "torch",
     "pytest",
 )

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tweezer.client import AsyncBatch, AsyncQueue, Finished, JobFailed, ListedBatch, WaitTimeout, connect_async
+    from tweezer.display.data import JobList
     from tweezer.model.errors import (
         Conflict,
         EventsTrimmed,
@@ -54,6 +55,7 @@ __all__ = [
     "InvalidInput",
     "Job",
     "JobFailed",
+    "JobList",
     "JobStatus",
     "Limits",
     "ListedBatch",
@@ -86,6 +88,7 @@ _MODULES = {
         "WaitTimeout",
         "connect_async",
     ),
+    "tweezer.display.data": ("JobList",),
     "tweezer.model.errors": (
         "Conflict",
         "EventsTrimmed",

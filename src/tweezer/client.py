@@ -26,6 +26,7 @@ from uuid import UUID
 import msgspec
 
 from tweezer.data_folder import API_CA_FILE, API_KEY, API_URL, DATA_DIR, REDIS_URL, running_environment
+from tweezer.display.data import JobList, to_arrays
 from tweezer.duties import Backoff, heeding_cancel
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.queries.filters import BatchFilter
@@ -46,6 +47,7 @@ from tweezer.model.ids import DEFAULT_PROJECT, is_namespace, is_project_id, new_
 from tweezer.model.ids import job_id as make_job_id
 from tweezer.model.lifecycle import JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_BATCH, JobSpec, Limits, Priority, Result
+from tweezer.model.summaries import cut, describe_counter, describe_job
 from tweezer.model.webhooks import format_time
 from tweezer.model.windows import Window, check_time
 from tweezer.store.connection import Connect
@@ -57,6 +59,9 @@ from tweezer.transports.direct import DirectAddress
 from tweezer.transports.protocol import Address, NewsReader, Place, Transport, is_settled
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
     from pulser.backend.results import Results
 
 T = TypeVar("T")
@@ -103,6 +108,16 @@ class Finished(msgspec.Struct, frozen=True):
         if isinstance(found, ResultUnavailable):
             return cls(record, None, found)
         return cls(record, found)
+
+    def __repr__(self) -> str:
+        counter = None if self.data is None else self.data.counter
+        result = "" if self.data is None else "no bitstrings" if counter is None else describe_counter(counter)
+        return describe_job(self.index, self.status, self.variables, result, cut(self.error or ""))
+
+    def _repr_html_(self) -> str:
+        from tweezer.display.html import draw_job
+
+        return draw_job(self)
 
     @property
     def id(self) -> UUID:
@@ -161,6 +176,29 @@ class Finished(msgspec.Struct, frozen=True):
                 f"job {short_job_id(self.id)} did not measure final bitstrings; see its observables with results()"
             )
         return counter
+
+    def to_arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return the final measurement as arrays of numpy, the most frequent bitstring first.
+
+        ``numpy.repeat(bits, shots, axis=0)`` has a row for each shot. The order of the measurements is not known.
+
+        Returns:
+            Two arrays. The first has the bits, 0 or 1, with the shape (bitstrings, atoms) and the type uint8; the atoms
+            are in the order of the register. The second has the number of shots of each bitstring, with the shape
+            (bitstrings,) and the type int64.
+
+        Raises:
+            JobFailed: The job has no result, or its configuration requested no final bitstrings.
+            ResultUnavailable: The job has a result, but it cannot be read here.
+            TweezerError: numpy is not installed.
+
+        Example:
+            ```python
+            bits, shots = job.to_arrays()
+            print(shots @ bits / shots.sum())  # how often each atom was excited
+            ```
+        """
+        return to_arrays(self.counter)
 
     def results(self) -> Results:
         """Return the result as ``pulser.backend.results.Results``, with all its observables.
@@ -356,11 +394,17 @@ class AsyncBatch(Handle):
                     return
                 await news.next(self._patience(deadline))
 
-    async def wait(self, timeout_s: float | None = None) -> BatchRecord:
+    async def wait(
+        self, timeout_s: float | None = None, *, progress: bool = False, cancel_on_interrupt: bool = False
+    ) -> BatchRecord:
         """Wait until none of the jobs is pending or running.
+
+        An interrupt (Ctrl-C, the stop button of a notebook, a cancelled task) ends the wait, and the batch continues.
 
         Args:
             timeout_s: Seconds to wait; None waits without limit.
+            progress: Show a bar: in a notebook below the cell, elsewhere on stderr.
+            cancel_on_interrupt: An interrupt cancels the batch, too.
 
         Returns:
             The final state of the batch. A batch that is still open is returned when it runs out of work.
@@ -371,13 +415,30 @@ class AsyncBatch(Handle):
             Unavailable: Redis or the API did not answer.
         """
         deadline = _deadline(timeout_s)
+        if check_flag("progress", progress) | check_flag("cancel_on_interrupt", cancel_on_interrupt):
+            return await self._wait_visibly(timeout_s, progress=progress, cancels=cancel_on_interrupt)
         record = await self.record()
         while not is_settled(record):
             wait_s = self._patience(deadline)
             record = await self.queue.ask(partial(self._transport.settled, self.id, wait_s))
         return record
 
-    async def jobs(self) -> list[JobRecord]:
+    async def _wait_visibly(self, timeout_s: float | None, *, progress: bool, cancels: bool) -> BatchRecord:
+        from tweezer.display.progress import ProgressBar
+
+        record = await self.record()
+        try:
+            with ProgressBar(self.id, is_shown=progress, cancels=cancels) as shown:
+                async for record in self.changes(timeout_s):
+                    shown.show(record)
+        except asyncio.CancelledError:
+            if cancels:
+                with contextlib.suppress(Conflict):
+                    await self.cancel()
+            raise
+        return record
+
+    async def jobs(self) -> JobList[JobRecord]:
         """Return the current state of all jobs, ordered by index.
 
         Raises:
@@ -385,7 +446,7 @@ class AsyncBatch(Handle):
             Unavailable: Redis or the API did not answer.
         """
         record = await self.record()
-        return await self.jobs_at(record, range(record.jobs))
+        return JobList(await self.jobs_at(record, range(record.jobs)))
 
     async def jobs_at(self, record: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
         """Return the current state of some jobs of the batch, ordered by index."""
@@ -395,6 +456,24 @@ class AsyncBatch(Handle):
         """Return some jobs of the batch, ordered by index, with the results of those that have one."""
         found = await self.queue.ask(lambda: self._transport.results(record, indices))
         return [Finished.of(job, result) for job, result in found]
+
+    async def mixed_at(self, record: BatchRecord, indices: Sequence[int]) -> JobList[JobRecord | Finished]:
+        """Return the current state of some jobs, with the results of those that have ended, ordered by index."""
+        jobs = await self.results_at(record, indices)
+        return JobList(job if job.status.terminal else job.record for job in jobs)
+
+    async def to_dataframe(self) -> pd.DataFrame:
+        """Return all jobs as they are now as a data frame of pandas, one row per job, with the results so far.
+
+        :meth:`JobList.to_dataframe` describes the columns.
+
+        Raises:
+            TweezerError: pandas is not installed.
+            NotFound: The project has no such batch.
+            Unavailable: Redis or the API did not answer.
+        """
+        record = await self.record()
+        return (await self.mixed_at(record, range(record.jobs))).to_dataframe()
 
     async def finished(self, timeout_s: float | None = None) -> AsyncIterator[Finished]:
         """Yield each job once, as it ends. Jobs that have already ended come first.
@@ -462,7 +541,7 @@ class AsyncBatch(Handle):
                 if not events:
                     self._patience(deadline)
 
-    async def results(self, timeout_s: float | None = None) -> list[Finished]:
+    async def results(self, timeout_s: float | None = None) -> JobList[Finished]:
         """Wait for all jobs, then return them with their results, ordered by index.
 
         Args:
@@ -483,7 +562,7 @@ class AsyncBatch(Handle):
             ```
         """
         record = await self.wait(timeout_s)
-        return await self._finished(record, range(record.jobs))
+        return JobList(await self._finished(record, range(record.jobs)))
 
     def news(self) -> AbstractAsyncContextManager[NewsReader]:
         """Subscribe to what happens in the batch, progress of its jobs included."""
@@ -517,6 +596,14 @@ def _ended_in(changes: Iterable[Word | JobNews]) -> list[int]:
         if isinstance(word, Word) and word.jobs and JOB_BY_LETTER[word.letters[1]].terminal
         for index in word.jobs
     ]
+
+
+def queue_closed(connect: str) -> TweezerError:
+    """Return the error for a call on a closed queue. connect: the function that opens another one."""
+    return TweezerError(
+        f'the queue is closed; open another one with {connect}(), and find a batch again with queue.batch("ID")',
+        code="queue_closed",
+    )
 
 
 def _place(batch_id: UUID, after: Event | str | None) -> Place | None:
@@ -590,6 +677,9 @@ class AsyncQueue(Handle):
         self._retry_s = retry_s
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None  # process and event loop of its connections
         self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<{'closed ' if self._closed else ''}queue of project {self.project!r}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -831,6 +921,7 @@ class AsyncQueue(Handle):
             NotFound: A short id or name is unknown; nothing was cancelled.
             Conflict: A short id or name means several batches; nothing was cancelled.
         """
+        self._require_home()
         errors, who = {}, _checked_by(by)
         for batch in [await self.find(batch_id) for batch_id in check_list("batch_ids", batch_ids, "ids of batches")]:
             try:
@@ -950,7 +1041,7 @@ class AsyncQueue(Handle):
     def _require_home(self) -> None:
         """Raise TweezerError unless this is the process and the event loop of the first call."""
         if self._closed:
-            raise TweezerError("the queue is closed; open another one with connect_async()", code="queue_closed")
+            raise queue_closed("connect_async")
         process, loop = os.getpid(), asyncio.get_running_loop()
         if self._home is None:
             self._home = process, loop

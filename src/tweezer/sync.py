@@ -21,9 +21,11 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 from uuid import UUID
 from weakref import WeakSet
 
-from tweezer.client import AsyncBatch, AsyncQueue, Handle, ListedBatch, connect_async
+from tweezer.client import AsyncBatch, AsyncQueue, Handle, ListedBatch, connect_async, queue_closed
 from tweezer.duties import end_tasks
-from tweezer.model.errors import TweezerError
+from tweezer.model.arguments import check_flag
+from tweezer.model.errors import Conflict, TweezerError
+from tweezer.store.records import BatchRecord
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -101,7 +103,7 @@ class _Runner:
         self._warns = warns
         self._lock = threading.Lock()
         self._loop: _Loop | None = None
-        self._closed = False
+        self.is_closed = False
         _runners.add(self)
 
     def __reduce__(self) -> tuple[Callable[..., _Runner], tuple[AsyncQueue]]:
@@ -109,7 +111,7 @@ class _Runner:
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         loop = getattr(self, "_loop", None)
-        if loop is None or self._closed:
+        if loop is None or self.is_closed:
             return
         if self._warns:
             _warn(f"unclosed queue of project {self.queue.project!r}", ResourceWarning, source=self)
@@ -124,7 +126,7 @@ class _Runner:
         try:
             return future.result()
         except concurrent.futures.CancelledError:
-            raise self._is_closed() from None
+            raise queue_closed("connect") from None
         except BaseException:
             future.cancel()
             raise
@@ -166,9 +168,9 @@ class _Runner:
     def close(self) -> None:
         """End all calls, the connections and the thread. Closing again has no effect."""
         with self._lock:
-            if self._closed:
+            if self.is_closed:
                 return
-            self._closed = True
+            self.is_closed = True
             loop = self._loop
             _runners.discard(self)
         if loop is None:
@@ -188,8 +190,8 @@ class _Runner:
             self.queue = self.queue.anew()
 
     def _opened(self) -> _Loop:
-        if self._closed:
-            raise self._is_closed()
+        if self.is_closed:
+            raise queue_closed("connect")
         if _serves_a_queue():
             raise TweezerError(
                 "a queue was called on its own background thread, probably by a finalizer, and would wait for itself; "
@@ -199,9 +201,6 @@ class _Runner:
         if self._loop is None:
             self._loop = _Loop()
         return self._loop
-
-    def _is_closed(self) -> TweezerError:
-        return TweezerError("the queue is closed; open another one with connect()", code="queue_closed")
 
 
 _runners: WeakSet[_Runner] = WeakSet()
@@ -278,6 +277,36 @@ def _iterating(call: Callable[Concatenate[Any, P], AsyncIterator[T]]) -> Callabl
     return iterate
 
 
+def _waiting(
+    call: Callable[Concatenate[Any, P], Coroutine[Any, Any, BatchRecord]],
+) -> Callable[Concatenate[Any, P], BatchRecord]:
+    """Return the blocking form of ``wait``. It shows its progress on the thread of the caller, who can interrupt it."""
+    run = _blocking(call)
+
+    @functools.wraps(call)
+    def wait(
+        self: Batch, timeout_s: float | None = None, *, progress: bool = False, cancel_on_interrupt: bool = False
+    ) -> BatchRecord:
+        if not check_flag("progress", progress) | check_flag("cancel_on_interrupt", cancel_on_interrupt):
+            return cast(Callable[..., BatchRecord], run)(self, timeout_s)
+        from tweezer.display.progress import ProgressBar
+
+        record = self.record()
+        try:
+            with ProgressBar(self.id, is_shown=progress, cancels=cancel_on_interrupt) as shown:
+                for record in self.changes(timeout_s):
+                    shown.show(record)
+        except KeyboardInterrupt:
+            if cancel_on_interrupt:
+                with contextlib.suppress(Conflict):
+                    self.cancel()
+            raise
+        return record
+
+    _present(wait, call)
+    return cast(Callable[Concatenate[Any, P], BatchRecord], wait)
+
+
 class Batch(_Handle):
     """A handle on a batch, with the methods of :class:`tweezer.client.AsyncBatch` without ``await``.
 
@@ -306,6 +335,16 @@ class Batch(_Handle):
     def __repr__(self) -> str:
         return f"<batch {self.id}>"
 
+    def _repr_html_(self) -> str | None:
+        """Return the batch as it is now, with its first jobs; None if it cannot be read, so that ``repr`` is shown."""
+        from tweezer.display.html import MAX_ROWS, draw_batch
+
+        try:
+            record = self.record()
+            return draw_batch(record, self._mixed_at(record, range(min(record.jobs, MAX_ROWS))))
+        except TweezerError:
+            return None
+
     def __reduce__(self) -> tuple[type[Batch], tuple[_Runner, UUID]]:
         return Batch, (self._runner, self.id)
 
@@ -320,9 +359,11 @@ class Batch(_Handle):
     cancel_jobs = _blocking(AsyncBatch.cancel_jobs)
     pause = _blocking(AsyncBatch.pause)
     resume = _blocking(AsyncBatch.resume)
-    wait = _blocking(AsyncBatch.wait)
+    wait = _waiting(AsyncBatch.wait)
     jobs = _blocking(AsyncBatch.jobs)
+    to_dataframe = _blocking(AsyncBatch.to_dataframe)
     results = _blocking(AsyncBatch.results)
+    _mixed_at = _blocking(AsyncBatch.mixed_at)
     changes = _iterating(AsyncBatch.changes)
     finished = _iterating(AsyncBatch.finished)
     events = _iterating(AsyncBatch.events)
@@ -375,6 +416,9 @@ class Queue(_Handle):
     def __init__(self, runner: _Runner) -> None:
         super().__init__(runner)
         self.project = runner.queue.project
+
+    def __repr__(self) -> str:
+        return f"<{'closed ' if self._runner.is_closed else ''}queue of project {self.project!r}>"
 
     def __enter__(self) -> Self:
         return self

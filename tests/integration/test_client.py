@@ -19,7 +19,7 @@ import pytest
 from tests.support.processes import Site, statuses
 from tests.support.queues import store_of
 from tests.support.redis_users import RedisServer
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, until
 
 import tweezer
 from tweezer import BatchStatus, Conflict, InvalidInput, Job, JobStatus, Limits, NotFound, Priority
@@ -231,6 +231,34 @@ async def test_the_first_finished_job_is_yielded_while_others_run(worked: Site) 
         break
     await batch.cancel()
     await batch.wait(PATIENCE_S)
+
+
+@pytest.mark.parametrize("cancels", [False, True])
+async def test_the_end_of_a_task_ends_its_wait_and_cancels_only_on_request(
+    worked: Site, capsys: pytest.CaptureFixture[str], cancels: bool
+) -> None:
+    batch = await worked.submit([{"sleep_s": 60}])
+    await worked.running(batch)
+    waiting = asyncio.create_task(batch.wait(progress=True, cancel_on_interrupt=cancels))
+    shown = ""
+
+    def is_shown() -> bool:
+        nonlocal shown
+        shown += capsys.readouterr().err
+        return "0/1 job · 1 running" in shown
+
+    await until(is_shown, "the bar")
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    shown = capsys.readouterr().err
+    if cancels:
+        assert shown == f"Interrupted: batch {batch.id} is being cancelled.\n"
+    else:
+        assert shown.startswith(f"Stopped waiting; batch {batch.id} continues.")
+        assert (await batch.record()).cancels == ()
+        await batch.cancel()
+    assert (await batch.wait(PATIENCE_S, progress=True)).status is BatchStatus.CANCELED
 
 
 async def test_a_batch_stays_open_for_jobs_until_it_is_closed(worked: Site) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import json
 import math
@@ -85,8 +86,9 @@ BATCH: dict[str, dict[str, list[Any]]] = {
     "pause": {},
     "resume": {},
     "changes": {"timeout_s": NO_SECONDS},
-    "wait": {"timeout_s": NO_SECONDS},
+    "wait": {"timeout_s": NO_SECONDS, "progress": NO_FLAG, "cancel_on_interrupt": NO_FLAG},
     "jobs": {},
+    "to_dataframe": {},
     "finished": {"timeout_s": NO_SECONDS},
     "events": {"after": [7, "", "abc", b"now", [], object(), *CONTROLS], "follow": NO_FLAG, "timeout_s": NO_SECONDS},
     "results": {"timeout_s": NO_SECONDS},
@@ -236,6 +238,44 @@ def test_synchronous_calls_refuse_wrong_arguments(real_redis_url: str) -> None:
         ]
         assert not list(filter(None, wrong))
         batch.cancel()
+
+
+JOB_ID = "01a22a95-f4fa-8e78-bcf7-757a82000000"
+CALLS: dict[str, dict[str, Any]] = VALID | {
+    "job": {"job_id": JOB_ID},
+    "result": {"job_id": JOB_ID},
+    "resume_device": {"name": DEVICE},
+    "maintenance": {"name": DEVICE},
+    "cancel_many": {"batch_ids": [JOB_ID]},
+}
+"""Valid arguments of the calls that need some."""
+
+ALLOWED_WHEN_CLOSED = {"close", "batch"}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_every_call_on_a_closed_queue_advises_to_connect_again(real_redis_url: str, asynchronous: bool) -> None:
+    await announce(real_redis_url)
+    url = as_user(real_redis_url, RedisUser.PRODUCER)
+    queue: Any = tweezer.connect_async(url) if asynchronous else tweezer.connect(url)
+    submitted = queue.submit(HEADER, device=DEVICE, open=True)
+    batch = await submitted if asynchronous else submitted
+    closed = queue.close()
+    if asynchronous:
+        await closed
+    calls = [(queue, name) for name in QUEUE.keys() - ALLOWED_WHEN_CLOSED] + [(batch, name) for name in BATCH]
+    for target, name in [*calls, (queue.batch(JOB_ID), "record")]:
+        error = await outcome(getattr(target, name), CALLS.get(name, {}))
+        assert isinstance(error, tweezer.TweezerError), name
+        assert error.code == "queue_closed", name
+        assert error.message == (
+            f"the queue is closed; open another one with connect{'_async' if asynchronous else ''}(), and find a batch "
+            'again with queue.batch("ID")'
+        )
+    gc.collect()  # a coroutine that was never awaited would warn here
+    assert repr(queue) == "<closed queue of project 'default'>"
+    if not asynchronous:
+        assert batch._repr_html_() is None, "notebooks then show the repr"
 
 
 async def test_right_arguments_of_all_kinds_are_accepted(real_redis_url: str, reach: Reach) -> None:

@@ -249,7 +249,7 @@ async def test_an_asynchronous_queue_that_is_never_closed_warns(worker: Process,
     store = store_of(queue)
     held = [queue]
     del queue
-    with pytest.warns(ResourceWarning, match="unclosed <tweezer"):
+    with pytest.warns(ResourceWarning, match="unclosed <queue of project 'default'>"):
         held.clear()
     await store.close()
 

@@ -66,6 +66,73 @@ def test_a_batch_is_submitted_waited_for_and_read(queue: tweezer.Queue) -> None:
     assert repr(batch) == f"<batch {batch.id}>"
 
 
+def test_a_notebook_shows_the_current_state_of_a_batch(queue: tweezer.Queue) -> None:
+    batch = submit(queue, {}, {"fail": "too hot"}, name="<scan>")
+    batch.wait(PATIENCE_S)
+    html = batch._repr_html_()
+    assert html is not None
+    assert str(batch.id) in html
+    assert "“&lt;scan&gt;”" in html
+    assert "2 jobs: 1 DONE, 1 ERROR" in html
+    assert "too hot" in html
+    assert "too hot" in batch.jobs()._repr_html_()
+    assert "100%" in batch.results()._repr_html_()
+    assert repr(queue) == "<queue of project 'ours'>"
+
+
+def test_a_data_frame_has_the_results_so_far(queue: tweezer.Queue) -> None:
+    batch = submit(queue, {}, {"fail": "no"}, {"sleep_s": 60})
+    wait_until(lambda: batch.record().counts[JobStatus.RUNNING] == 1 and batch.record().counts[JobStatus.PENDING] == 0)
+    frame = batch.to_dataframe()
+    assert list(frame["status"]) == ["DONE", "ERROR", "RUNNING"]
+    assert frame.loc[0, "shots"] == 1
+    assert frame["sleep_s"].tolist()[2] == 60
+    batch.cancel()
+
+
+def test_a_wait_shows_its_progress(queue: tweezer.Queue, capsys: pytest.CaptureFixture[str]) -> None:
+    batch = submit(queue, {}, {"fail": "no"})
+    assert batch.wait(PATIENCE_S, progress=True).status is BatchStatus.DONE
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "2/2 jobs · 1 failed · DONE\n" in captured.err
+    with pytest.raises(tweezer.WaitTimeout):
+        submit(queue, {"sleep_s": 60}).wait(0.1, progress=True)
+
+
+WAITING = """
+import sys, tweezer
+with tweezer.connect(sys.argv[1], project="ours") as queue:
+    batch = queue.submit(None, [{"runs": 1, "variables": {"sleep_s": 60}}], device="NULL")
+    print(batch.id, flush=True)
+    batch.wait(progress=True, cancel_on_interrupt=sys.argv[2] == "cancel")
+"""
+
+
+@pytest.mark.parametrize("cancels", [False, True])
+def test_an_interrupt_ends_a_wait_and_cancels_only_on_request(
+    queue: tweezer.Queue, real_redis_url: str, cancels: bool
+) -> None:
+    url = as_user(real_redis_url, RedisUser.PRODUCER)
+    command = [sys.executable, "-c", WAITING, url, "cancel" if cancels else "leave"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout is not None
+        assert waiting.stderr is not None
+        batch = queue.batch(waiting.stdout.readline().strip())
+        assert "0/1 job" in waiting.stderr.readline(), "it waits"
+        wait_until(lambda: running(batch))
+        waiting.send_signal(signal.SIGINT)
+        _, errors = waiting.communicate(timeout=PATIENCE_S)
+    assert "KeyboardInterrupt" in errors
+    if cancels:
+        assert f"Interrupted: batch {batch.id} is being cancelled.\n" in errors
+        assert batch.wait(PATIENCE_S).status is BatchStatus.CANCELED
+    else:
+        assert f"Stopped waiting; batch {batch.id} continues. Cancel it with batch.cancel() or" in errors
+        assert running(batch)
+        batch.cancel()
+
+
 def test_jobs_are_yielded_as_they_end(queue: tweezer.Queue) -> None:
     batch = submit(queue, {"sleep_s": 0.5}, {}, {"fail": "no"})
     seen = [(job.index, job.status) for job in batch.finished(PATIENCE_S)]

@@ -1,17 +1,19 @@
-"""Reads and changes the records of batches as they are in Redis."""
+"""Reads and changes the records of batches as they are in Redis, and makes some."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
-from tweezer.model.messages import RECORD_VERSION
+from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import RECORD_VERSION, BatchDoc, JobSpec, Priority
 from tweezer.store import records
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
-from tweezer.store.records import RECORD, RECORD_VALUES, unpack_record
+from tweezer.store.records import RECORD, RECORD_VALUES, BatchRecord, JobRecord, unpack_record
 
 VERSION, OLDER, NEWER = str(RECORD_VERSION), records.OLDER.decode(), str(RECORD_VERSION + 1)
 
@@ -54,3 +56,31 @@ async def make_older(store: Store, batch_id: UUID | str) -> None:
     fields = {field: value for field, value in (await read_record(store, batch_id)).items() if field in RECORD_VALUES}
     await redis.hdel(name, *RECORD)
     await redis.hset(name, mapping={**fields, "v": OLDER})
+
+
+BATCH_ID = UUID("01a22a95-f4fa-8e78-bcf7-757a82000000")
+BEGAN = datetime(2026, 11, 30, 8, 0, tzinfo=UTC)
+
+
+def make_batch(counts: dict[JobStatus, int] | None = None, **fields: Any) -> BatchRecord:
+    """Return the record of a batch on EMU_FREE with these jobs, else with three DONE ones."""
+    counts = dict.fromkeys(JobStatus, 0) | (counts or {JobStatus.DONE: 3})
+    about: dict[str, Any] = {"status": BatchStatus.DONE, "open": False, "doc": BatchDoc("EMU_FREE", "{}")} | fields
+    return BatchRecord(
+        id=BATCH_ID,
+        project="default",
+        device="EMU_FREE",
+        priority=Priority.MEDIUM,
+        created=BEGAN,
+        updated=BEGAN,
+        jobs=sum(counts.values()),
+        counts=counts,
+        sequence_number=1,
+        **about,
+    )
+
+
+def make_job(index: int = 0, status: JobStatus = JobStatus.DONE, **fields: Any) -> JobRecord:
+    """Return the record of a job of the batch of :func:`make_batch`."""
+    spec = fields.pop("spec", JobSpec(runs=500, variables={"omega": 6.5}))
+    return JobRecord(BATCH_ID, index, "default", status, spec, BEGAN, **fields)

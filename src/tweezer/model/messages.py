@@ -15,6 +15,7 @@ import msgspec
 
 from tweezer.model.errors import FaultKind
 from tweezer.model.lifecycle import Stage
+from tweezer.model.summaries import abridge, describe_counter
 
 RECORD_VERSION = 2
 """Version of the records in Redis. A worker does not touch batches of an unknown version."""
@@ -61,6 +62,9 @@ class JobSpec(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     parent_id: str | None = None
     runs_shown: int | None = None
 
+    def __repr__(self) -> str:
+        return abridge(self, "Job")
+
 
 class Limits(msgspec.Struct, frozen=True, array_like=True):
     """The limits of a batch.
@@ -98,6 +102,10 @@ class BatchDoc(msgspec.Struct, frozen=True, array_like=True):
     limits: Limits = Limits()
     user: str | None = None
     parent_id: str | None = None
+
+    def __repr__(self) -> str:
+        """Return the doc without the URL of the webhook, which may contain a secret."""
+        return abridge(self, "BatchDoc", hidden=("sequence", "webhook", "backend_configuration"))
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -152,6 +160,9 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     counter: dict[str, int] | None = None
     serialised_results: str | None = None
     provenance: Provenance | None = None
+
+    def __repr__(self) -> str:
+        return f"<result: {'no bitstrings' if self.counter is None else describe_counter(self.counter)}>"
 
 
 class ResultFile(msgspec.Struct, frozen=True, array_like=True):

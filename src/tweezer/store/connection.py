@@ -20,6 +20,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.utils import str_if_bytes
 
 from tweezer.model.errors import InvalidInput
+from tweezer.model.summaries import abridge
 from tweezer.store.batch_index import BatchIndex
 from tweezer.store.devices import Devices
 from tweezer.store.guards import FailedLogins, RecentCalls
@@ -259,6 +260,9 @@ class Connect(msgspec.Struct, frozen=True):
     connections_max: int = 64
     results_dir: Path | None = None
     result_inline_kb: int = INLINE_MAX_BYTES >> 10
+
+    def __repr__(self) -> str:
+        return abridge(self, "Connect", hidden=("url",))  # which may contain a password
 
 
 class Store:

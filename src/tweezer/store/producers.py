@@ -51,6 +51,7 @@ from tweezer.model.messages import (
 )
 from tweezer.model.quotas import QuotaExceeded
 from tweezer.model.sequence import SequenceHeader, read_sequence, sequence_text
+from tweezer.model.summaries import abridge
 from tweezer.model.windows import check_time
 from tweezer.store.guards import CallAttempt, RecentCalls
 from tweezer.store.keys import Key
@@ -93,6 +94,9 @@ class Submission(msgspec.Struct, frozen=True):
     batch_id: UUID | None = None
     user: str | None = None
     parent_id: str | None = None
+
+    def __repr__(self) -> str:
+        return abridge(self, "Submission", hidden=("sequence", "webhook", "backend_configuration"))
 
     def doc(self, device: str) -> BatchDoc:
         """Return the part that does not change after the submit. Raises InvalidInput("sequence", …)."""

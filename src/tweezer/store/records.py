@@ -25,6 +25,7 @@ from tweezer.model.messages import (
     decode_spec,
 )
 from tweezer.model.sequence import ANYWHERE, Geometry
+from tweezer.model.summaries import cut, describe_counts, describe_job, format_count
 from tweezer.model.windows import DeviceState, Unavailability, UnavailabilityKind, Window, remaining_s
 
 STATE_FIELDS = (
@@ -201,6 +202,16 @@ class BatchRecord(msgspec.Struct, frozen=True):
         """Whether it has pending jobs, and none of its jobs is running."""
         return not self.status.terminal and self.counts[JobStatus.PENDING] > 0 == self.counts[JobStatus.RUNNING]
 
+    def __repr__(self) -> str:
+        name = f", {cut(self.doc.name)!r}" if self.doc.name else ""
+        fault = f": {cut(str(self.fault))}" if self.fault is not None else ""
+        return f"<batch {self.id} {self.status} on {self.device}, {describe_counts(self.counts)}{name}{fault}>"
+
+    def _repr_html_(self) -> str:
+        from tweezer.display.html import draw_batch
+
+        return draw_batch(self)
+
 
 class JobOwner(msgspec.Struct, frozen=True):
     """The fields of a batch that are needed to make records of its jobs; a :class:`BatchRecord` has them too."""
@@ -248,6 +259,20 @@ class JobRecord(msgspec.Struct, frozen=True):
     faults: tuple[Fault, ...] = ()
     cancel_outcome: CancelOutcome | None = None
     cancels: tuple[CancelAttempt, ...] = ()
+
+    def __repr__(self) -> str:
+        runs = self.spec.runs or self.spec.runs_shown
+        stage = self.stage.value if self.stage is not None and self.status is JobStatus.RUNNING else ""
+        doing = stage if self.progress is None or not stage else f"{stage} {self.progress:.0%}"
+        why = cut("; ".join(map(str, self.faults)))
+        return describe_job(
+            self.index, self.status, self.spec.variables, format_count(runs, "run") if runs else "", doing, why
+        )
+
+    def _repr_html_(self) -> str:
+        from tweezer.display.html import draw_job
+
+        return draw_job(self)
 
     @property
     def id(self) -> UUID:
