@@ -296,8 +296,8 @@ def read_secrets(settings: Settings) -> Collection[str]:
     from tweezer.webhooks.endpoints import list_endpoints
     from tweezer.webhooks.secrets import SecretOwner, ensure_secrets
 
-    vault = settings.vault()
     with open_ledger(settings, "webhooks listen") as database, database.write() as connection:
+        vault = settings.vault()  # it may create the key, and only a ledger needs one
         project = SecretOwner(find_project(connection, settings.project_id).no)
         owners = [project, *(it.secret_owner for it in list_endpoints(connection, [settings.project_id]))]
         return {

@@ -33,10 +33,14 @@ def schema_version(database: Database) -> str | None:
         return _version(connection)
 
 
+def exists(database: Database) -> bool:
+    """Return whether the file of a SQLite database exists; other databases report it when they are connected."""
+    return not database.is_sqlite or Path(database.engine.url.database or "").exists()
+
+
 def require_schema(database: Database) -> None:
     """Raise TweezerError ("schema"), with what to do, unless the tables are those that this version needs."""
-    file = Path(database.engine.url.database or "")
-    found = None if database.is_sqlite and not file.exists() else schema_version(database)
+    found = schema_version(database) if exists(database) else None
     if found is None:
         raise _unfit(f"the ledger ({place(database)}) has no tables yet; run `tweezer db upgrade`")
     _refuse_newer(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer
-from tweezer.ledger.migrate import require_schema
+from tweezer.ledger.migrate import exists, require_schema, schema_version
 from tweezer.ledger.positions import recorder_position
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, PageRequest
 from tweezer.ledger.queries.lists import Listing, ListPage, Scope
@@ -98,14 +99,19 @@ class Queries:
         self.database = database
 
     @classmethod
-    def open(cls, place: OpenDatabase) -> Queries:
-        """Open a ledger's database for queries only; :meth:`close` closes it.
+    def open(cls, place: OpenDatabase) -> Queries | None:
+        """Open a ledger's database for queries only; :meth:`close` closes it. Return None if it has no tables yet.
 
         Raises InvalidInput, and TweezerError if the tables are not those that this version needs.
         """
-        database = Database.open(place)
-        require_schema(database)
-        return cls(database)
+        with ExitStack() as unfit:
+            database = Database.open(place)
+            unfit.callback(database.close)
+            if exists(database) and schema_version(database) is not None:
+                require_schema(database)
+                unfit.pop_all()
+                return cls(database)
+        return None
 
     def close(self) -> None:
         self.database.close()
