@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import os
@@ -9,12 +10,17 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.exceptions import NoSuchCommand
 
 from tweezer.cli import show
+from tweezer.cli.options import Options
 from tweezer.model.errors import InvalidInput, TweezerError, describe_os_error, install_command
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 FAILED = 1
 INTERRUPTED = 130
@@ -25,6 +31,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Start": {
         "demo": ("local.demo", "Run a real sequence through a temporary queue and show the results."),
         "up": ("processes", "Start everything on this machine, for development."),
+        "completion": ("completion", "Print a script that completes commands and options in a shell."),
     },
     "Batches": {
         "submit": ("batches", "Submit a batch and print its id."),
@@ -69,6 +76,23 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
 
 _WHERE = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
+_OTHER_WORDS = {
+    "list": ("batches", "devices"),
+    "ls": ("batches", "devices"),
+    "jobs": ("status",),
+    "queue": ("devices",),
+    "run": ("submit",),
+    "start": ("up",),
+    "stop": ("cancel", "drain"),
+    "kill": ("cancel",),
+    "log": ("logs", "events"),
+    "logs": ("events",),
+}
+"""Words for commands in other programs, and the commands that are meant."""
+
+_LATE = "late_"  # prefix of the names of global options that are given after the command
+_GLOBAL = "The options of `tweezer` itself, such as --project, may be given here, too."
+
 
 class CommandGroup(click.Group):
     """Imports a command when it is called. An error prints one sentence to stderr and sets the exit code."""
@@ -87,12 +111,34 @@ class CommandGroup(click.Group):
         except ModuleNotFoundError as error:  # the base install has neither a server nor a ledger
             if (error.name or "tweezer").startswith("tweezer"):
                 raise
+            if ctx.resilient_parsing:  # completion in a shell
+                return None
             raise TweezerError(
                 f"`tweezer {cmd_name}` needs {error.name}; run {install_command('server')}", code="missing_extra"
             ) from error
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         _check_values(command)
+        _accept_anywhere(command, [it for it in self.params if isinstance(it, click.Option) and it.expose_value])
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name[:1] != "-" and not ctx.resilient_parsing and self.get_command(ctx, name) is None:
+            meant = [word for word in _OTHER_WORDS.get(name, ()) if word in _WHERE]
+            if meant:
+                raise click.UsageError(f"No such command {name!r}. Did you mean {' or '.join(map(repr, meant))}?", ctx)
+            raise NoSuchCommand(name, possibilities=_WHERE, ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete a command without importing any, or an option."""
+        from click.shell_completion import CompletionItem
+
+        found = {name: text for name, (_, text) in _WHERE.items() if name.startswith(incomplete)}
+        commands = [CompletionItem(name, help=text) for name, text in found.items()]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def make_parser(self, ctx: click.Context) -> Any:
         return _refusing_repeats(super().make_parser(ctx), ctx)
@@ -196,6 +242,35 @@ def _check_values(command: click.Command) -> None:
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             _check_values(inner)
+
+
+def _accept_anywhere(command: click.Command, options: Sequence[click.Option]) -> None:
+    """Make the command and its subcommands accept the options of the main group that they do not define themselves."""
+    own = {name for param in command.params for name in param.opts}
+    for option in options:
+        if not own.intersection(option.opts):
+            late = copy.copy(option)
+            late.name = f"{_LATE}{option.name}"  # arguments of commands may have its name
+            late.hidden, late.expose_value, late.callback = True, False, _set_late
+            command.params.append(late)
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _accept_anywhere(inner, options)
+    elif options:
+        command.epilog = _GLOBAL
+
+
+def _set_late(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Replace a global option for this command. Raises UsageError if it was given before."""
+    if value is None:
+        return
+    options = ctx.find_object(Options)
+    assert options is not None
+    assert param.name is not None
+    name = param.name.removeprefix(_LATE)
+    if getattr(options, name) is not None:
+        raise click.UsageError(f"{param.opts[0]}: given 2 times; give it once", ctx)
+    ctx.obj = options._replace(**{name: value})
 
 
 def _refusing_repeats(parser: Any, ctx: click.Context) -> Any:

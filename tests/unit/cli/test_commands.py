@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from tweezer.cli import group, main
 from tweezer.cli.local.children import Interrupts
 from tweezer.cli.local.owned import free_port, why_not_free
 from tweezer.cli.local.stack import Stack
-from tweezer.cli.options import require
+from tweezer.cli.options import Options, require
 from tweezer.cli.processes import _has_own_ledger, usage
 from tweezer.data_folder import PublishedEnvironment
 from tweezer.model.errors import TweezerError
@@ -100,6 +101,7 @@ def test_the_output_of_up_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
         SimpleNamespace(
             redis_place="a:6379",
             api_url="http://b",
+            logs=data / "log",
             publish=lambda: PublishedEnvironment(data, {"TWEEZER_API_KEY": "a key"}).file,
         ),
     )
@@ -437,3 +439,133 @@ def test_an_option_that_is_given_twice_is_refused_by_its_name(arguments: tuple[s
 def test_a_flag_may_be_given_twice_and_an_option_with_many_values_too() -> None:
     result = CliRunner().invoke(main, ["submit", "-", "--tag", "a", "--tag", "b", "--wait", "--wait", "--help"])
     assert result.exit_code == 0
+
+
+# --- did you mean, options anywhere, completion
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("sumbit",), "No such command 'sumbit'. Did you mean 'submit'?"),
+        (("kill",), "No such command 'kill'. Did you mean 'cancel'?"),
+        (("stop",), "No such command 'stop'. Did you mean 'cancel' or 'drain'?"),
+        (("xyzzy",), "No such command 'xyzzy'."),
+        (("keys", "lst"), "No such command 'lst'. Did you mean 'list'?"),
+        (("submit", "--priorty", "high"), "No such option '--priorty'. Did you mean '--priority'?"),
+        (("devices", "--projct", "x"), "No such option '--projct'. Did you mean '--project'?"),
+    ],
+)
+def test_a_mistyped_command_or_option_is_answered_with_the_nearest(arguments: tuple[str, ...], said: str) -> None:
+    assert refused(call(*arguments), 2) == f"Error: {said}"
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
+    """Return the global options with which commands load the settings."""
+    found: list[Options] = []
+
+    def note(options: Options, given: object = None) -> None:
+        found.append(options)
+        raise TweezerError("this is far enough")
+
+    monkeypatch.setattr(Options, "settings", note)
+    return found
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--project", "spins", "--namespace", "lab", "devices"),
+        ("devices", "--project", "spins", "--namespace", "lab"),
+        ("--namespace", "lab", "devices", "--json", "--project", "spins"),
+        ("webhooks", "--project", "spins", "list", "--namespace", "lab"),
+        ("maintenance", "--project", "spins", "FRESNEL", "list", "--namespace", "lab"),
+    ],
+)
+def test_global_options_are_accepted_before_and_after_the_command(
+    seen: list[Options], arguments: tuple[str, ...]
+) -> None:
+    CliRunner().invoke(main, arguments)
+    assert (seen[0].project, seen[0].namespace, seen[0].redis) == ("spins", "lab", None)
+
+
+def test_a_project_that_a_command_takes_for_its_own_is_not_the_global_one(seen: list[Options]) -> None:
+    CliRunner().invoke(main, ["--project", "spins", "keys", "create", "name", "--project", "other"])
+    assert seen[0].project == "spins"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--project", "a", "devices", "--project", "a"),
+        ("devices", "--project", "a", "--project", "b"),
+        ("webhooks", "--project", "a", "list", "--project", "b"),
+    ],
+)
+def test_a_global_option_that_is_given_twice_is_refused(arguments: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert refused(result, 2) == "Error: --project: given 2 times; give it once"
+
+
+def test_global_options_are_not_repeated_in_the_help_of_each_command() -> None:
+    text = call("devices", "--help").stdout
+    assert "--namespace" not in text
+    assert "may be given here, too" in text
+
+
+def completed(words: str) -> list[str]:
+    """Return what bash is offered for the last word of a command line."""
+    variables = {
+        "_TWEEZER_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+    ran = CliRunner().invoke(main, prog_name="tweezer", env=variables)
+    assert ran.exit_code == 0
+    return [line.removeprefix("plain,") for line in ran.stdout.splitlines()]
+
+
+def test_commands_and_options_are_completed() -> None:
+    assert completed("tweezer re") == ["results", "resume", "redis-users", "recorder"]
+    assert completed("tweezer keys ro") == ["rotate", "rotate-links"]
+    assert completed("tweezer submit --pri") == ["--priority"]
+    assert completed("tweezer --proj") == ["--project"]
+    assert completed("tweezer submit --priority H") == ["HIGH"]
+    assert completed("tweezer nonsense ") == completed("tweezer ")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_gets_a_script_that_it_accepts(shell: str, tmp_path: Path) -> None:
+    script = call("completion", shell).stdout
+    assert "_TWEEZER_COMPLETE" in script
+    if shutil.which(shell) is None:
+        return  # the text comes from click
+    file = tmp_path / "script"
+    file.write_text(script)
+    subprocess.run([shell, "-n", file], check=True, timeout=30)
+
+
+def test_bash_completes_with_the_script(tmp_path: Path) -> None:
+    program = tmp_path / "tweezer"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tweezer.cli "$@"\n')
+    program.chmod(0o700)
+    typed = 'COMP_WORDS=(tweezer su); COMP_CWORD=1; _tweezer_completion tweezer su; echo "${COMPREPLY[@]}"'
+    ran = subprocess.run(
+        ["bash", "-c", f"source <(tweezer completion bash); {typed}"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert (ran.stdout, ran.stderr) == ("submit\n", "")
+
+
+def test_completion_without_the_server_extra_offers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name="sqlalchemy")
+
+    monkeypatch.setattr(group, "import_module", missing)
+    assert completed("tweezer keys ") == completed("tweezer ")

@@ -1,0 +1,27 @@
+"""``tweezer completion``: the completion of commands and options in a shell."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+_SHELLS = ("bash", "zsh", "fish")
+_VARIABLE = "_TWEEZER_COMPLETE"  # click's name for the variable with which the script calls `tweezer`
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(_SHELLS))
+@click.pass_context
+def completion(context: click.Context, *, shell: str) -> None:
+    """Print a script that completes commands and options in a shell.
+
+    Load it at the start of the shell:
+
+    \b
+    ~/.bashrc                   source <(tweezer completion bash)
+    ~/.zshrc                    source <(tweezer completion zsh)
+    ~/.config/fish/config.fish  tweezer completion fish | source
+    """
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(context.find_root().command, {}, "tweezer", _VARIABLE).source())
