@@ -103,6 +103,11 @@ class Up:
         assert self.process.poll() is None, self.text
         return self
 
+    def stopped_at(self, process: str) -> str:
+        """Return when a process logged that it had stopped."""
+        lines = (self.data / "log" / f"{process}.log").read_text().splitlines()
+        return next(line.split()[0] for line in lines if f"{process}.stopped" in line)
+
     def find(self, pattern: str) -> str:
         match = re.search(pattern, self.text)
         assert match is not None, self.text
@@ -382,6 +387,37 @@ def test_ctrl_c_ends_watch(up: Up) -> None:
     up.call("cancel", batch)
 
 
+def test_a_second_up_in_the_same_folder_is_refused(up: Up) -> None:
+    ran = tweezer("up", "--device", "NULL", "--data", str(up.data))
+    assert ran.returncode == 1
+    assert ran.stderr == (
+        f"Error: `tweezer up` is already running in {up.data}; stop it, or choose another data folder with --data\n"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    ["worker --device NULL", "scheduler", "recorder", "courier --processes 1", "courier", "api --port 0"],
+)
+def test_a_process_that_is_asked_to_stop_ends_with_exit_code_0(up: Up, command: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tweezer.cli", *command.split()],
+        cwd=ROOT,
+        env=environment() | running_environment(up.data),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    if command != "courier":  # its processes have a log, but only later
+        assert "started" in process.stderr.readline()
+    else:
+        wait_until(lambda: len(psutil.Process(process.pid).children()) == 2, "its processes", PATIENCE_S)
+    process.terminate()
+    process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0
+
+
 # --- the processes of up: each test starts a separate one
 
 
@@ -397,7 +433,13 @@ def test_ctrl_c_ends_everything_in_order_and_keeps_queued_batches(tmp_path: Path
         up.process.send_signal(signal.SIGINT)
         assert up.process.wait(PATIENCE_S) == 0
         assert all(map(gone, family))
-        assert up.text.index("api.stopped") < up.text.index("worker.stopped") < up.text.index("scheduler.stopped")
+        assert up.stopped_at("api") < up.stopped_at("worker") < up.stopped_at("scheduler")
+        assert "[info" not in up.text
+        assert "[warning" not in up.text
+        assert up.text.splitlines()[-2:] == [
+            "tweezer: stopping; press Ctrl-C again to stop without waiting for running jobs",
+            f"tweezer: stopped; queued work is kept in {up.data}",
+        ]
     with Up(tmp_path) as up:
         up.wait_ready()
         up.call("resume", "--device", "NULL")
@@ -443,10 +485,16 @@ def test_an_up_that_cannot_start_reports_why_and_leaves_no_processes(tmp_path: P
     taken = str(urlsplit(real_redis_url).port)
     ran = tweezer("up", "--device", "NULL", "--data", str(tmp_path), "--port", taken)
     assert ran.returncode == 1
-    assert ran.stderr == f"Error: port {taken} is in use; choose another port for the API with --port\n"
+    assert (
+        ran.stderr
+        == f"Error: port {taken} is in use; choose another port for the API with --port, or 0 for a free one\n"
+    )
     ran = tweezer("up", "--device", "NULL", "--data", str(tmp_path), "--port", "0", "--redis-port", taken)
     assert ran.returncode == 1
-    assert f"port {taken} is in use" in ran.stderr
+    assert (
+        ran.stderr
+        == f"Error: port {taken} is in use; choose another port for Redis with --redis-port, or 0 for a free one\n"
+    )
     ran = tweezer("up", "--device", "NUL", "--data", str(tmp_path), "--port", "0", "--redis-port", "0")
     assert ran.returncode == 1
     assert "no adapter serves NUL" in ran.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,9 +44,9 @@ def worker(options: Options, *, device: str | None, lanes: int | None, burst: bo
     """
     settings = options.settings({"worker.device": device, "worker.lanes": lanes})
     require_emulator("worker", settings.binding(settings.worker.device).adapter)
+    _configure(settings)
     from tweezer.processes.worker import run_worker
 
-    logs.configure(settings.log.format, settings.log.level)
     run_worker(settings, device=settings.worker.device, lanes=settings.worker.lanes, version=__version__, burst=burst)
 
 
@@ -53,9 +55,9 @@ def worker(options: Options, *, device: str | None, lanes: int | None, burst: bo
 def scheduler(options: Options) -> None:
     """Run the scheduler until SIGTERM or Ctrl-C: accept plain arq messages, sweep, and clean up every hour."""
     settings = options.settings()
+    _configure(settings)
     from tweezer.processes.scheduler import run_scheduler
 
-    logs.configure(settings.log.format, settings.log.level)
     run_scheduler(settings)
 
 
@@ -68,9 +70,9 @@ def recorder(options: Options) -> None:
     """
     settings = options.settings()
     require("recorder", "server", "sqlalchemy", "psycopg")
+    _configure(settings)
     from tweezer.processes.recorder import run_recorder
 
-    logs.configure(settings.log.format, settings.log.level)
     run_recorder(settings)
 
 
@@ -84,9 +86,9 @@ def courier(options: Options, *, processes: int | None) -> None:
     """
     settings = options.settings({"webhook.processes": processes})
     require("courier", "server", "sqlalchemy", "psycopg", "aiohttp", "cryptography")
+    _configure(settings)
     from tweezer.processes.courier import run_courier
 
-    logs.configure(settings.log.format, settings.log.level)
     if settings.webhook.processes == 1:
         run_courier(settings)
     else:
@@ -103,9 +105,9 @@ def api(options: Options, *, host: str | None, port: int | None) -> None:
     """Serve the HTTP API until SIGTERM or Ctrl-C."""
     settings = options.settings({"api.host": host, "api.port": port})
     require_server("api")
+    _configure(settings)
     from tweezer.api.app import run_api
 
-    logs.configure(settings.log.format, settings.log.level)
     run_api(settings, version=__version__)
 
 
@@ -131,7 +133,8 @@ def up(
 ) -> None:
     """Start everything on this machine, for development: Redis, ledger, worker, scheduler, recorder, courier and API.
 
-    Ctrl-C stops everything. Queued work stays in the data folder and continues at the next start.
+    The logs are files in the data folder; only warnings are shown. Ctrl-C stops everything. Queued work stays in the
+    data folder and continues at the next start.
     """
     given = {"api.port": port, "data_dir": data, "worker.device": device, "worker.lanes": lanes}
     settings = options.settings(given | _instead_of_anothers_variables(data))
@@ -140,9 +143,17 @@ def up(
     check_given_key(settings)
     if redis_port is None:
         redis_port = USUAL_REDIS_PORT if is_free(USUAL_REDIS_PORT) else 0
-    stack = Stack(settings, redis_port=redis_port, has_own_ledger=_has_own_ledger(settings, data), report=report)
+    stack = Stack(
+        settings,
+        redis_port=redis_port,
+        has_own_ledger=_has_own_ledger(settings, data),
+        report=report,
+        shows_warnings=True,
+    )
     with Interrupts() as interrupts:
         try:
+            stack.check()
+            show.echo("Starting Redis, ledger, API, worker, scheduler, courier and recorder …", err=True)
             stack.start()
             stack.wait_ready(interrupts.came)
             if interrupts.came.is_set():
@@ -152,6 +163,7 @@ def up(
             report("stopping; press Ctrl-C again to stop without waiting for running jobs")
         finally:
             stack.stop(hurry=lambda: interrupts.count > 1)
+    report(f"stopped; queued work is kept in {settings.data_dir}")
 
 
 _OF_THE_INSTALLATION = ("database.url", "results_dir", "api.key", "secrets.key")
@@ -207,6 +219,12 @@ def require_emulator(command: str, adapter: str) -> None:
         require(command, extra, *modules)
 
 
+def _configure(settings: Settings) -> None:
+    """Configure the logs of a process, and let SIGTERM during its start be a clean stop, too."""
+    logs.configure(settings.log.format, settings.log.level)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+
+
 def report(text: str) -> None:
     """Print a message to stderr, marked to distinguish it from the output of the processes."""
     show.echo(show.style(f"tweezer: {text}", bold=True), err=True)
@@ -223,6 +241,7 @@ def usage(stack: Stack) -> list[str]:
     return [
         f"  Redis  {stack.redis_place}",
         f"  API    {stack.api_url}  (described by /openapi.json)",
+        f"  logs   {stack.logs}",
         "",
         "In another terminal:",
         f"  . {shlex.quote(str(stack.publish()))}",
@@ -236,10 +255,7 @@ def _welcome(settings: Settings, stack: Stack) -> list[str]:
         show.style(f"Tweezer is up: {settings.worker.device} with {lanes}, data in {settings.data_dir}", bold=True),
         *usage(stack),
         "  tweezer devices",
-        (
-            f"  tweezer submit sequence.json --device {settings.worker.device} --runs 500 --wait"
-            "   # a file with Sequence.to_abstract_repr()"
-        ),
+        f"  tweezer submit sequence.json --device {settings.worker.device} --runs 500 --wait",
         *CURL,
         "",
         "Ctrl-C stops it all; queued work stays in the data folder.",
@@ -320,7 +336,7 @@ def qpu_sim(
     from tweezer.qpu_sim.app import TokenClient
     from tweezer.qpu_sim.serve import QpuSimOptions, run_qpu_sim
 
-    logs.configure(settings.log.format, settings.log.level)
+    _configure(settings)
     given = {name: value for name, value in misbehaviours.items() if value is not None}
     sim_options = QpuSimOptions(
         host=host,

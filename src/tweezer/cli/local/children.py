@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,10 +105,64 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
+_LOG_BYTES = 8 << 20
+_LOG_LINES = 10
+_WARNINGS = 5  # shown at once
+_LOUD = re.compile(
+    r"""^\S+\ \[(?P<level>warning|error|critical)\ *\]\ (?P<event>.*?)\s*\[[\w.]+\]\s*(?P<about>.*)$"""
+    r"""|^\{.*"level":\ ?"(?:warning|error|critical)".*$""",
+    re.MULTILINE | re.VERBOSE,
+)
+"""A line of the format ``console`` or ``json``."""
+
+
+class LogFile:
+    """The log of a process: a file of limited size, and one with what was written before."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read_to = self._size()
+
+    def open(self) -> int:
+        """Open the file for the output of a process; only its owner can read it."""
+        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def last_lines(self) -> list[str]:
+        return self.path.read_text("utf-8", "replace").strip().splitlines()[-_LOG_LINES:]
+
+    def new_warnings(self) -> list[str]:
+        """Return the warnings and errors that were written since the last call, and keep the file small."""
+        size = self._size()
+        if size == self._read_to:
+            return []
+        if size < self._read_to:  # someone emptied it
+            self._read_to = 0
+        with self.path.open("rb") as file:
+            file.seek(self._read_to)
+            text = file.read(_LOG_BYTES)
+        complete = text[: text.rfind(b"\n") + 1]
+        self._read_to += len(complete)
+        if self._read_to > _LOG_BYTES:
+            shutil.copy(self.path, self.path.with_name(f"{self.path.name}.1"))
+            os.truncate(self.path, 0)  # processes append to it
+            self._read_to = 0
+        found = [
+            " ".join(filter(None, (it["event"], it["about"]))) if it["level"] else it[0]
+            for it in _LOUD.finditer(complete.decode("utf-8", "replace"))
+        ]
+        more = [f"{len(found) - _WARNINGS} more warnings"] if len(found) > _WARNINGS else []
+        return [*found[:_WARNINGS], *more]
+
+    def _size(self) -> int:
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+
 _RESTARTS = Backoff(base_s=0.5, cap_s=10.0)
 _RESTARTS_MAX = 5
 _STEADY_S = 60.0
-_LOG_LINES = 10
 
 
 class Child:
@@ -122,16 +178,16 @@ class Child:
         environment: Mapping[str, str],
         *,
         stop_s: float,
-        log: Path | None,
+        log: LogFile | None,
         report: Callable[[str], None],
     ) -> None:
         self.name = arguments[0]
+        self.log = log
         self.ready = False
         self.failure: str | None = None
         self._arguments = arguments
         self._environment = environment
         self._stop_s = stop_s
-        self._log = log
         self._report = report
         self._process: subprocess.Popen[bytes] | None = None
         self._spawning = threading.Lock()
@@ -157,6 +213,8 @@ class Child:
                 if hurry() or time.monotonic() > deadline:
                     self._signal(signal.SIGKILL)
                     self._process.wait()
+                    if not hurry():
+                        self._report(f"{self.name} did not end within {self._stop_s:g} s and was killed")
                 time.sleep(0.02)
         if self._keeper.ident is not None:
             self._keeper.join()
@@ -192,7 +250,7 @@ class Child:
             self._stopping.wait(delay_s)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        output = None if self._log is None else os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        output = None if self.log is None else self.log.open()
         try:
             command = [sys.executable, "-P", "-m", "tweezer.cli", *self._arguments]
             return start_owned(
@@ -203,10 +261,10 @@ class Child:
                 os.close(output)
 
     def _last_words(self) -> str:
-        if self._log is None:
+        if self.log is None:
             return "; its log is above"
-        lines = self._log.read_text("utf-8", "replace").strip().splitlines()[-_LOG_LINES:]
-        return "; the end of its log:\n" + "\n".join(lines) if lines else ""
+        lines = self.log.last_lines()
+        return f"; the end of {self.log.path}:\n" + "\n".join(lines) if lines else ""
 
 
 def _ended(status: int) -> str:

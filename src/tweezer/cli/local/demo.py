@@ -134,7 +134,6 @@ def demo(
             settings,
             redis_port=0,
             qpu_port=qpu_port,
-            logs=data,
             report=say,
         )
         try:

@@ -295,10 +295,10 @@ class RedisServer:
 
     def _failure(self, port: int, process: subprocess.Popen[bytes], output: str) -> str:
         if "Address already in use" in output:
-            what = f"port {port} is in use; choose another one, or 0 for a free one"
-        elif "bind: Permission denied" in output:
-            what = f"port {port} requires root, as all ports below 1024 do; choose another one, or 0 for a free one"
-        elif process.returncode == -signal.SIGKILL:
+            return f"port {port} is in use; choose another one, or 0 for a free one"
+        if "bind: Permission denied" in output:
+            return f"port {port} requires root, as all ports below 1024 do; choose another one, or 0 for a free one"
+        if process.returncode == -signal.SIGKILL:
             what = f"the Redis server did not answer within {self._start_timeout_s:g} s"
         else:
             what = f"the Redis server ended with status {process.returncode}"

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from tweezer.cli.local.children import Child
+from tweezer.cli.local.children import Child, LogFile
 from tweezer.cli.local.ledger_setup import prepare_ledger
 from tweezer.cli.local.owned import HOST, free_port, why_not_free
 from tweezer.cli.local.redis_server import RedisServer
-from tweezer.data_folder import PublishedEnvironment
+from tweezer.data_folder import PublishedEnvironment, running_environment
 from tweezer.model.errors import TweezerError
 from tweezer.settings import Settings, to_environment
 from tweezer.store.connection import Connect, Store
@@ -44,7 +44,7 @@ class Stack:
 
     has_own_ledger: whether the configured ledger belongs to the data folder; if not, a ledger that records another
     Redis is refused. redis_port: 0 picks a free one. qpu_port: port of a simulated QPU to start, too; None for no QPU.
-    logs: folder for the output of the children; None leaves it in the terminal. report: prints a message to the user.
+    report: prints a message to the user. shows_warnings: report the warnings in the logs of the processes.
     """
 
     def __init__(
@@ -54,19 +54,21 @@ class Stack:
         redis_port: int,
         qpu_port: int | None = None,
         has_own_ledger: bool = True,
-        logs: Path | None = None,
         report: Callable[[str], None],
+        shows_warnings: bool = False,
     ) -> None:
         self._settings = settings
         self._has_own_ledger = has_own_ledger
-        self._logs = logs
         self._report = report
+        self._shows_warnings = shows_warnings
         self._data = data = settings.data_dir.absolute()
+        self.logs = data / "log"
         self._api_port = settings.api.port
         self._qpu_port = qpu_port
         # Redis must not lose a job that a machine has received, and old versions cannot confirm what is on disk.
         durably: Literal["always", "everysec"] = "always" if settings.machines() else "everysec"
         self._redis = RedisServer(data / "redis", port=redis_port, appendfsync=durably, has_password=True)
+        self._redis_log = LogFile(data / "redis" / "redis.log")
         self._redis_deaths = 0
         self._key = ""
         self._published: PublishedEnvironment | None = None
@@ -90,12 +92,24 @@ class Stack:
         """Additional targets of webhooks: receivers under development run on this machine."""
         return self._settings.webhook.allow or _LOOPBACK
 
+    def check(self) -> None:
+        """Raise TweezerError if another one runs in the data folder, or a port is taken."""
+        if running_environment(self._data):
+            raise TweezerError(
+                f"`tweezer up` is already running in {self._data}; stop it, or choose another data folder with --data",
+                code="already_running",
+            )
+        self._api_port = self._api_port or free_port()
+        for port, what, option in ((self._api_port, "the API", "--port"), (self._redis.port, "Redis", "--redis-port")):
+            if port and (why := why_not_free(port)):
+                advice = f"choose another port for {what} with {option}, or 0 for a free one"
+                raise TweezerError(f"port {port} {why}; {advice}", code="port")
+
     def start(self) -> None:
         """Start all processes, waiting only for Redis and the ledger. Raises TweezerError, OSError."""
-        self._api_port = self._api_port or free_port()
-        if why := why_not_free(self._api_port):
-            raise TweezerError(f"port {self._api_port} {why}; choose another port for the API with --port", code="port")
+        self.check()
         os.umask(0o077)  # only this user may read the files of this process and its children
+        self.logs.mkdir(parents=True, exist_ok=True)
         self._redis.start()
         environment = os.environ | self._environment()
         own = to_environment({"project_id": self._settings.project_id, "api.key": self._settings.api.key})
@@ -113,7 +127,7 @@ class Stack:
             (["recorder"], _RECORDER_STOP_S),
         )
         for arguments, stop_s in lines:
-            log = None if self._logs is None else self._logs / f"{arguments[0]}.log"
+            log = LogFile(self.logs / f"{arguments[0]}.log")
             child = Child(arguments, environment, stop_s=stop_s, log=log, report=self._report)
             self._children.append(child)
             child.start()
@@ -151,6 +165,8 @@ class Stack:
         machine = [child for child in self._children if child.name == "qpu-sim"]
         for child in (*(it for it in self._children if it not in machine), *machine):
             child.stop(hurry)
+        if not any(child.failure for child in self._children):  # which contains the end of the log
+            self._read_logs()
         self._children.clear()
         if self._published is not None:
             self._published.close()
@@ -180,6 +196,13 @@ class Stack:
             "results_dir": str(settings.results_folder()),
         }
 
+    def _read_logs(self) -> None:
+        for child in self._children:
+            assert child.log is not None
+            for warning in child.log.new_warnings():
+                if self._shows_warnings:
+                    self._report(f"{child.name}: {warning}; see {child.log.path}")
+
     def _look(self) -> None:
         if not self._redis.alive:
             self._redis_deaths += 1
@@ -190,6 +213,8 @@ class Stack:
         for child in self._children:
             if child.failure is not None:
                 raise TweezerError(child.failure, code="child_died")
+        self._read_logs()
+        self._redis_log.new_warnings()  # keeps it small
 
     def _child(self, name: str) -> Child:
         return next(child for child in self._children if child.name == name)
