@@ -79,7 +79,6 @@ _WHERE = {name: entry for section in SECTIONS.values() for name, entry in sectio
 _OTHER_WORDS = {
     "list": ("batches", "devices"),
     "ls": ("batches", "devices"),
-    "jobs": ("status",),
     "queue": ("devices",),
     "run": ("submit",),
     "start": ("up",),
