@@ -36,6 +36,7 @@ from tweezer.model.checks import (
     MAX_DEVICE_LENGTH,
     MAX_KEY_LENGTH,
     MAX_NAME_LENGTH,
+    MAX_REASON_LENGTH,
     MAX_TAG_LENGTH,
     as_limits,
     check_text,
@@ -351,15 +352,23 @@ class AsyncBatch(Handle):
             return []
         return await self.queue.ask(lambda: self._transport.cancel_jobs(self.id, chosen, by=who, idempotency_key=key))
 
-    async def pause(self) -> None:
+    async def pause(self, reason: str = "", *, by: str | None = None) -> None:
         """Pause the batch: its running jobs finish, and no further ones start.
 
+        Pausing a paused batch with a reason changes its reason.
+
+        Args:
+            reason: Why it is paused, for people.
+            by: Name to record as the one who paused it (default: ``user@host``).
+
         Raises:
+            InvalidInput: The reason or the name is not valid.
             Conflict: The batch has already ended.
             NotFound: The project has no such batch.
             Unavailable: Redis or the API did not answer.
         """
-        await self.queue.ask(lambda: self._transport.pause(self.id))
+        who, why = _checked_by(by), reason if reason == "" else check_text("reason", reason, MAX_REASON_LENGTH)
+        await self.queue.ask(lambda: self._transport.pause(self.id, by=who, reason=why))
 
     async def resume(self) -> None:
         """Resume a paused batch.

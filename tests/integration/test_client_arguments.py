@@ -83,7 +83,7 @@ BATCH: dict[str, dict[str, list[Any]]] = {
         "indices": [*NO_LIST, ["a"], [None], [-1], [1.0], [math.nan], [True], [2**70], ELEMENTS, NESTED],
         "by": NO_TEXT_AT_ALL,
     },
-    "pause": {},
+    "pause": {"reason": NO_TEXT, "by": NO_TEXT_AT_ALL},
     "resume": {},
     "changes": {"timeout_s": NO_SECONDS},
     "wait": {"timeout_s": NO_SECONDS, "progress": NO_FLAG, "cancel_on_interrupt": NO_FLAG},

@@ -103,9 +103,12 @@ async def test_records_are_equal_over_both_transports(worked: Site) -> None:
         answers = await batch.cancel_jobs([2, 4, 9], by="alice")
         assert answers == [CancelAnswer.REQUESTED, CancelAnswer.CANCELED, CancelAnswer.UNKNOWN]
         await until(lambda: _are(same, {2: JobStatus.CANCELED}))
-        await batch.pause()
+        await batch.pause("wait for the calibration", by="alice")
         record = await batch.record()
         assert record == await same.record()
+        assert record.pause is not None
+        assert record.pause.by.startswith("alice (key ")
+        assert record.pause.reason == "wait for the calibration"
         assert record.cancels[0].by.startswith("alice (key ")
         assert record.cancels[0].ranges == ((2, 2), (4, 4))
         await batch.cancel()

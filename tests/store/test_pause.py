@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tweezer.model.errors import Conflict, NotFound
+from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import JobSpec, OutcomeKind
 from tweezer.store.keys import Key
@@ -150,3 +150,29 @@ async def test_a_device_that_was_never_announced_is_not_found(rig: StoreRig, cal
     with pytest.raises(NotFound, match="NO_SUCH"):
         await getattr(rig.devices, call)("NO_SUCH", *(["why"] if call == "pause" else []))
     assert await rig.snapshot() == before
+
+
+async def test_a_paused_batch_has_who_paused_it_when_and_why(rig: StoreRig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.commands.pause(batch_id, project="a", by="ada@lab", reason="check the results")
+    paused = await rig.batch(batch_id)
+    assert paused.pause is not None
+    assert (paused.pause.by, paused.pause.reason) == ("ada@lab", "check the results")
+    assert paused.pause.at >= paused.created
+    await rig.commands.pause(batch_id, project="a", by="bob")
+    assert await rig.batch(batch_id) == paused
+    await rig.commands.pause(batch_id, project="a", by="bob", reason="a new lens")
+    changed = (await rig.batch(batch_id)).pause
+    assert changed is not None
+    assert (changed.by, changed.reason) == ("bob", "a new lens")
+    await rig.commands.resume(batch_id, project="a")
+    assert (await rig.batch(batch_id)).pause is None
+    assert await rig.event_texts(batch_id) == ["batch.created", "batch.paused", "batch.resumed"]
+
+
+@pytest.mark.parametrize(("field", "given"), [("by", ""), ("by", "a\nb"), ("reason", "x" * 501), ("reason", "\x1b[2J")])
+async def test_a_pause_with_an_invalid_name_or_reason_changes_nothing(rig: StoreRig, field: str, given: str) -> None:
+    batch_id = await rig.submit(1)
+    with pytest.raises(InvalidInput, match=field):
+        await rig.commands.pause(batch_id, project="a", **{field: given})
+    assert (await rig.batch(batch_id)).status is BatchStatus.PENDING

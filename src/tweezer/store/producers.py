@@ -23,6 +23,7 @@ from tweezer.model.arguments import shown
 from tweezer.model.cancels import UNKNOWN, check_by
 from tweezer.model.checks import (
     MAX_DEVICE_LENGTH,
+    MAX_REASON_LENGTH,
     as_job_spec,
     check_batch,
     check_characters,
@@ -472,9 +473,11 @@ class Commands:
         key = check_key(idempotency_key)
         await self._command("cancel_batch", batch_id, project, idempotency_key=key, digest=digest, by=check_by(by))
 
-    async def pause(self, batch_id: UUID, *, project: str | None) -> None:
-        """Pause a batch: no more of its jobs are handed out; running jobs finish."""
-        await self._command("pause_batch", batch_id, project)
+    async def pause(self, batch_id: UUID, *, project: str | None, by: str = UNKNOWN, reason: str = "") -> None:
+        """Pause a batch: no more of its jobs are handed out; running jobs finish. by: recorded requester."""
+        if reason:
+            check_text("reason", reason, MAX_REASON_LENGTH)
+        await self._command("pause_batch", batch_id, project, by=check_by(by), reason=reason)
 
     async def resume(self, batch_id: UUID, *, project: str | None) -> None:
         await self._command("resume_batch", batch_id, project)

@@ -100,8 +100,9 @@ so that Redis stores a small hash compactly. New values are appended to ``now``;
 process that does not know them sets them to zero, so a value that must not be lost needs a new version.
 
 The hash also has ``v``, ``project``, ``doc``, a field ``t:<n>`` for each ticket, ``fault``, ``tags`` (JSON, once they
-were replaced), ``children`` (ids of the batches that repeat it) and ``cancels`` (cancel requests, a line each; see
-:mod:`tweezer.model.cancels`). In version 1, each value of the record was a field of the hash."""
+were replaced), ``children`` (ids of the batches that repeat it), ``cancels`` (cancel requests, a line each; see
+:mod:`tweezer.model.cancels`) and ``paused`` (see :meth:`BatchPause.read`). In version 1, each value of the record was a
+field of the hash."""
 
 OLDER = b"1"
 """The version in which each value is a field of the hash. The ledger stores records in this form."""
@@ -161,6 +162,21 @@ class Lease(msgspec.Struct, frozen=True):
         return self.lane.rpartition(":")[0]
 
 
+class BatchPause(msgspec.Struct, frozen=True):
+    """Who paused a batch, when, and why; the reason is empty if none was given."""
+
+    at: datetime
+    by: str
+    reason: str
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Parse milliseconds and the requester on a line, and the reason on the next one."""
+        line, _, reason = text.partition("\n")
+        milliseconds, by = line.split(" ", 1)
+        return cls(_moment(milliseconds), by, reason)
+
+
 class BatchRecord(msgspec.Struct, frozen=True):
     """The current state of a batch. Times are UTC.
 
@@ -174,6 +190,7 @@ class BatchRecord(msgspec.Struct, frozen=True):
         job_s: Average duration of its DONE jobs, in seconds.
         cancels: The cancel requests, oldest first.
         not_before: The earliest time to start; None if it may start at once.
+        pause: Who paused it, when and why; None if it is not paused, or was paused by an older version.
     """
 
     id: UUID
@@ -196,6 +213,7 @@ class BatchRecord(msgspec.Struct, frozen=True):
     job_s: float | None = None
     cancels: tuple[CancelAttempt, ...] = ()
     not_before: datetime | None = None
+    pause: BatchPause | None = None
 
     @property
     def is_waiting(self) -> bool:
@@ -527,7 +545,7 @@ def _batch_record(batch_id: UUID, row: dict[str, bytes], doc: BatchDoc | None) -
     def number(name: str) -> int:
         return int(text.get(name, "0"))
 
-    created = moment_us(text["created"])
+    created, is_paused = moment_us(text["created"]), text["status"] == BatchStatus.PAUSED.letter
     return BatchRecord(
         id=batch_id,
         project=text["project"],
@@ -549,6 +567,7 @@ def _batch_record(batch_id: UUID, row: dict[str, bytes], doc: BatchDoc | None) -
         job_s=number("worked") / number("done") / 1000 if number("worked") and number("done") else None,
         cancels=read_attempts(text.get("cancels", "")),
         not_before=moment(text.get("not_before")),
+        pause=BatchPause.read(text["paused"]) if is_paused and "paused" in text else None,
     )
 
 

@@ -122,8 +122,9 @@ class DirectTransport:
             batch_id, cancel(batch_id, indices, project=self.project, by=by, idempotency_key=idempotency_key)
         )
 
-    async def pause(self, batch_id: UUID) -> None:
-        await self._change(batch_id, self.store.commands.pause(batch_id, project=self.project))
+    async def pause(self, batch_id: UUID, *, by: str, reason: str) -> None:
+        pause = self.store.commands.pause
+        await self._change(batch_id, pause(batch_id, project=self.project, by=by, reason=reason))
 
     async def resume(self, batch_id: UUID) -> None:
         await self._change(batch_id, self.store.commands.resume(batch_id, project=self.project))

@@ -181,8 +181,8 @@ class HttpTransport:
         )
         return answer.data
 
-    async def pause(self, batch_id: UUID) -> None:
-        await self._change(batch_id, "/api/v2/batches/{}/pause")
+    async def pause(self, batch_id: UUID, *, by: str, reason: str) -> None:
+        await self._change(batch_id, "/api/v2/batches/{}/pause", query={"by": by, "reason": reason})
 
     async def resume(self, batch_id: UUID) -> None:
         await self._change(batch_id, "/api/v2/batches/{}/resume")

@@ -16,7 +16,7 @@ from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Priority, R
 from tweezer.model.sequence import Geometry
 from tweezer.model.webhooks import EventMessage
 from tweezer.model.windows import Window
-from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord
+from tweezer.store.records import BatchPause, BatchRecord, DeviceRecord, JobRecord
 
 
 class _LimitsJson(msgspec.Struct, frozen=True):
@@ -32,6 +32,12 @@ class _CancelJson(msgspec.Struct, frozen=True):
 
     def attempt(self) -> CancelAttempt:
         return CancelAttempt(self.at, self.by, read_ranges(self.jobs))
+
+
+class _PauseJson(msgspec.Struct, frozen=True):
+    at: datetime
+    by: str
+    reason: str
 
 
 class BatchJson(msgspec.Struct, frozen=True):
@@ -63,6 +69,7 @@ class BatchJson(msgspec.Struct, frozen=True):
     job_s: float | None
     cancel_attempts: tuple[_CancelJson, ...]
     not_before: datetime | None = None
+    pause: _PauseJson | None = None
     child_ids: tuple[UUID, ...] = ()
     sequence_builder: str | None = None
 
@@ -101,6 +108,7 @@ class BatchJson(msgspec.Struct, frozen=True):
             job_s=self.job_s,
             cancels=tuple(attempt.attempt() for attempt in self.cancel_attempts),
             not_before=self.not_before,
+            pause=None if self.pause is None else BatchPause(self.pause.at, self.pause.by, self.pause.reason),
         )
 
 

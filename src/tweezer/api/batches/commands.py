@@ -33,7 +33,7 @@ from tweezer.api.webhooks.service import Hooks, check_webhook
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.recorder.writing import replace_tags
 from tweezer.model.cancels import BY_LENGTH_MAX
-from tweezer.model.checks import MAX_KEY_LENGTH, MAX_TAG_LENGTH, MAX_TAGS, check_tags
+from tweezer.model.checks import MAX_KEY_LENGTH, MAX_REASON_LENGTH, MAX_TAG_LENGTH, MAX_TAGS, check_tags
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, Unavailable
 from tweezer.model.ids import split_job_id
 from tweezer.model.messages import MAX_JOBS_PER_BATCH
@@ -57,14 +57,24 @@ By = Annotated[
     Query(
         max_length=BY_LENGTH_MAX,
         pattern=NO_CONTROLS,
-        description="Name of the person or program that cancels, to record beside the key.",
+        description="Name of the person or program that makes the request, to record beside the key.",
         examples=["alice@lab"],
+    ),
+]
+
+Reason = Annotated[
+    str,
+    Query(
+        max_length=MAX_REASON_LENGTH,
+        pattern=NO_CONTROLS,
+        description="Why, for people.",
+        examples=["wait for the calibration"],
     ),
 ]
 
 
 def describe_caller(caller: Principal, by: str = "") -> str:
-    """Return the text that is recorded with a cancel: the given name, the user if there is one, and the key's id."""
+    """Return the text that is recorded with a request: the given name, the user if there is one, and the key's id."""
     known = ", ".join(filter(None, (caller.user, f"key {caller.key}")))
     if by.strip():
         return f"{by[: BY_LENGTH_MAX - len(known) - 3]} ({known})"
@@ -243,11 +253,14 @@ async def cancel_jobs_by_index(
 
 
 @router.patch("/api/v2/batches/{batch_id}/pause", summary="Pause a batch", **describe_route(BatchResponse, 404))
-async def pause_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
-    """Pause the batch: its running jobs finish, and no further ones start. Pausing a paused batch changes nothing."""
+async def pause_batch(
+    batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore, by: By = "", reason: Reason = ""
+) -> Response:
+    """Pause the batch: its running jobs finish, and no further ones start. Pausing a paused batch changes nothing,
+    except that a reason replaces its reason."""
     batch = await live.batch(caller, batch_id)
     async with expect_live(batch):
-        await queue.commands.pause(batch_id, project=batch.project)
+        await queue.commands.pause(batch_id, project=batch.project, by=describe_caller(caller, by), reason=reason)
     return await get_batch(batch_id, caller, live)
 
 

@@ -68,6 +68,14 @@ class CancelAttemptResponse(RecordResponse, frozen=True):
     ]
 
 
+class PauseResponse(RecordResponse, frozen=True):
+    """Who paused a batch, when, and why."""
+
+    at: Annotated[Moment, doc("When the batch was paused.")]
+    by: Annotated[str, doc("Who paused it, as in `cancel_attempts`.", "alice (key k3v9q2m7x4ab)")]
+    reason: Annotated[str, doc("Why, for people; empty if no reason was given.", "wait for the calibration")]
+
+
 class FaultResponse(RecordResponse, frozen=True):
     """Why a job or a batch failed."""
 
@@ -248,6 +256,7 @@ class ListedBatchResponse(RecordResponse, frozen=True, kw_only=True):
     ]
     jobs_count: Annotated[Count, Source("jobs"), doc("Number of its jobs.", 20)]
     jobs_count_per_status: Counts
+    pause: Annotated[PauseResponse | None, doc("Who paused the batch, when and why; null if it is not paused.", None)]
     idle_s: Annotated[Seconds, doc("Seconds for which the open batch reserved a QPU without giving it work.", 0.0)]
     limits: Annotated[LimitsResponse, doc("The limits of the batch.")]
     fault: Annotated[FaultResponse | None, doc("Why the batch could not run, with a code; null otherwise.", None)]
@@ -272,6 +281,7 @@ class ListedBatchResponse(RecordResponse, frozen=True, kw_only=True):
             limits=LimitsResponse.from_record(record.doc.limits),
             fault=None if record.fault is None else FaultResponse.from_record(record.fault),
             cancel_attempts=[CancelAttemptResponse.from_record(attempt) for attempt in record.cancels],
+            pause=None if record.pause is None else PauseResponse.from_record(record.pause),
             **computed,
         )
 

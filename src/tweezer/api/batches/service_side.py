@@ -144,7 +144,7 @@ async def _move(commands: Commands, caller: Principal, batch: BatchRecord, body:
     """Apply a new status to a batch. Raises Conflict if the lifecycle forbids it."""
     match body.status:
         case BatchStatus.PAUSED:
-            await commands.pause(batch.id, project=batch.project)
+            await commands.pause(batch.id, project=batch.project, by=describe_caller(caller))
         case BatchStatus.PENDING | BatchStatus.RUNNING:
             if batch.status is not BatchStatus.PAUSED:
                 raise Conflict(

@@ -44,6 +44,7 @@ local function follow(b)
   if ledger.cancels and #ledger.cancels > redis.call('HSTRLEN', record, 'cancels') then
     redis.call('HSET', record, 'cancels', ledger.cancels)
   end
+  if ledger.paused then redis.call('HSETNX', record, 'paused', ledger.paused) end
   if ledger.tags then redis.call('HSET', record, 'tags', ledger.tags) end
   if b.started == 0 then b.started = tonumber(ledger.started or 0) end
   b.worked = math.max(b.worked, tonumber(ledger.worked or 0))

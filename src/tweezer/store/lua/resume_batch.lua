@@ -13,6 +13,7 @@ if not b then return { none } end
 if is_over(b) then return { 'over' } end
 if b.status == 'S' then
   move_batch(b, b.started > 0 and 'R' or 'P')
+  redis.call('HDEL', key(KEY.batch, batch_id), 'paused')
   issue_tickets(b)
 end
 finish(b)
