@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import http.client
 import importlib.util
 import json
@@ -9,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -164,6 +166,16 @@ def test_a_batch_is_submitted_watched_and_read(up: Up) -> None:
     assert up.tweezer("status", nobody).stderr == f"Error: there is no batch {nobody}\n"
 
 
+def test_a_ledger_without_tables_counts_as_none(up: Up, tmp_path: Path) -> None:
+    nobody, ledger = str(new_batch_id()), tmp_path / "ledger.db"
+    for make in (lambda: None, ledger.touch, lambda: sqlite3.connect(ledger).execute("PRAGMA user_version = 1")):
+        make()
+        for command in ("status", "results"):
+            runner = CliRunner(env={"TWEEZER_DATABASE_URL": f"sqlite:///{ledger}"})
+            ran = runner.invoke(main, ["--redis", up.redis_url, command, nobody])
+            assert ran.stderr == f"Error: there is no batch {nobody}\n"
+
+
 @pytest.mark.slow
 def test_a_batch_runs_through_real_commands(up: Up, tmp_path: Path) -> None:
     (tmp_path / "sequence.json").write_text("{}")
@@ -194,8 +206,10 @@ def test_waiting_for_a_batch_whose_job_fails_ends_with_exit_code_1(up: Up) -> No
     ran = up.tweezer("submit", "-", "--device", "NULL", "--job", 'runs=1,fail="no atoms"', "--wait", input="{}")
     assert ran.exit_code == 1
     batch = ran.stdout.strip()
-    assert ran.stderr.splitlines()[-1].startswith(f"Error: not all jobs of batch {short(batch)} are DONE: 1 ERROR of 1")
-    assert "no atoms" in up.call("status", batch)
+    shown = short(batch)
+    assert ran.stderr.splitlines()[0] == "job 0 failed: no atoms"
+    assert ran.stderr.splitlines()[-1].startswith(f"Error: not all jobs of batch {shown} are DONE: 1 ERROR of 1")
+    assert "\n    1  0     no atoms\n" in up.call("status", batch)
     failed = up.tweezer("results", batch)
     assert failed.exit_code == 1
     assert failed.stderr == "Error: no job has a result; job 0 is ERROR: no atoms\n"
@@ -207,6 +221,99 @@ def test_the_sum_of_results_lists_jobs_without_a_result(up: Up) -> None:
     total = json.loads(up.call("results", batch, "--sum", "--json"))
     assert (total["jobs"], total["without_result"], total["counter"]) == (2, [1], {"0": 7})
     assert "7 shots of 2 of 3 jobs" in up.call("results", batch, "--sum")
+
+
+def test_results_of_many_jobs_are_one_table_or_csv(up: Up) -> None:
+    options = [word for number in range(11) for word in ("--job", f"runs={number + 1}")]
+    batch = up.tweezer(
+        "submit", "-", "--device", "NULL", *options, "--job", 'runs=1,fail="no atoms"', "--wait", input="{}"
+    ).stdout.strip()
+    lines = up.call("results", batch).splitlines()
+    assert lines[0].split() == ["job", "variables", "status", "shots", "top", "share"]
+    assert lines[1].split() == ["0", "DONE", "1", "0", "100.0%"]
+    assert lines[12].split() == ["11", "fail=no", "atoms", "ERROR"]
+    assert [line.split() for line in lines[13:]] == [[], ["count", "jobs", "reason"], ["1", "11", "no", "atoms"]]
+    rows = list(csv.DictReader(up.call("results", batch, "--csv").splitlines()))
+    assert rows[2] == {"job": "2", "fail": "", "status": "DONE", "shots": "3", "top": "0", "share": "1", "note": ""}
+    assert (rows[11]["fail"], rows[11]["status"], rows[11]["note"]) == ("no atoms", "ERROR", "no atoms")
+    full = list(csv.DictReader(up.call("results", batch, "--csv", "--full", "--job", "4").splitlines()))
+    assert [(row["bitstring"], row["count"]) for row in full] == [("0", "5")]
+    assert up.call("results", batch, "--full").count("█") > 11
+    assert up.call("results", batch, "--job", "3").splitlines()[0] == "job 3"
+    assert up.tweezer("results", batch, "--csv", "--json").exit_code == 2
+
+
+def test_many_failures_are_grouped_by_their_reason(up: Up) -> None:
+    options = [word for _ in range(3) for word in ("--job", 'runs=1,fail="no atoms"')]
+    ran = up.tweezer("submit", "-", "--device", "NULL", *options, "--job", "runs=1", "--wait", input="{}")
+    assert "\n    3  0-2   no atoms\n" in ran.stderr
+    assert sum("job " in line and "failed: no atoms" in line for line in ran.stderr.splitlines()) == 1
+    assert "\n    3  0-2   no atoms\n" in up.call("status", ran.stdout.strip())
+
+
+def test_the_results_of_a_cancelled_job_show_who_cancelled_it_and_when(up: Up) -> None:
+    up.call("pause", "--device", "NULL", "--reason", "test")
+    try:
+        batch = up.submit("--runs", "1")
+        up.call("cancel", batch, "--by", "the watchdog")
+        error = up.tweezer("results", batch).stderr
+        assert re.search(r"job 0 was cancelled by the watchdog at \d{4}-\d\d-\d\d [\d:]+ \S+, before it started", error)
+    finally:
+        up.call("resume", "--device", "NULL")
+
+
+def test_status_shows_who_paused_a_batch_and_why(up: Up) -> None:
+    up.call("pause", "--device", "NULL", "--reason", "test")
+    try:
+        batch = up.submit("--runs", "1")
+        assert up.call("pause", batch, "--reason", "check first") == f"{short(batch)} paused"
+        assert re.search(
+            rf"paused +by \S+@{re.escape(socket.gethostname())} at .*: check first\n", up.call("status", batch)
+        )
+        assert json.loads(up.call("status", batch, "--json"))["pause"]["reason"] == "check first"
+        up.call("resume", batch)
+        assert "check first" not in up.call("status", batch)
+    finally:
+        up.call("resume", "--device", "NULL")
+    up.call("watch", batch)
+
+
+def test_status_shows_durations_and_the_time_zone(up: Up) -> None:
+    batch = up.submit("--job", "sleep_s=0.2", "--wait")
+    shown = up.call("status", batch, "--jobs")
+    at = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+"
+    assert re.search(rf"^submitted +{at} \(\S+ m?s ago\)$", shown, re.MULTILINE)
+    assert re.search(rf"^started +{at}, queued for \S+ m?s$", shown, re.MULTILINE)
+    assert re.search(rf"^ended +{at}, ran for \S+ m?s$", shown, re.MULTILINE)
+    assert "job  status  runs  variables    queued  ran" in shown
+
+
+def test_an_export_reports_what_it_wrote(up: Up, tmp_path: Path) -> None:
+    batch = up.submit("--runs", "1", "--job", "runs=2", "--job", "runs=3", "--wait")
+    ran = up.tweezer("export", batch, "--out", str(tmp_path / "out.jsonl"))
+    assert (ran.stdout, ran.stderr) == ("", f"Exported 1 batch with 2 jobs to {tmp_path / 'out.jsonl'}.\n")
+    ran = up.tweezer("export", batch)
+    assert (len(ran.stdout.splitlines()), ran.stderr) == (3, "Exported 1 batch with 2 jobs.\n")
+
+
+def test_watch_follows_an_open_batch_until_it_is_closed(up: Up) -> None:
+    batch = up.submit("--open", "--runs", "1")
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "tweezer.cli", "--redis", up.redis_url, "watch", "--follow", batch],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert watching.stdout is not None
+    line = watching.stdout.readline()
+    while "1/1 jobs" not in line:
+        line = watching.stdout.readline()
+    assert watching.poll() is None
+    up.call("add", batch, "--runs", "2")
+    up.call("close", batch)
+    assert watching.communicate(timeout=PATIENCE_S)[0].splitlines()[-1].endswith("2/2 jobs · DONE")
+    assert watching.returncode == 0
 
 
 def test_jobs_from_a_file_are_added_to_an_open_batch_that_is_then_closed(up: Up, tmp_path: Path) -> None:
@@ -270,7 +377,7 @@ def test_a_batch_and_a_device_are_paused_and_resumed(up: Up) -> None:
 def test_a_fault_in_a_job_is_reported_in_one_sentence(up: Up) -> None:
     ran = up.tweezer("submit", "-", "--device", "NULLL", "--runs", "1", input="{}")
     assert (ran.exit_code, ran.stdout) == (1, "")
-    assert ran.stderr == "Error: device: there is no device 'NULLL'; the devices are NULL\n"
+    assert ran.stderr == "Error: device: there is no device 'NULLL' (did you mean NULL?); the devices are NULL\n"
     assert up.tweezer("status", "nonsense").stderr == "Error: there is no batch nonsense\n"
 
 
@@ -383,7 +490,9 @@ def test_ctrl_c_ends_watch(up: Up) -> None:
     watching.send_signal(signal.SIGINT)
     _, output = watching.communicate(timeout=PATIENCE_S)
     assert watching.returncode == 130
-    assert "Traceback" not in output
+    assert output.splitlines() == [
+        f"The batch continues. To follow it again: tweezer watch {batch}; to stop it: tweezer cancel {batch}"
+    ]
     up.call("cancel", batch)
 
 

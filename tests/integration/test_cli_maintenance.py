@@ -100,7 +100,7 @@ def in_hours(hours: float) -> str:
 
 def test_a_device_is_paused_for_a_while_by_its_name(terminal: Terminal) -> None:
     printed = terminal.call("pause", DEVICE, "--reason", "new lens", "--for", "2h")
-    assert re.fullmatch(r"EMU is paused until .*\d\d:\d\d: new lens", printed)
+    assert re.fullmatch(r"EMU is paused until .*\d\d:\d\d \S+: new lens", printed)
     assert printed.removeprefix("EMU is ") in terminal.shown()
     record = terminal.ask(lambda it: it.reader.device(DEVICE))
     assert record is not None
@@ -111,6 +111,8 @@ def test_a_device_is_paused_for_a_while_by_its_name(terminal: Terminal) -> None:
     assert terminal.shown().endswith("available")
     assert "until" in terminal.refused("pause", DEVICE, "--reason", "why", "--until", "2020-01-01T00:00")
     assert "there is no device NONE" in terminal.refused("pause", "NONE", "--reason", "why")
+    assert "no device EMUU (did you mean EMU?)" in terminal.refused("pause", "EMUU", "--reason", "why")
+    assert "no device emu (did you mean EMU?)" in terminal.refused("resume", "emu")
 
 
 def test_maintenance_is_planned_shown_and_removed(terminal: Terminal) -> None:

@@ -468,7 +468,7 @@ async def test_bad_input_names_the_field_and_writes_nothing(site: Site, field: s
 
 
 async def test_the_error_for_an_unknown_device_lists_the_known_ones(unserved: Site) -> None:
-    with pytest.raises(tweezer.InvalidInput, match=r"no device 'NULLL'; the devices are NULL"):
+    with pytest.raises(tweezer.InvalidInput, match=r"no device 'NULLL' \(did you mean NULL\?\); the devices are NULL"):
         await unserved.queue.submit(None, [{"runs": 1}], device="NULLL")
 
 

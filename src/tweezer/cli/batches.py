@@ -11,15 +11,17 @@ from uuid import UUID
 import click
 
 from tweezer.cli import show
+from tweezer.cli.devices import on_device
 from tweezer.cli.jobs import job_options, read_jobs
 from tweezer.cli.options import Options, clock, parse_duration, parse_time, pass_options, split_job
-from tweezer.cli.status import Meter, follow, must_be_done
+from tweezer.cli.status import Meter, explaining_interrupts, follow, must_be_done
 from tweezer.client import AsyncBatch, AsyncQueue
 from tweezer.model.checks import MAX_DEVICE_LENGTH, check_text
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.ids import read_short_id, short_id
 from tweezer.model.messages import Limits, Priority
 from tweezer.model.sequence import decode_text
+from tweezer.model.summaries import format_count
 from tweezer.model.windows import Unavailability, UnavailabilityKind
 from tweezer.store.producers import CancelAnswer
 
@@ -114,11 +116,19 @@ def submit(
             not_before=not_before,
             idempotency_key=idempotency_key,
         )
+        submitted.append(batch.id)
         click.echo(short_id(batch.id) if sys.stdout.isatty() else str(batch.id))
         if wait:
             must_be_done(await follow(queue, batch.id, Meter(err=True)))
+        elif sys.stdout.isatty():
+            show.echo(
+                f"Submitted {format_count(len(jobs), 'job')}. To follow them: tweezer watch {short_id(batch.id)}",
+                err=True,
+            )
 
-    options.run(run, patient=wait)
+    submitted: list[UUID] = []
+    with explaining_interrupts(submitted):
+        options.run(run, patient=wait)
 
 
 @click.command()
@@ -144,7 +154,10 @@ def add(
     async def run(queue: AsyncQueue) -> int:
         return await (await queue.find(batch)).add_jobs(jobs, idempotency_key=idempotency_key)
 
-    click.echo(options.run(run))
+    first = options.run(run)
+    click.echo(first)
+    if sys.stdout.isatty():
+        show.echo(f"Added {format_count(len(jobs), 'job')}, from job {first} on.", err=True)
 
 
 @click.command()
@@ -189,7 +202,7 @@ def cancel(options: Options, *, batches: tuple[str, ...], indices: tuple[int, ..
 @click.command()
 @click.argument("batches", nargs=-1, metavar="[BATCH…|DEVICE]")
 @click.option("--device", help="Name of the device, if it could be confused with a batch id.")
-@click.option("--reason", help="Why the device is paused; shown to all users.")
+@click.option("--reason", help="Why the batches or the device are paused; for a device shown to all users.")
 @click.option("--until", type=parse_time, metavar="TIME", help="Resume the device at this time: 2027-01-31T08:00.")
 @click.option(
     "--for", "for_s", type=parse_duration, metavar="DURATION", help="Resume the device after this time: 30min, 2h."
@@ -209,21 +222,21 @@ def pause(
     Pausing a paused device changes its reason and its end.
 
     \b
-    tweezer pause 5m2q0xw8kd
+    tweezer pause 5m2q0xw8kd --reason "check the first results"
     tweezer pause FRESNEL --reason "new lens" --for 2h
     """
     name = _find_device(batches, device)
     if name is None:
-        if reason is not None or until is not None or for_s is not None:
-            raise click.UsageError("--reason, --until and --for apply only to a device")
-        _each(options, batches, AsyncBatch.pause, "paused")
+        if until is not None or for_s is not None:
+            raise click.UsageError("--until and --for apply only to a device")
+        _each(options, batches, lambda batch: batch.pause(reason or ""), "paused")
         return
     if not reason:
         raise click.UsageError(f"give the reason for pausing the device {name} with --reason; it is shown to all users")
     if until is not None and for_s is not None:
         raise click.UsageError("give either --until or --for")
     ends = until if for_s is None else datetime.now(UTC) + timedelta(seconds=for_s)
-    options.run(lambda queue: queue.pause_device(name, reason, until=ends))
+    options.run(on_device(name, lambda queue: queue.pause_device(name, reason, until=ends)))
     show.echo(f"{name} is {Unavailability(UnavailabilityKind.PAUSED, reason, ends).describe(clock)}")
 
 
@@ -243,7 +256,7 @@ def resume(options: Options, *, batches: tuple[str, ...], device: str | None) ->
         found = await queue.device(name)
         return None if found is None else found.unavailability(datetime.now(UTC))
 
-    hold = options.run(run)
+    hold = options.run(on_device(name, run))
     show.echo(f"{name} is resumed{'' if hold is None else f', but {hold.describe(clock)}'}")
 
 

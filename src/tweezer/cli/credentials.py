@@ -38,6 +38,7 @@ from tweezer.ledger.access.vault import SECRETS_SURE_S
 from tweezer.ledger.retention import delete_project
 from tweezer.model.errors import InvalidInput, Unavailable
 from tweezer.model.quotas import BY_NAME
+from tweezer.model.summaries import format_duration
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -288,7 +289,7 @@ def rotate_links(options: Options, *, overlap_s: int) -> None:
     with options.writing() as connection:
         rotate_link_keys(connection, options.settings().vault(), overlap_s=overlap_s)
     time.sleep(SECRETS_SURE_S)
-    older = f"remain valid for at most {show.duration(overlap_s)}" if overlap_s else "are no longer valid"
+    older = f"remain valid for at most {format_duration(overlap_s)}" if overlap_s else "are no longer valid"
     show.echo(f"New links are signed with a new key; existing links {older}.")
 
 
@@ -453,7 +454,7 @@ def _amount(quota: str, limit: int) -> str:
 def _kept(project: Project) -> str:
     if project.retention_s is None:
         return "default"
-    return show.duration(project.retention_s) if project.retention_s else "forever"
+    return format_duration(project.retention_s) if project.retention_s else "forever"
 
 
 def _end(key: ApiKey) -> str:
@@ -465,7 +466,7 @@ def _end(key: ApiKey) -> str:
     if left_s <= 0:
         return f"expired {_day(key.expires)}"
     session = " (session)" if key.kind is KeyKind.SESSION else ""
-    return f"in {show.duration(left_s)}{session}"
+    return f"in {format_duration(left_s)}{session}"
 
 
 def _day(moment: datetime | None) -> str:

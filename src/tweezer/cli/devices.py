@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import click
 
@@ -11,9 +14,12 @@ from tweezer.cli import show
 from tweezer.cli.options import Options, clock, parse_time, pass_options, print_list
 from tweezer.cli.status import availability
 from tweezer.client import AsyncQueue
+from tweezer.model.checks import near
 from tweezer.model.errors import NotFound
-from tweezer.model.windows import Window
+from tweezer.model.summaries import format_duration
 from tweezer.store.records import DeviceRecord, WorkerRecord
+
+T = TypeVar("T")
 
 
 @click.command()
@@ -22,10 +28,18 @@ from tweezer.store.records import DeviceRecord, WorkerRecord
 def devices(options: Options, *, as_json: bool) -> None:
     """List the devices that workers have announced."""
     now = datetime.now(UTC)
+    found = options.run(lambda queue: queue.devices())
+    named = any(it.specs_name not in (None, it.name) for it in found)  # sequences name it in another way
+
+    def row(it: DeviceRecord) -> tuple[object, ...]:
+        atoms = "" if it.specs_name is None else "any" if it.max_atom_num is None else f"≤ {it.max_atom_num}"
+        other = (it.specs_name or "",) if named else ()
+        return it.name, *other, it.adapter, atoms, it.lanes, it.pending, it.running, availability(it, now)
+
     print_list(
-        options.run(lambda queue: queue.devices()),
-        ("device", "adapter", "name in its specs", "atoms", "lanes", "pending", "running", "status"),
-        lambda it: (it.name, it.adapter, *_limits(it), it.lanes, it.pending, it.running, availability(it, now)),
+        found,
+        ("device", *(("in sequences",) if named else ()), "adapter", "atoms", "lanes", "pending", "running", "status"),
+        row,
         none="No worker has announced a device yet; start one with `tweezer worker --device EMU_FREE`.",
         as_json=as_json,
     )
@@ -39,7 +53,7 @@ def workers(options: Options, *, as_json: bool) -> None:
 
     def row(it: WorkerRecord) -> tuple[object, ...]:
         up_s, state = (datetime.now(UTC) - it.started).total_seconds(), "draining" if it.draining else ""
-        return it.id, it.device, f"{it.busy}/{it.lanes} busy", it.version, show.duration(up_s), state
+        return it.id, it.device, f"{it.busy}/{it.lanes} busy", it.version, format_duration(up_s), state
 
     print_list(
         options.run(lambda queue: queue.workers()),
@@ -48,13 +62,6 @@ def workers(options: Options, *, as_json: bool) -> None:
         none="No worker is running; start one with `tweezer worker --device EMU_FREE`.",
         as_json=as_json,
     )
-
-
-def _limits(device: DeviceRecord) -> tuple[str, str]:
-    """Return the device name in sequences, and the maximum number of atoms."""
-    if device.specs_name is None:
-        return "none", ""
-    return device.specs_name, "any" if device.max_atom_num is None else f"≤ {device.max_atom_num}"
 
 
 _LOOK_S = 0.5
@@ -95,7 +102,10 @@ def maintenance(context: click.Context, device: str) -> None:
 @pass_options
 def add(options: Options, device: str, /, *, begins: datetime, ends: datetime, reason: str) -> None:
     """Plan a maintenance window and print its id."""
-    click.echo(options.run(lambda queue: queue.plan_maintenance(device, begins, ends, reason)).id)
+    window = options.run(on_device(device, lambda queue: queue.plan_maintenance(device, begins, ends, reason)))
+    click.echo(window.id)
+    if sys.stdout.isatty():
+        show.echo(f"Planned maintenance of {device} from {clock(window.begins)} to {clock(window.ends)}.", err=True)
 
 
 @maintenance.command(name="list")
@@ -105,12 +115,8 @@ def add(options: Options, device: str, /, *, begins: datetime, ends: datetime, r
 def list_windows(options: Options, device: str, /, *, as_json: bool) -> None:
     """List the current and planned maintenance windows."""
 
-    async def find(queue: AsyncQueue) -> list[Window]:
-        await _device(queue, device)
-        return await queue.maintenance(device)
-
     print_list(
-        options.run(find),
+        options.run(on_device(device, lambda queue: queue.maintenance(device))),
         ("id", "from", "to", "reason"),
         lambda it: (it.id, clock(it.begins), clock(it.ends), it.reason),
         none=f"No maintenance of {device} is planned.",
@@ -124,7 +130,7 @@ def list_windows(options: Options, device: str, /, *, as_json: bool) -> None:
 @pass_options
 def remove(options: Options, device: str, /, *, window: str) -> None:
     """Remove a planned maintenance window, or end a current one now."""
-    options.run(lambda queue: queue.drop_maintenance(device, window))
+    options.run(on_device(device, lambda queue: queue.drop_maintenance(device, window)))
     show.echo(f"Removed maintenance {window} of {device}.")
 
 
@@ -139,12 +145,12 @@ def drain(options: Options, *, device: str, reason: str) -> None:
     """
 
     async def wait(queue: AsyncQueue) -> None:
-        found = await _device(queue, device)
+        found = await find_device(queue, device)
         if found.paused is None or found.paused_until is not None:  # a pause with an end would resume by itself
             await queue.pause_device(device, reason if found.paused is None else found.paused)
         show.echo(f"{device} is paused; waiting for its running jobs to end", err=True)
         shown = None
-        while running := (await _device(queue, device)).running:
+        while running := (await find_device(queue, device)).running:
             if running != shown:
                 show.echo(f"{running} {'job is' if running == 1 else 'jobs are'} running", err=True)
                 shown = running
@@ -158,8 +164,19 @@ def drain(options: Options, *, device: str, reason: str) -> None:
     show.echo(f"{device} is drained; `tweezer resume {device}` puts it back to work.")
 
 
-async def _device(queue: AsyncQueue, name: str) -> DeviceRecord:
+async def find_device(queue: AsyncQueue, name: str) -> DeviceRecord:
+    """Return the device. Raises NotFound, with the name that may have been meant."""
     found = await queue.device(name)
     if found is None:
-        raise NotFound("device", name)
+        raise NotFound("device", f"{name}{near(name, [it.name for it in await queue.devices()])}")
     return found
+
+
+def on_device(name: str, act: Callable[[AsyncQueue], Awaitable[T]]) -> Callable[[AsyncQueue], Awaitable[T]]:
+    """Return the action, preceded by :func:`find_device`."""
+
+    async def checked(queue: AsyncQueue) -> T:
+        await find_device(queue, name)
+        return await act(queue)
+
+    return checked

@@ -37,8 +37,9 @@ from tweezer.cli.ledger_checks import (
 from tweezer.cli.local.redis_server import OLDEST
 from tweezer.cli.options import Options, clock, pass_options
 from tweezer.data_folder import API_CA_FILE, API_URL
-from tweezer.model.errors import TweezerError
+from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.model.messages import RECORD_VERSION
+from tweezer.model.summaries import format_count
 from tweezer.model.windows import UnavailabilityKind
 from tweezer.settings import CONFIG_VARIABLE, PREFIX, SECRET_FILES, SETTINGS, Settings
 from tweezer.store.connection import Store
@@ -102,10 +103,11 @@ async def examine(options: Options) -> list[Finding]:
             if webhooks is not None:
                 findings.append(await examine_couriers(store, webhooks))
     except TweezerError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Unavailable) else error  # without its advice
         findings.append(
             fail(
                 "Redis",
-                error.message,
+                cause.message,
                 "start Redis, or set TWEEZER_REDIS_URL (or --redis); `tweezer up` starts one for development",
             )
         )
@@ -357,7 +359,9 @@ def check_workers(workers: list[WorkerRecord]) -> Finding:
             "upgrade all processes to the same version when you can",
         )
     lanes = sum(worker.lanes for worker in workers)
-    return ok("workers", f"{_count(len(workers), 'worker')} with {_count(lanes, 'lane')}, version {__version__}")
+    return ok(
+        "workers", f"{format_count(len(workers), 'worker')} with {format_count(lanes, 'lane')}, version {__version__}"
+    )
 
 
 def find_silent(leases: Iterable[Lease], workers: Iterable[WorkerRecord], settings: Settings) -> list[str]:
@@ -408,22 +412,18 @@ def check_devices(devices: list[DeviceRecord]) -> Iterator[Finding]:
         if hold is not None and hold.kind is not UnavailabilityKind.UNSERVED:
             yield warn(
                 name,
-                f"{hold.describe(clock)}; {device.pending} jobs wait",
+                f"{hold.describe(clock)}; {format_count(device.pending, 'pending job')}",
                 _GO_ON[hold.kind].format(name=device.name),
             )
         elif device.pending and not device.lanes:
             yield fail(
                 name,
-                f"{device.pending} jobs wait, but no worker is running",
+                f"{format_count(device.pending, 'pending job')}, but no worker is running",
                 f"start one: tweezer worker --device {device.name}",
             )
         else:
-            lanes = _count(device.lanes, "lane")
-            yield ok(name, f"{lanes}, {_count(device.pending, 'pending job')}, {_count(device.running, 'running job')}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+            lanes, pending = format_count(device.lanes, "lane"), format_count(device.pending, "pending job")
+            yield ok(name, f"{lanes}, {pending}, {format_count(device.running, 'running job')}")
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from tweezer.cli.options import exit_unless, print_json
 from tweezer.ledger.config import sqlite_file
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.messages import RECORD_VERSION
+from tweezer.model.summaries import format_duration
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.measures import measure
@@ -191,7 +192,7 @@ def check_recorder(*, active: bool, behind_s: float | None) -> Finding:
     if not active and behind_s is not None:
         return fail(
             "recorder",
-            f"no recorder is active: {show.duration(behind_s)} of events are waiting in Redis",
+            f"no recorder is active: {format_duration(behind_s)} of events are waiting in Redis",
             start,
         )
     if not active:
@@ -199,7 +200,7 @@ def check_recorder(*, active: bool, behind_s: float | None) -> Finding:
     if behind_s is not None and behind_s > _SLOW_RECORDER_S:
         return warn(
             "recorder",
-            f"active, but {show.duration(behind_s)} behind",
+            f"active, but {format_duration(behind_s)} behind",
             "check its log, and the load of the database and its disk",
         )
     return ok("recorder", "active and up to date")
@@ -221,7 +222,7 @@ def check_installation(ledger: str | None, redis: str | None) -> Finding | None:
 
 def check_keeping(settings: Settings) -> Finding:
     """Check how long Redis and the ledger keep ended batches."""
-    redis, ledger = show.duration(settings.redis.grace_s), show.duration(settings.database.retention_s)
+    redis, ledger = format_duration(settings.redis.grace_s), format_duration(settings.database.retention_s)
     if settings.database.retention_s and settings.database.retention_s < settings.redis.grace_s:
         return warn(
             "retention",
@@ -310,13 +311,13 @@ def check_couriers(idle_s: Sequence[float] | None, *, behind_s: float | None, wa
         return Finding("courier", level, "no courier has ever run here, so no webhook is sent", _START_COURIER)
     alive = sum(idle < _SILENT_S for idle in idle_s)
     if not alive and behind_s is not None:
-        problem = f"no courier is running: {show.duration(behind_s)} of webhooks are waiting in Redis"
+        problem = f"no courier is running: {format_duration(behind_s)} of webhooks are waiting in Redis"
         return fail("courier", problem, _START_COURIER)
     if not alive:
         return warn("courier", "no courier is running; all webhooks so far were processed", _START_COURIER)
     runs = f"{alive} running"
     if behind_s is not None and behind_s > _SLOW_S:
-        return warn("courier", f"{runs}, {show.duration(behind_s)} behind", _MANY)
+        return warn("courier", f"{runs}, {format_duration(behind_s)} behind", _MANY)
     return ok("courier", f"{runs}, up to date")
 
 

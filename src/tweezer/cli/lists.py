@@ -11,11 +11,12 @@ import click
 
 from tweezer.cli import show
 from tweezer.cli.options import Options, parse_duration, parse_time, pass_options, print_json
-from tweezer.cli.status import batch_as_json, job_as_json, job_cells
+from tweezer.cli.status import batch_as_json, job_as_json, job_table
 from tweezer.client import AsyncQueue
 from tweezer.ledger.queries.filters import JobFilter
 from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.summaries import cut
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord
 
 _BATCHES, _JOBS = 20, 100
@@ -137,8 +138,8 @@ def jobs(
     if as_json:
         print_json([job_as_json(job) for job in found[:limit]])
     elif found:
-        rows = [(f"{short_id(job.batch_id)}/{job.index}", *job_cells(job)) for job in found[:limit]]
-        show.print_table(("job", "status", "runs", "variables", "took", "note"), rows)
+        table = job_table(found[:limit], reasons=True, name=lambda job: f"{short_id(job.batch_id)}/{job.index}")
+        show.echo("\n".join(table))
     else:
         show.echo("no job matches" if wanted != JobFilter() else "the batch has no jobs yet")
     if len(found) > limit:
@@ -156,11 +157,11 @@ def batch_table(found: list[BatchRecord], now: datetime) -> list[str]:
     rows = []
     for record in found:
         ended = sum(count for status, count in record.counts.items() if status.terminal)
-        row = [short_id(record.id), record.status.value, f"{ended}/{record.jobs}", record.device]
+        row = [short_id(record.id), show.status(record.status), f"{ended}/{record.jobs}", record.device]
         rows.append([*row, _when(record.created, now), *([_starts(record, now)] if starts else [])])
     room = show.width() - len(show.unstyle(show.table(header, [[*row, ""] for row in rows])[0]))
     room = max(room + len(header[-1]), _NAME_MIN)
-    names = [_cut(record.doc.name or "", room) for record in found]
+    names = [cut(record.doc.name or "", room) for record in found]
     return show.table(header, [[*row, name] for row, name in zip(rows, names, strict=True)])
 
 
@@ -175,7 +176,3 @@ def _when(moment: datetime, now: datetime) -> str:
     if here.date() == now.astimezone().date():
         return f"{here:%H:%M}"
     return f"{here:%m-%d %H:%M}" if abs(now - moment) < _RECENT else f"{here:%Y-%m-%d}"
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"

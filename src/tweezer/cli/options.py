@@ -339,6 +339,6 @@ def _check_local(text: str, given: datetime) -> None:
 
 
 def clock(moment: datetime) -> str:
-    """Format a time in the local time zone: ``14:00`` if today, ``2027-01-31 08:00`` on another day."""
+    """Format a time in the local time zone: ``14:00 CET`` if today, ``2027-01-31 08:00 CET`` on another day."""
     here = moment.astimezone()
-    return f"{here:%H:%M}" if here.date() == datetime.now().astimezone().date() else f"{here:%Y-%m-%d %H:%M}"
+    return f"{here:%H:%M %Z}" if here.date() == datetime.now().astimezone().date() else f"{here:%Y-%m-%d %H:%M %Z}"

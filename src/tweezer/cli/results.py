@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import UUID
@@ -16,18 +17,20 @@ import msgspec
 from tweezer.api.batches.schemas import BatchResponse, JobResponse
 from tweezer.cli import show
 from tweezer.cli.options import Options, pass_options, print_json, require, split_job, yes_option
-from tweezer.cli.status import check_number
+from tweezer.cli.status import check_number, reason_lines
 from tweezer.client import AsyncBatch, AsyncQueue, Finished
 from tweezer.model.cancels import CancelOutcome
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import JobStatus
+from tweezer.model.summaries import describe_values, format_count, rank
 from tweezer.store.records import BatchRecord
 
 if TYPE_CHECKING:
     from tweezer.ledger.database import Database
     from tweezer.store.connection import Store
 
+_TABLE_FROM = 11  # that many jobs are shown as a table
 _TOP_OF_ONE = 10
 _TOP_OF_MANY = 5
 _PLOTS = 12
@@ -39,11 +42,15 @@ _PLOT_ROW = 3
 @click.option("--job", "indices", type=click.IntRange(min=0), multiple=True, help="Number of a job; may be repeated.")
 @click.option("--sum", "summed", is_flag=True, help="Add up the shots of all jobs.")
 @click.option(
+    "--full", is_flag=True, help="Show a histogram of each job, also of many; in CSV, a row for each bitstring."
+)
+@click.option(
     "--top",
     type=click.IntRange(min=1),
-    help="Number of bitstrings to show  [default: 5 per job; 10 for one job or a sum].",
+    help="Number of bitstrings in a histogram  [default: 5 per job; 10 for one job or a sum].",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with complete counters.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV: a row for each job, with its most frequent bitstring.")
 @click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw a bar chart to a file (.png, .svg, .pdf)."
 )
@@ -54,16 +61,21 @@ def results(
     batch: str,
     indices: tuple[int, ...],
     summed: bool,
+    full: bool,
     top: int | None,
     as_json: bool,
+    as_csv: bool,
     plot: Path | None,
 ) -> None:
     """Show the most frequent bitstrings of the jobs that have ended so far.
 
-    For a job that was stopped early, these are the shots measured until then.
+    More than ten jobs are shown as a table with one line each. For a job that was stopped early, these are the shots
+    measured until then.
     """
+    if as_csv and (as_json or summed):
+        raise click.UsageError("--csv cannot be combined with --json or --sum")
     record, jobs = options.run(lambda queue: _read(queue, batch, indices))
-    if not any(job.data for job in jobs) and not as_json:
+    if not any(job.data for job in jobs) and not (as_json or as_csv):
         raise TweezerError(_why_nothing(record, jobs), code="no_results")
     total = sum((Counter(_counter(job)) for job in jobs), Counter[str]())
     if plot is not None:
@@ -71,8 +83,10 @@ def results(
         show.echo(f"Wrote the plot to {plot}.", err=True)
     if as_json:
         print_json(_as_json(record, jobs, total if summed else None))
+    elif as_csv:
+        _print_csv(jobs, full=full)
     elif plot is None:
-        _print(record, jobs, total if summed else None, top)
+        _print(record, jobs, total if summed else None, top, full=full or top is not None)
     if unread := [job.unavailable for job in jobs if job.unavailable is not None]:
         raise TweezerError(f"{len(unread)} of {len(jobs)} results cannot be read: {unread[0].message}", code="partly")
 
@@ -104,35 +118,103 @@ def _why_nothing(record: BatchRecord, jobs: list[Finished]) -> str:
 def _how_it_ended(job: Finished) -> str:
     if job.error or job.status is not JobStatus.CANCELED:
         return f"job {job.index} is {job.status}" + (f": {job.error}" if job.error else "")
-    by = f" by {job.record.cancels[-1].by}" if job.record.cancels else ""
     never_ran = job.record.cancel_outcome in (None, CancelOutcome.PREVENTED)
-    return f"job {job.index} was cancelled{by} before it {'started' if never_ran else 'had measured anything'}"
+    return f"job {job.index} was {_canceled(job)}, before it {'started' if never_ran else 'had measured anything'}"
 
 
-def _print(record: BatchRecord, jobs: list[Finished], total: Counter[str] | None, top: int | None) -> None:
+def _canceled(job: Finished) -> str:
+    """Return who cancelled the job and when, as far as it was recorded."""
+    if not job.record.cancels:
+        return "cancelled"
+    last = job.record.cancels[-1]
+    return f"cancelled by {last.by} at {show.second(last.at)}"
+
+
+def _print(
+    record: BatchRecord, jobs: list[Finished], total: Counter[str] | None, top: int | None, *, full: bool
+) -> None:
     columns = show.width()
     if total is not None:
         measured = sum(job.data is not None for job in jobs)
-        all_of = f"{measured} of {len(jobs)} jobs" if measured < len(jobs) else f"{len(jobs)} jobs"
+        all_of = (
+            f"{measured} of {format_count(len(jobs), 'job')}" if measured < len(jobs) else format_count(measured, "job")
+        )
         show.echo(show.style(f"{sum(total.values())} shots of {all_of}", bold=True))
         show.echo("\n".join(show.histogram(total, top=top or _TOP_OF_ONE, columns=columns)))
+    elif len(jobs) >= _TABLE_FROM and not full:
+        _print_table(jobs)
     else:
         for job in jobs:
             show.echo(show.style(_title(job), bold=True))
             show.echo("\n".join(_body(job, top or (_TOP_OF_ONE if len(jobs) == 1 else _TOP_OF_MANY), columns)))
     left = record.jobs - sum(count for status, count in record.counts.items() if status.terminal)
     if left:
-        show.echo(f"{left} of {record.jobs} jobs have not ended yet", err=True)
+        show.echo(f"{left} of {format_count(record.jobs, 'job')} have not ended yet", err=True)
+
+
+def _print_table(jobs: Sequence[Finished]) -> None:
+    """Print a line for each job with its most frequent bitstring, and why jobs have none."""
+    rows, reasons = [], dict[str, list[int]]()
+    for job in jobs:
+        found: tuple[object, ...] = ("", "", "")
+        if counter := _counter(job):
+            bits, shots, share = _most_frequent(counter)
+            found = (shots, bits, f"{share:6.1%}")
+        if note := _note(job) or ("" if counter else "no final bitstrings were measured"):
+            reasons.setdefault(note, []).append(job.index)
+        rows.append((job.index, describe_values(job.variables), show.status(job.status), *found))
+    show.print_table(("job", "variables", "status", "shots", "top", "share"), rows)
+    if reasons:
+        show.echo()
+        show.echo("\n".join(reason_lines(reasons)))
+    if sys.stdout.isatty():
+        show.echo("For histograms, add --full, or --job N for one job.", err=True)
+
+
+def _most_frequent(counter: dict[str, int]) -> tuple[str, int, float]:
+    """Return the most frequent bitstring, the number of all shots, and the share of the bitstring in them."""
+    bits, count = min(counter.items(), key=lambda item: (-item[1], item[0]))
+    shots = sum(counter.values())
+    return bits, shots, count / shots if shots else 0.0
+
+
+def _note(job: Finished) -> str:
+    if job.status is JobStatus.CANCELED:
+        return f"{_canceled(job)}{', partial result' if job.data is not None else ''}"
+    return job.error or ""
+
+
+def _print_csv(jobs: Sequence[Finished], *, full: bool) -> None:
+    """Print a row for each job, or for each bitstring of each job, with a column for each variable."""
+    names = list(dict.fromkeys(name for job in jobs for name in job.variables))
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    measured = ("bitstring", "count") if full else ("shots", "top", "share")
+    writer.writerow(["job", *names, "status", *measured, "note"])
+    for job in jobs:
+        counter = _counter(job)
+        found: list[tuple[object, ...]] = [("",) * len(measured)]
+        if counter and full:
+            found = [*rank(counter)]
+        elif counter:
+            bits, shots, share = _most_frequent(counter)
+            found = [(shots, bits, f"{share:.6g}")]
+        values = [_csv_value(job.variables.get(name, "")) for name in names]
+        writer.writerows((job.index, *values, job.status.value, *one, show.escaped(_note(job))) for one in found)
+
+
+def _csv_value(value: object) -> object:
+    return msgspec.json.encode(value).decode() if isinstance(value, list | dict) else value
 
 
 def _title(job: Finished) -> str:
     partly = "  (stopped early: partial result)" if job.data is not None and job.status is JobStatus.CANCELED else ""
-    return f"job {job.index}  {show.values(job.variables)}".rstrip() + partly
+    return f"job {job.index}  {describe_values(job.variables)}".rstrip() + partly
 
 
 def _body(job: Finished, top: int, columns: int) -> list[str]:
     if job.data is None:
-        return [f"  {job.status}: {job.error}" if job.error else f"  {job.status}"]
+        note = _note(job)
+        return [f"  {show.status(job.status)}{f': {note}' if note else ''}"]
     if job.data.counter is None:
         return ["  no final bitstrings were measured; see its observables with --json, or results() in Python"]
     return show.histogram(job.data.counter, top=top, columns=columns)
@@ -180,7 +262,7 @@ def _plot(path: Path, counters: list[tuple[str, Counter[str]]], top: int) -> Non
     down = -(-len(counters) // across)
     figure = Figure(figsize=(4.5 * across, 3.2 * down), layout="constrained")
     for place, (title, counter) in enumerate(counters, 1):
-        ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:top]
+        ranked = rank(counter)[:top]
         axes = figure.add_subplot(down, across, place)
         axes.barh([bits for bits, _ in ranked], [count for _, count in ranked], color="tab:green")
         axes.invert_yaxis()
@@ -208,14 +290,21 @@ def export(options: Options, *, batches: tuple[str, ...], out: Path | None) -> N
     Each line is an object with the fields of the API: `{"type": "batch", …}` or `{"type": "job", …, "result": {…}}`.
     """
 
-    async def write(queue: AsyncQueue, file: BinaryIO) -> None:
+    async def write(queue: AsyncQueue, file: BinaryIO) -> int:
+        written = 0
         for batch in [await queue.find(text) for text in batches]:
             async for line in _lines(batch):
+                written += 1
                 file.write(line + b"\n")
+        return written
 
     with contextlib.ExitStack() as stack:
         file = sys.stdout.buffer if out is None else stack.enter_context(out.open("xb"))
-        options.run(lambda queue: write(queue, file))
+        written = options.run(lambda queue: write(queue, file))
+    jobs = format_count(written - len(batches), "job")
+    show.echo(
+        f"Exported {format_count(len(batches), 'batch')} with {jobs}{'' if out is None else f' to {out}'}.", err=True
+    )
 
 
 @click.command()
@@ -230,7 +319,7 @@ def delete(options: Options, *, batches: tuple[str, ...], yes: bool) -> None:
 
     ids = options.run(find)
     if not yes:
-        show.confirm(f"Permanently delete {len(ids)} batch{'es' if len(ids) > 1 else ''} with all results?")
+        show.confirm(f"Permanently delete {format_count(len(ids), 'batch')} with all results?")
 
     project = options.settings().project_id
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
-from collections.abc import Collection, Mapping, Sequence
+import textwrap
+import unicodedata
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import click
+
+from tweezer.model.summaries import rank
+
+if TYPE_CHECKING:
+    from tweezer.model.lifecycle import BatchStatus, JobStatus
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _LEVELS = " ▁▂▃▄▅▆▇█"
@@ -53,6 +63,8 @@ def escaped(text: str, *, lines: bool = False) -> str:
 
 def style(text: str, *, fg: str | None = None, bold: bool | None = None, dim: bool | None = None) -> str:
     """Style a text as click does, for :func:`echo`, which escapes the text itself."""
+    if fg is None and bold is None and dim is None:
+        return text
     before, after = click.style("|", fg=fg, bold=bold, dim=dim).split("|")
     return f"{before}{{}}{after}".replace("\x1b", _ESC).format(text)
 
@@ -91,7 +103,7 @@ def histogram(
     total = sum(counter.values())
     if not total:
         return [f"{indent}no shots"]
-    ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
+    ranked = rank(counter)
     shown, rest = ranked[:top], ranked[top:]
     label = max(len(bits) for bits, _ in shown)
     digits = len(str(shown[0][1]))
@@ -134,20 +146,48 @@ def thinned(numbers: Sequence[float], most: int) -> list[float]:
     return [numbers[round(at * (len(numbers) - 1) / (most - 1))] for at in range(most)]
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Return the lines of a table with aligned columns; numbers are right-aligned."""
-    cells = [[escaped(str(cell)) for cell in row] for row in rows]
-    widths = [max(len(row[at]) for row in [list(header), *cells]) for at in range(len(header))]
-    numeric = [all(isinstance(row[at], int | float) for row in rows) and bool(rows) for at in range(len(header))]
+STATUS_COLOURS: Mapping[str, str | None] = {
+    "PENDING": None,
+    "RUNNING": "cyan",
+    "DONE": "green",
+    "ERROR": "red",
+    "CANCELED": "yellow",
+    "PAUSED": "yellow",
+    "TIMED_OUT": "yellow",
+}
 
-    def line(row: Sequence[str]) -> str:
-        padded = (
-            f"{cell:>{size}}" if right else f"{cell:<{size}}"
-            for cell, size, right in zip(row, widths, numeric, strict=True)
-        )
-        return "  ".join(padded).rstrip()
 
-    return [style(line(list(header)), bold=True), *map(line, cells)]
+def status(of: BatchStatus | JobStatus) -> str:
+    """Return the word of a status in its colour."""
+    return style(of.value, fg=STATUS_COLOURS[of.value])
+
+
+_STYLED = re.compile(rf"((?:{_ESC}\[[0-9;]*m)*)(.*?)((?:{_ESC}\[[0-9;]*m)*)", re.DOTALL)
+_GAP = 2
+_PROSE = 10  # cells up to this width are never broken
+_WORD = 40  # words up to this length are never broken
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, columns: int | None = None) -> list[str]:
+    """Return the lines of a table with aligned columns; numbers are right-aligned, and cells may be styled.
+
+    Where lines would be longer than ``columns`` (by default those of the terminal; no limit in a pipe or a file), long
+    cells continue on the next line; if that is not enough, each row becomes a block with a line for each cell.
+    """
+    limit = columns or _terminal_columns()
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    numeric = [_is_numeric([row[at] for row in rows]) for at in range(len(header))]
+    natural = [max(_width(row[at]) for row in [list(header), *cells]) for at in range(len(header))]
+    widths = natural if limit is None else _fit(natural, [list(header), *cells], limit - _GAP * (len(header) - 1))
+    if widths is None:
+        return _blocks(header, cells, limit)
+    lines = [style(_line(header, widths, numeric).rstrip(), bold=True)]
+    for row in cells:
+        parts = [_wrapped(cell, size) for cell, size in zip(row, widths, strict=True)]
+        height = max(map(len, parts), default=1)
+        filled = [[*part, *[""] * (height - len(part))] for part in parts]
+        lines += (_line([part[at] for part in filled], widths, numeric).rstrip() for at in range(height))
+    return lines
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -155,16 +195,89 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     echo("\n".join(table(header, rows)))
 
 
-def duration(seconds: float) -> str:
-    """Format a duration: ``0.4 s``, ``12 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for unit, size, smaller, part in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            count, rest = divmod(whole, size)
-            return f"{count} {unit} {rest // part} {smaller}" if rest // part else f"{count} {unit}"
-    return f"{whole} s"
+def fields(rows: Iterable[tuple[str, object]], *, columns: int | None = None) -> list[str]:
+    """Return a line for each name and value, without those whose value is empty. Long values continue below.
+
+    Lines of a value are joined with semicolons.
+    """
+    limit = columns or _terminal_columns()
+    shown = [(name, _cell("; ".join(str(value).splitlines()))) for name, value in rows if value]
+    label = max((len(name) for name, _ in shown), default=0)
+    lines: list[str] = []
+    for name, value in shown:
+        parts = [value] if limit is None else _wrapped(value, max(limit - label - _GAP, _PROSE))
+        heads = [style(f"{name:<{label}}", dim=True), *[" " * label] * (len(parts) - 1)]
+        lines += (f"{head}  {part}" for head, part in zip(heads, parts, strict=True))
+    return lines
+
+
+def _terminal_columns() -> int | None:
+    """Return the columns of the terminal, or None if the output goes elsewhere (unless COLUMNS is set)."""
+    if not os.environ.get("COLUMNS") and not sys.stdout.isatty():
+        return None
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def _is_numeric(cells: Sequence[object]) -> bool:
+    """Return whether a column has numbers and otherwise only empty cells."""
+    return {type(cell) in (int, float) for cell in cells if cell != ""} == {True}
+
+
+def _cell(value: object) -> str:
+    """Escape a cell, but not its styles."""
+    return _ESC.join(map(escaped, str(value).split(_ESC)))
+
+
+def _width(text: str) -> int:
+    """Return the number of columns that a text without line ends takes on a terminal."""
+    text = unstyle(text)
+    if text.isascii():
+        return len(text)
+    return sum(1 + (unicodedata.east_asian_width(it) in "WF") for it in text if not unicodedata.combining(it))
+
+
+def _fit(natural: Sequence[int], rows: Sequence[Sequence[str]], space: int) -> list[int] | None:
+    """Narrow the columns in which that breaks the fewest cells until all fit the space; None if they do not."""
+    columns = list(zip(*rows, strict=True))
+    longest = [max(_width(word) for cell in column for word in cell.split(" ")) for column in columns]
+    least = [min(size, max(_PROSE, min(word, _WORD))) for size, word in zip(natural, longest, strict=True)]
+    sizes = [sorted(map(_width, column)) for column in columns]
+    widths = list(natural)
+
+    def cost(at: int) -> tuple[int, int]:
+        return len(sizes[at]) - bisect_right(sizes[at], widths[at] - 1), -widths[at]
+
+    while (excess := sum(widths) - space) > 0:
+        narrowed = min((at for at, size in enumerate(widths) if size > least[at]), key=cost, default=None)
+        if narrowed is None:
+            return None
+        below = bisect_left(sizes[narrowed], widths[narrowed])  # down to the next cell, no other one is broken
+        next_size = sizes[narrowed][below - 1] if below else 0
+        widths[narrowed] = max(widths[narrowed] - excess, least[narrowed], min(next_size, widths[narrowed] - 1))
+    return widths
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    """Break a cell into lines, each in the style of the cell."""
+    size = _width(text)
+    if size <= columns:
+        return [text]
+    before, plain_text, after = _STYLED.fullmatch(text).groups()  # type: ignore[union-attr]  # it matches every text
+    characters = max(columns * len(plain_text) // size, 1)  # fewer, if some take two columns
+    lines = textwrap.wrap(plain_text, characters, break_on_hyphens=False)
+    return [f"{before}{line}{after}" for line in lines]
+
+
+def _line(row: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    padding = [" " * (size - _width(cell)) for cell, size in zip(row, widths, strict=True)]
+    padded = (pad + cell if right else cell + pad for cell, pad, right in zip(row, padding, numeric, strict=True))
+    return (" " * _GAP).join(padded)
+
+
+def _blocks(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None) -> list[str]:
+    """Return a block of lines for each row, with an empty line between two blocks."""
+    blocks = [fields(zip(header, row, strict=True), columns=columns) for row in rows]
+    return [line for at, block in enumerate(blocks) for line in ([""] if at else []) + block]
 
 
 def minute(moment: datetime | None) -> str:
@@ -172,8 +285,18 @@ def minute(moment: datetime | None) -> str:
     return "-" if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
-def values(variables: Mapping[str, object]) -> str:
-    """Format the variables of a job on one line."""
-    return " ".join(
-        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in variables.items()
-    )
+def second(moment: datetime) -> str:
+    """Format a time in the local time zone: ``2026-11-22 11:00:02 CET``."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S %Z}"
+
+
+def ranges(numbers: Iterable[int], *, most: int = 6) -> str:
+    """Format ascending numbers: ``0, 3-7, 9``, with an ellipsis after ``most`` ranges."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    shown = [f"{first}-{last}" if first < last else str(first) for first, last in found[:most]]
+    return ", ".join([*shown, "…"] if len(found) > most else shown)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -16,21 +18,22 @@ import msgspec
 
 from tweezer.cli import show
 from tweezer.cli.options import Options, clock, pass_options, print_json, split_job
-from tweezer.client import AsyncQueue
+from tweezer.client import AsyncBatch, AsyncQueue
 from tweezer.model.cancels import CancelAttempt, CancelOutcome
 from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.events import JobNews, Word
 from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.summaries import describe_values, format_duration
 from tweezer.model.webhooks import format_time
-from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, describe_wait
+from tweezer.store.records import BatchPause, BatchRecord, DeviceRecord, JobRecord, describe_wait
 from tweezer.transports.protocol import is_settled
 
-_LISTED = 10  # jobs, and attempts to cancel some
+_LISTED = 10  # jobs, reasons, and attempts to cancel some
 
 
 def availability(device: DeviceRecord, now: datetime) -> str:
-    """Return ``available`` or the reason why not, followed by unknown states and planned maintenance."""
+    """Return ``available`` or the reason why not, followed by unknown states and planned maintenance, with a colour."""
     hold, window = device.unavailability(now), device.window
     parts = ["available" if hold is None else hold.describe(clock)]
     if device.unsure is not None:
@@ -38,7 +41,7 @@ def availability(device: DeviceRecord, now: datetime) -> str:
         parts.append(f"status unknown{since}: {device.unsure}")
     if window is not None and now < window.begins:
         parts.append(f"maintenance from {clock(window.begins)} to {clock(window.ends)}: {window.reason}")
-    return "; ".join(parts)
+    return show.style("; ".join(parts), fg="green" if len(parts) == 1 and hold is None else "yellow")
 
 
 def cancel_lines(record: BatchRecord, jobs: Iterable[JobRecord]) -> list[str]:
@@ -46,7 +49,7 @@ def cancel_lines(record: BatchRecord, jobs: Iterable[JobRecord]) -> list[str]:
     if not record.cancels:
         return []
     last = record.cancels[-_LISTED:]
-    rows = [(f"{it.at.astimezone():%Y-%m-%d %H:%M:%S}", "all" if it.ranges is None else it.jobs, it.by) for it in last]
+    rows = [(show.second(it.at), "all" if it.ranges is None else it.jobs, it.by) for it in last]
     lines = show.table(("cancelled at", "jobs", "by"), rows)
     if len(record.cancels) > len(last):
         lines.append(f"and {len(record.cancels) - len(last)} earlier")
@@ -89,31 +92,43 @@ def progress_line(view: View, columns: int) -> str:
     """Format a progress line, leaving out the parts that do not fit."""
     record, counts = view.record, view.record.counts
     ended = sum(count for status, count in counts.items() if status.terminal)
-    share = (ended + sum(view.progress.values())) / record.jobs if record.jobs else 0.0
-    filled = show.bar(share, _BAR)
-    parts = [f"{ended}/{record.jobs} jobs"]
+    parts: list[tuple[str, str | None]] = [(f"{ended}/{record.jobs} jobs", None)]
     if counts[JobStatus.ERROR]:
-        parts.append(f"{counts[JobStatus.ERROR]} failed")
+        parts.append((f"{counts[JobStatus.ERROR]} failed", "red"))
     if counts[JobStatus.CANCELED]:
-        parts.append(f"{counts[JobStatus.CANCELED]} canceled")
+        parts.append((f"{counts[JobStatus.CANCELED]} canceled", "yellow"))
     if record.status is BatchStatus.PAUSED:
-        parts.append("paused")
+        parts.append(("paused", "yellow"))
     if counts[JobStatus.RUNNING]:
-        parts.append(f"{counts[JobStatus.RUNNING]} running{_percentages(view.progress)}")
+        parts.append((f"{counts[JobStatus.RUNNING]} running{_percentages(view.progress)}", None))
     if view.hint:
-        parts.append(view.hint)
+        parts.append((view.hint, "yellow"))
     if counts[JobStatus.PENDING]:
-        parts.append(f"{counts[JobStatus.PENDING]} pending")
+        parts.append((f"{counts[JobStatus.PENDING]} pending", None))
     if record.status.terminal:
-        parts.append(record.status.value)
+        parts.append((record.status.value, show.STATUS_COLOURS[record.status]))
     elif view.rate:
         left = counts[JobStatus.PENDING] + counts[JobStatus.RUNNING]
-        parts += [f"{view.rate:.{1 if view.rate < 100 else 0}f}/s", f"{show.duration(left / view.rate)} left"]
-    line = f"{filled}{'░' * (_BAR - len(filled))}  {parts[0]}"
-    for part in parts[1:]:
-        if len(line) + len(part) + 3 < columns:
-            line += f" · {part}"
+        parts.append((f"{view.rate:.{1 if view.rate < 100 else 0}f}/s", None))
+        parts.append((f"{format_duration(left / view.rate)} left", None))
+    line, room = f"{_progress_bar(view)}  {parts[0][0]}", columns - _BAR - 2 - len(parts[0][0])
+    for text, colour in parts[1:]:
+        if len(text) + 3 < room:
+            line += f" · {show.style(text, fg=colour)}"
+            room -= len(text) + 3
     return line
+
+
+def _progress_bar(view: View) -> str:
+    """Draw what has ended and the progress of running jobs; the share of failed jobs is red."""
+    record, counts = view.record, view.record.counts
+    if not record.jobs:
+        return "░" * _BAR
+    ended = sum(count for status, count in counts.items() if status.terminal)
+    filled = show.bar((ended + sum(view.progress.values())) / record.jobs, _BAR)
+    failed = min(math.ceil(counts[JobStatus.ERROR] / record.jobs * _BAR), len(filled))
+    good = len(filled) - failed
+    return show.style(filled[:good], fg="green") + show.style(filled[good:], fg="red") + "░" * (_BAR - len(filled))
 
 
 def _percentages(progress: dict[int, float]) -> str:
@@ -138,21 +153,76 @@ class Meter:
     def show(self, view: View) -> None:
         line = progress_line(view, show.width() if self._live else show.MAX_WIDTH + 20)
         if self._live:
-            click.echo("\r\x1b[K", err=self._err, nl=False)
-            show.echo(f"{show.style(line[:_BAR], fg='green')}{line[_BAR:]}", err=self._err, nl=False)
+            self._overwrite(line)
         elif self._is_news(view, line):
             show.echo(line, err=self._err)
         else:
             return
         self._shown, self._shown_at = line, time.monotonic()
 
+    def note(self, text: str) -> None:
+        """Print a line that stays, above the line of progress."""
+        if self._live:
+            self._overwrite("")
+            click.echo("\r", err=self._err, nl=False)
+        show.echo(text, err=self._err)
+        self._shown = ""
+
     def end(self) -> None:
         """Keep the last line on the screen."""
         if self._live and self._shown:
             show.echo(err=self._err)
+            self._shown = ""
+
+    def _overwrite(self, line: str) -> None:
+        """Replace the line on the terminal; spaces work without control sequences, which NO_COLOR removes."""
+        rest = len(show.unstyle(self._shown)) - len(show.unstyle(line))
+        click.echo("\r", err=self._err, nl=False)
+        show.echo(line + " " * rest, err=self._err, nl=False)
 
     def _is_news(self, view: View, line: str) -> bool:
         return line != self._shown and (is_settled(view.record) or time.monotonic() - self._shown_at >= _LOOK_AGAIN_S)
+
+
+class Failures:
+    """Why jobs of a batch failed: the indices of the jobs by reason."""
+
+    def __init__(self, batch: AsyncBatch) -> None:
+        self._batch = batch
+        self._known: set[int] = set()
+        self.reasons: dict[str, list[int]] = {}
+
+    async def read(self, record: BatchRecord, indices: Iterable[int]) -> list[str]:
+        """Read those of the jobs that failed, and return a line for each reason that is new."""
+        missing = [index for index in indices if index not in self._known]
+        new = []
+        for job in await self._batch.jobs_at(record, missing) if missing else ():
+            if job.status is JobStatus.ERROR:
+                self._known.add(job.index)
+                reason = _why_failed(job)
+                if reason not in self.reasons:
+                    new.append(show.style(f"job {job.index} failed: {reason}", fg="red"))
+                self.reasons.setdefault(reason, []).append(job.index)
+        return new
+
+    def is_complete(self, record: BatchRecord) -> bool:
+        return len(self._known) >= record.counts[JobStatus.ERROR]
+
+    def repeated(self) -> list[str]:
+        """Return a table of the reasons for which several jobs failed."""
+        return reason_lines({reason: sorted(jobs) for reason, jobs in self.reasons.items() if len(jobs) > 1})
+
+
+def reason_lines(reasons: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return a table of reasons, the most frequent first: the number of jobs that have no result for it, and which."""
+    ranked = sorted(reasons.items(), key=lambda it: (-len(it[1]), it[1]))
+    rows = [(len(jobs), show.ranges(jobs), show.style(reason, fg="red")) for reason, jobs in ranked[:_LISTED]]
+    lines = show.table(("count", "jobs", "reason"), rows) if rows else []
+    return [*lines, f"and {len(ranked) - _LISTED} other reasons"] if len(ranked) > _LISTED else lines
+
+
+def _why_failed(job: JobRecord) -> str:
+    return "; ".join(map(str, job.faults)) or "no reason was recorded"
 
 
 class _Rate:
@@ -175,27 +245,38 @@ class _Rate:
         return time.monotonic() - self._seen[-1][0] if self._seen else 0.0
 
 
-async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter) -> BatchRecord:
-    """Show the batch until none of its jobs is pending or running, and return it. Raises NotFound."""
+async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter, *, until_closed: bool = False) -> BatchRecord:
+    """Show the batch and why jobs fail until none is pending or running, and return it. Raises NotFound.
+
+    until_closed: while the batch is open, wait for more jobs.
+    """
     batch = queue.batch(batch_id)
-    rate, progress = _Rate(), dict[int, float]()
+    rate, progress, failures = _Rate(), dict[int, float](), Failures(batch)
     await batch.record()
     try:
         async with batch.news() as news:
             record, looked = await batch.record(), time.monotonic()
+            failed: Iterable[int] = range(record.jobs)
             while True:
                 ended = sum(count for status, count in record.counts.items() if status.terminal)
                 per_s = rate.now(ended)
                 hint = None
-                if rate.still_for_s > _STALLED_S:
+                if rate.still_for_s > _STALLED_S and record.status is not BatchStatus.PAUSED:
                     hint = describe_wait(record, await queue.device(record.device), datetime.now(UTC), clock)
                 if record.counts[JobStatus.RUNNING] == 0:
                     progress.clear()
+                is_over = is_settled(record) and not (until_closed and record.open)
+                if record.fault is None and not failures.is_complete(record):
+                    for line in await failures.read(record, range(record.jobs) if is_over else failed):
+                        meter.note(line)
                 meter.show(View(record, dict(progress), per_s, hint))
-                if is_settled(record):
+                if is_over:
+                    meter.end()
+                    for line in failures.repeated():
+                        meter.note(line)
                     return record
                 changes = await news.next(meter.interval_s)
-                read_progress(changes, progress)
+                failed = read_progress(changes, progress)
                 if changes or time.monotonic() - looked >= _LOOK_AGAIN_S:
                     record, looked = await batch.record(), time.monotonic()
                     await asyncio.sleep(0 if is_settled(record) else meter.interval_s)  # news may come by the thousand
@@ -203,15 +284,34 @@ async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter) -> BatchRecord
         meter.end()
 
 
-def read_progress(changes: Iterable[Word | JobNews], progress: dict[int, float]) -> None:
-    """Update the fractions of running jobs from news of the batch."""
+def read_progress(changes: Iterable[Word | JobNews], progress: dict[int, float]) -> list[int]:
+    """Update the fractions of running jobs from news of the batch; return the jobs that failed."""
+    failed: list[int] = []
     for news in changes:
         if isinstance(news, JobNews):
             if news.percent is not None:
                 progress[news.index] = news.percent / 100
-        elif news.letters[1] != JobStatus.RUNNING.letter:
+            continue
+        if news.letters[1] != JobStatus.RUNNING.letter:
             for index in news.jobs:
                 progress.pop(index, None)
+        if news.letters[1] == JobStatus.ERROR.letter:
+            failed += news.jobs
+    return failed
+
+
+@contextmanager
+def explaining_interrupts(batches: Sequence[UUID]) -> Iterator[None]:
+    """On Ctrl-C, report that the batch continues without this command. batches: the batch, once it is known."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for batch in map(short_id, batches):
+            show.echo(
+                f"The batch continues. To follow it again: tweezer watch {batch}; to stop it: tweezer cancel {batch}",
+                err=True,
+            )
+        raise
 
 
 @click.command()
@@ -239,28 +339,38 @@ def status(options: Options, *, batch: str, all_jobs: bool, as_json: bool) -> No
     if as_json:
         print_json({**batch_as_json(record, device), "jobs": list(map(job_as_json, jobs))})
         return
-    show.echo("\n".join(_description(record, describe_wait(record, device, datetime.now(UTC), clock))))
-    if cancels := cancel_lines(record, jobs):
-        show.echo()
-        show.echo("\n".join(cancels))
-    listed = jobs if all_jobs or index is not None else _interesting(jobs)
-    if listed:
-        show.echo()
-        show.echo("\n".join(_job_table(listed)))
+    blocks = (
+        _description(record, describe_wait(record, device, datetime.now(UTC), clock)),
+        _failures(record, jobs) if index is None else [],
+        cancel_lines(record, jobs),
+        job_table(jobs if index is not None or all_jobs else _interesting(jobs), reasons=index is not None or all_jobs),
+    )
+    show.echo("\n\n".join("\n".join(block) for block in blocks if block))
 
 
 @click.command()
 @click.argument("batch")
+@click.option("--follow", "until_closed", is_flag=True, help="While the batch is open, wait for more jobs.")
 @pass_options
-def watch(options: Options, *, batch: str) -> None:
-    """Follow a batch live until its jobs have ended. The exit code is 1 unless all of them are DONE."""
+def watch(options: Options, *, batch: str, until_closed: bool) -> None:
+    """Follow a batch live until its jobs have ended. The exit code is 1 unless all of them are DONE.
+
+    Ctrl-C ends the command, not the batch.
+    """
+    found: list[UUID] = []
 
     async def run(queue: AsyncQueue) -> BatchRecord:
-        return await follow(queue, (await queue.find(batch)).id, Meter(err=False))
+        found.append((await queue.find(batch)).id)
+        return await follow(queue, found[0], Meter(err=False), until_closed=until_closed)
 
-    record = options.run(run, patient=True)
+    with explaining_interrupts(found):
+        record = options.run(run, patient=True)
     if record.open:
-        show.echo(f"The batch is open for more jobs; close it with `tweezer close {short_id(record.id)}`.", err=True)
+        show.echo(
+            f"The batch is open for more jobs; close it with `tweezer close {short_id(record.id)}`, or wait for more "
+            "with `tweezer watch --follow`.",
+            err=True,
+        )
     must_be_done(record)
 
 
@@ -287,30 +397,53 @@ def must_be_done(record: BatchRecord) -> None:
 
 
 def _description(record: BatchRecord, why: str | None) -> list[str]:
-    counts = ", ".join(f"{count} {status.value}" for status, count in record.counts.items() if count)
+    counts = ", ".join(f"{number} {show.status(status)}" for status, number in record.counts.items() if number)
     rows = [
         ("batch", short_id(record.id)),
-        ("id", str(record.id)),
+        ("id", record.id),
         ("name", record.doc.name),
         ("tags", ", ".join(record.doc.tags)),
-        ("status", f"{record.status.value}{', open for more jobs' if record.open else ''}"),
-        ("error", record.fault and str(record.fault)),
+        ("status", f"{show.status(record.status)}{', open for more jobs' if record.open else ''}"),
+        ("paused", record.pause and _paused(record.pause)),
+        ("error", record.fault and show.style(str(record.fault), fg="red")),
         ("device", record.device),
-        ("waits for", why),
-        ("held idle", record.idle_s and f"{show.duration(record.idle_s)} on {record.device} without work"),
+        ("waits for", why and show.style(why, fg="yellow")),
+        ("held idle", record.idle_s and f"{format_duration(record.idle_s)} on {record.device} without work"),
         ("priority", record.priority.value),
         ("jobs", f"{record.jobs}{f': {counts}' if counts else ''}"),
-        ("submitted", _since(record.created)),
-        ("starts", record.not_before and f"not before {record.not_before.astimezone():%Y-%m-%d %H:%M:%S}"),
-        ("started", record.started and _since(record.started)),
-        ("ended", record.ended and _since(record.ended)),
+        ("submitted", f"{show.second(record.created)} ({_lasted(record.created)} ago)"),
+        ("starts", record.not_before and f"not before {show.second(record.not_before)}"),
+        ("started", record.started and _began(record, record.started)),
+        ("ended", record.ended and _ended(record, record.ended)),
     ]
-    return [f"{show.style(f'{name:<9}', dim=True)}  {value}" for name, value in rows if value]
+    return show.fields(rows)
 
 
-def _since(moment: datetime) -> str:
-    ago_s = max((datetime.now(UTC) - moment).total_seconds(), 0.0)
-    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S} ({show.duration(ago_s)} ago)"
+def _paused(pause: BatchPause) -> str:
+    return f"by {pause.by} at {show.second(pause.at)}{f': {pause.reason}' if pause.reason else ''}"
+
+
+def _began(record: BatchRecord, started: datetime) -> str:
+    going_on = f" ({_lasted(started)} ago)" if record.ended is None else ""
+    return f"{show.second(started)}{going_on}, queued for {_lasted(record.created, started)}"
+
+
+def _ended(record: BatchRecord, ended: datetime) -> str:
+    ran = f", ran for {_lasted(record.started, ended)}" if record.started is not None else ", never started"
+    return f"{show.second(ended)}{ran}"
+
+
+def _lasted(begin: datetime, end: datetime | None = None) -> str:
+    return format_duration(max(((end or datetime.now(UTC)) - begin).total_seconds(), 0.0))
+
+
+def _failures(record: BatchRecord, jobs: Iterable[JobRecord]) -> list[str]:
+    """Return why jobs failed, unless it is the error of the whole batch."""
+    reasons: dict[str, list[int]] = {}
+    for job in jobs:
+        if job.status is JobStatus.ERROR and record.fault is None:
+            reasons.setdefault(_why_failed(job), []).append(job.index)
+    return reason_lines(reasons)
 
 
 def _interesting(jobs: list[JobRecord]) -> list[JobRecord]:
@@ -319,21 +452,29 @@ def _interesting(jobs: list[JobRecord]) -> list[JobRecord]:
     return chosen[:_LISTED]
 
 
-def _job_table(jobs: list[JobRecord]) -> list[str]:
-    rows = [(job.index, *job_cells(job)) for job in jobs]
-    return show.table(("job", "status", "runs", "variables", "took", "note"), rows)
+def job_table(
+    jobs: Iterable[JobRecord], *, reasons: bool, name: Callable[[JobRecord], object] = lambda job: job.index
+) -> list[str]:
+    """Return a table of jobs; no lines without any. reasons: show why they failed. name: the first cell of a job."""
+    rows = []
+    for job in jobs:
+        queued, ran = ("" if it is None else format_duration(it) for it in (job.queue_s, job.device_s))
+        runs = "" if job.spec.runs is None else job.spec.runs
+        values, note = describe_values(job.spec.variables), _note(job, reasons=reasons)
+        rows.append((name(job), show.status(job.status), runs, values, queued, ran, note))
+    return show.table(("job", "status", "runs", "variables", "queued", "ran", "note"), rows) if rows else []
 
 
-def job_cells(job: JobRecord) -> tuple[object, ...]:
-    """Return the cells of a job in a table: its status, runs, variables, time on the device, and a note."""
-    doing = job.stage.value if job.stage is not None and job.status is JobStatus.RUNNING else ""
-    if doing and job.progress is not None:
-        doing += f" {job.progress:.0%}"
-    cancel = "" if job.cancel_outcome is None else f"cancel: {_words(job.cancel_outcome)}"
-    note = doing or "; ".join(filter(None, (cancel, *map(str, job.faults))))
-    took = "" if job.device_s is None else show.duration(job.device_s)
-    runs = "" if job.spec.runs is None else job.spec.runs
-    return job.status.value, runs, show.values(job.spec.variables), took, note
+def _note(job: JobRecord, *, reasons: bool) -> str:
+    """Return what a running job does, else how it ended, and the number of a repeated attempt."""
+    if job.status is JobStatus.RUNNING and job.stage is not None:
+        progress = "" if job.progress is None else f" {job.progress:.0%}"
+        since = "" if job.stage_since is None else f" for {_lasted(job.stage_since)}"
+        notes = [f"{job.stage.value}{progress}{since}"]
+    else:
+        cancel = "" if job.cancel_outcome is None else f"cancel: {_words(job.cancel_outcome)}"
+        notes = [cancel, *(map(str, job.faults) if reasons else ())]
+    return "; ".join(filter(None, [f"attempt {job.attempt}" if job.attempt > 1 else "", *notes]))
 
 
 def batch_as_json(record: BatchRecord, device: DeviceRecord | None) -> dict[str, Any]:
@@ -343,7 +484,7 @@ def batch_as_json(record: BatchRecord, device: DeviceRecord | None) -> dict[str,
         **_fields(record, "status", "open", "project", "device", "priority"),
         **_fields(record.doc, "name", "tags", "user"),
         "counts": {status.value: count for status, count in record.counts.items()},
-        **_fields(record, "created", "not_before", "updated", "started", "ended", "idle_s"),
+        **_fields(record, "created", "not_before", "updated", "started", "ended", "idle_s", "pause"),
         "waits_for": describe_wait(record, device, datetime.now(UTC), format_time),
         "error": record.fault and str(record.fault),
         "cancels": _cancels_as_json(record.cancels),

@@ -83,8 +83,8 @@ def format_duration(seconds: float) -> str:
 
 
 def format_count(number: int, noun: str) -> str:
-    """Return ``1 job`` or ``2 jobs``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """Return ``1 job`` or ``2 jobs``; ``batch`` becomes ``batches``."""
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('ch') else 's'}"
 
 
 def describe_job(index: int, status: str, variables: Mapping[str, object], *details: str) -> str:

@@ -13,7 +13,7 @@ from tweezer.client import Finished
 from tweezer.model.errors import ResultUnavailable
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Priority, Result
-from tweezer.model.summaries import cut, cut_middle, describe_counter, describe_values, format_duration
+from tweezer.model.summaries import cut, cut_middle, describe_counter, describe_values, format_count, format_duration
 from tweezer.store.connection import Connect
 from tweezer.store.producers import Submission
 
@@ -115,6 +115,13 @@ def test_the_most_frequent_bitstring_is_the_first_of_equal_ones(counter: dict[st
 
 def test_values_and_durations_are_brief() -> None:
     assert describe_values({"omega": 1 / 3, "n": 4, "phases": [1e-9, 2]}) == "omega=0.333333 n=4 phases=[1e-09, 2]"
-    assert [format_duration(seconds) for seconds in (0, 0.04, 0.4, 12, 185, 7800, 273_600)] == [
-        *("0.0 s", "40 ms", "0.4 s", "12 s", "3 min 5 s", "2 h 10 min", "3 d 4 h"),
+    assert [
+        format_duration(seconds) for seconds in (0, 0.0001, 0.04, 0.0999, 0.43, 12.4, 60, 185, 7800, 86_400, 273_600)
+    ] == [
+        *("0.0 s", "1 ms", "40 ms", "0.1 s", "0.4 s", "12 s", "1 min", "3 min 5 s", "2 h 10 min", "1 d", "3 d 4 h"),
     ]
+
+
+def test_a_count_has_the_right_plural() -> None:
+    shown = [format_count(number, noun) for number, noun in ((1, "job"), (0, "job"), (1, "batch"), (2, "batch"))]
+    assert shown == ["1 job", "0 jobs", "1 batch", "2 batches"]

@@ -31,6 +31,7 @@ from tweezer.client import Finished, connect_async
 from tweezer.model.errors import TweezerError
 from tweezer.model.ids import short_id
 from tweezer.model.signatures import Webhook
+from tweezer.model.summaries import describe_values, format_duration
 from tweezer.model.webhooks import USUAL_TYPES
 from tweezer.qpu_sim.journal import read_journal, tally
 from tweezer.qpu_sim.serve import load_device_specs
@@ -143,7 +144,7 @@ def demo(
             with interrupts.allowed():
                 sequence = ring.build_sequence(load_device_specs(None).text if qpu else None)  # while they start
                 stack.wait_ready(interrupts.came)
-                say(f"  ready after {show.duration(time.monotonic() - began)}: {stack.redis_place}, {stack.api_url}")
+                say(f"  ready after {format_duration(time.monotonic() - began)}: {stack.redis_place}, {stack.api_url}")
                 outcome = _run(settings, stack.redis_url, sequence, ring.final_detunings(jobs), say, interrupts)
             must_be_done(outcome.batch)
             if qpu:
@@ -217,9 +218,9 @@ def _findings(outcome: DemoResult) -> Iterator[str]:
     last = outcome.jobs[-1]
     columns = min(show.width(), 80)
     yield ""
-    yield f"All {len(outcome.jobs)} jobs took {show.duration(outcome.seconds)}."
+    yield f"All {len(outcome.jobs)} jobs took {format_duration(outcome.seconds)}."
     yield ""
-    yield show.style(f"Most frequent bitstrings of the last job ({show.values(last.variables)} rad/µs)", bold=True)
+    yield show.style(f"Most frequent bitstrings of the last job ({describe_values(last.variables)} rad/µs)", bold=True)
     yield ""
     histogram = show.histogram(last.counter, top=_TOP, columns=columns - _PICTURE_COLUMNS - 2, marked=ring.ORDERED)
     picture = ring.drawing(max(last.counter, key=lambda bits: last.counter[bits]))
