@@ -11,11 +11,14 @@ contain no secrets: values of keys that name a secret are replaced, and credenti
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -122,3 +125,71 @@ def _console_renderer(stream: TextIO) -> Processor:
         colors=stream.isatty() and not os.environ.get("NO_COLOR"),
         exception_formatter=structlog.dev.plain_traceback,  # the pretty one prints local variables
     )
+
+
+_RANGES_MAX = 5
+_PACED_LINES = 50  # of an event per second: a line takes about 50 µs, so that they take a few thousandths of a core
+_CONTEXT = ("batch", "ticket", "token", "lane")  # that a task binds for its lines about one batch
+
+
+class PacedLog:
+    """Logs what happens to jobs: each event while there are few, beyond that only their numbers, once per second.
+
+    So the log has the whole story of a slow job, and ten thousand fast jobs cost next to nothing. Methods must
+    be called on an event loop.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self._second = 0
+        self._lines: Counter[str] = Counter()
+        self._left_out: Counter[str] = Counter()
+
+    def info(self, event: str, jobs: Sequence[int], **details: object) -> None:
+        """Log an event of these jobs of one batch; ``jobs`` in the line is their ranges, such as ``0-9,12``."""
+        if self._may_log(event, len(jobs)):
+            self._logger.info(event, jobs=join_ranges(jobs), **details)
+
+    def warning(self, event: str, jobs: Sequence[int], **details: object) -> None:
+        """Log an event as :meth:`info`, with the level WARNING."""
+        if self._may_log(event, len(jobs)):
+            self._logger.warning(event, jobs=join_ranges(jobs), **details)
+
+    def _may_log(self, event: str, count: int) -> bool:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second = second
+            self._lines.clear()
+        self._lines[event] += 1
+        if self._lines[event] <= _PACED_LINES:
+            return True
+        if not self._left_out:
+            asyncio.get_running_loop().call_later(1.0, self._summarise)
+        self._left_out[event] += count
+        return False
+
+    def _summarise(self) -> None:
+        left_out, self._left_out = self._left_out, Counter()
+        structlog.contextvars.unbind_contextvars(*_CONTEXT)  # of the task that left out the first line
+        self._logger.info("jobs.not_logged", **dict(sorted(left_out.items())))
+
+
+def join_ranges(indices: Sequence[int]) -> str:
+    """Join ascending indices into ranges: ``0-9,12``; at most five ranges, then ``…``."""
+    if not indices:
+        return ""
+    if len(indices) > 1 and indices[-1] - indices[0] == len(indices) - 1:
+        return f"{indices[0]}-{indices[-1]}"
+    ranges: list[list[int]] = []
+    for index in indices:
+        if ranges and index == ranges[-1][1] + 1:
+            ranges[-1][1] = index
+        elif len(ranges) == _RANGES_MAX:
+            return f"{_join(ranges)},…"
+        else:
+            ranges.append([index, index])
+    return _join(ranges)
+
+
+def _join(ranges: Sequence[Sequence[int]]) -> str:
+    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in ranges)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import shutil
 import signal
 from collections.abc import AsyncIterator
@@ -25,6 +26,7 @@ from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.recorder.recorder import Recorder
+from tweezer.model.ids import job_id
 from tweezer.store.acl import RedisUser
 
 
@@ -199,6 +201,18 @@ async def test_the_command_shows_the_events_of_a_batch_and_of_the_project(site: 
         assert [json.loads(line)["data"]["batch_id"] for line in shown] == [str(each.id) for each in wanted]
     behind = json.loads((await asyncio.to_thread(site.call, "events", "--json"))[-2])["id"]
     assert len(await asyncio.to_thread(site.call, "events", "--after", behind)) == 1
+
+
+async def test_the_events_of_a_job_name_the_worker_of_each_attempt(site: LedgerSite) -> None:
+    batch = await site.submit([{}, {}])
+    await batch.wait(PATIENCE_S)
+    running, done = await asyncio.to_thread(site.call, "events", f"{batch.id}/1")
+    assert re.search(r"job\.running +PENDING -> RUNNING  on \S+:\d+:\w+, lane 0$", running)
+    assert re.search(r"job\.done +RUNNING -> DONE$", done)
+    by_id = await asyncio.to_thread(site.call, "events", str(job_id(batch.id, 1)))
+    assert by_id == [running, done]
+    whole = await asyncio.to_thread(site.call, "events", str(batch.id))
+    assert len([line for line in whole if "job 1" in line]) == 2
 
 
 # -- over the API -------------------------------------------------------------------------------------------

@@ -42,6 +42,41 @@ async def test_work_of_a_killed_worker_restarts_within_a_lease_and_a_second(site
             assert starts[0] < killed_us < starts[1] <= killed_us + RESTART_US
 
 
+async def test_logs_and_events_show_the_story_of_a_job_that_ran_twice(site: Site) -> None:
+    (doomed,) = await site.workers(1)
+    batch = await site.submit([{"sleep_s": 1.0}])
+    await site.running(batch)
+    (taken,) = await doomed.wait_logged("batch.taken")
+    assert (taken["batch"], taken["jobs"], taken["lane"], taken["level"]) == (str(batch.id), "0", 0, "info")
+    doomed.kill()
+    (survivor,) = await site.workers(1)
+    (back,) = await survivor.wait_logged("lease.taken_back")
+    assert (back["batch"], back["taken_from"], back["lane"]) == (str(batch.id), taken["worker"], "0")
+    assert "lease" in back["reason"]
+    (again,) = await survivor.wait_logged("batch.taken")
+    (done,) = await survivor.wait_logged("job.done")
+    assert (done["batch"], done["jobs"], done["worker"]) == (str(batch.id), "0", again["worker"])
+    assert done["seconds"] >= 1.0
+    events = [(it.type, it.worker, it.why) for it in await site.events(batch) if it.index is not None]
+    assert events == [
+        ("job.running", taken["worker"], None),
+        ("job.pending", taken["worker"], "lost"),
+        ("job.running", again["worker"], None),
+        ("job.done", again["worker"], None),
+    ]
+    await site.audit(batch)
+
+
+async def test_a_drained_worker_logs_what_it_gives_back(site: Site) -> None:
+    (first,) = await site.workers(1)
+    batch = await site.submit([{"sleep_s": 60.0}])
+    await site.running(batch)
+    first.terminate()
+    (given_back,) = await first.wait_logged("ticket.given_back")
+    assert (given_back["batch"], given_back["reason"]) == (str(batch.id), "the worker stops")
+    await batch.cancel()
+
+
 async def test_work_of_a_killed_worker_waits_for_one_that_starts_later(site: Site) -> None:
     (doomed,) = await site.workers(1)
     batch = await site.submit([{"sleep_s": 0.3}] * 2)

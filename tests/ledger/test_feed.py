@@ -248,6 +248,18 @@ async def test_types_are_filtered_and_the_position_moves_on(bench: LedgerRig, fe
         assert not (await reader.step(1000)).events
 
 
+@pytest.mark.parametrize("is_recorded", [False, True])
+async def test_events_of_jobs_name_the_lane_that_ran_them(bench: LedgerRig, feed: Feed, is_recorded: bool) -> None:
+    await bench.rig.submit(1)
+    await bench.rig.run(await bench.rig.take_as("lab1:812:3fa901:2"))
+    if is_recorded:
+        await bench.record()
+    page = await feed.read(ALL, Cursor())
+    held = {event.type: (event.data.get("worker"), event.data.get("lane")) for event in page.events}
+    assert held["job.running"] == held["job.done"] == ("lab1:812:3fa901", 2)
+    assert held["batch.created"] == held["batch.done"] == (None, None)
+
+
 async def test_internal_events_are_not_returned(bench: LedgerRig, feed: Feed) -> None:
     await bench.rig.submit(1)
     grant = await bench.rig.take()

@@ -6,6 +6,7 @@ import asyncio
 from uuid import UUID
 
 import pytest
+import structlog
 from sqlalchemy import text
 from tests.support.ledger_rig import OPERATOR, LedgerRig
 from tests.support.records import change_record, end_earlier
@@ -69,6 +70,34 @@ async def test_every_transition_is_recorded_once_with_its_number_and_time(bench:
     assert [event.sequence for event in told] == list(range(1, len(told) + 1))
     of_jobs = [event for index in range(5) for event in bench.queries.transitions(job_id(batch_id, index))]
     assert sorted(of_jobs, key=lambda event: event.sequence) == [event for event in told if event.index is not None]
+
+
+async def test_recorded_transitions_name_the_lane_and_why_it_lost_a_job(bench: LedgerRig) -> None:
+    rig = bench.rig
+    batch_id = await rig.submit(1)
+    await rig.lapse(await rig.take_as("lab1:812:3fa901:0"))
+    await rig.tickets.sweep()
+    await rig.run(await rig.take_as("lab2:77:c0ffee:3"))
+    await bench.record()
+    found = bench.queries.transitions(batch_id)
+    assert [(it.type, it.worker, it.lane, it.why) for it in found] == [
+        ("job.running", "lab1:812:3fa901", 0, None),
+        ("job.pending", "lab1:812:3fa901", 0, "lost"),
+        ("job.running", "lab2:77:c0ffee", 3, None),
+        ("job.done", "lab2:77:c0ffee", 3, None),
+    ]
+
+
+async def test_each_submitted_batch_is_logged_once(bench: LedgerRig) -> None:
+    with structlog.testing.capture_logs() as logged:
+        batch_id = await bench.rig.submit(3, project="lab")
+        await bench.record()
+        await bench.rig.run_all()
+        await bench.record()
+    lines = [{**line} for line in logged if line["event"] == "batch.submitted"]
+    assert [(line["batch"], line["jobs"], line["project"], line["device"]) for line in lines] == [
+        (str(batch_id), "0-2", "lab", "EMU")
+    ]
 
 
 async def test_the_stream_can_be_recorded_in_parts_of_any_size(bench: LedgerRig) -> None:

@@ -729,9 +729,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        timed_out, reclaimed, _ = self.do(self.store.tickets.sweep())
-        assert reclaimed == self.reclaim_lapsed()
-        assert timed_out == 0
+        found = self.do(self.store.tickets.sweep())
+        assert len(found.reclaimed) == self.reclaim_lapsed()
+        assert found.timed_out == 0
 
     @rule()
     def wait(self) -> None:
@@ -805,8 +805,8 @@ class StoreMachine(RuleBasedStateMachine):
         """Let the deadline of an open batch without work pass."""
         batch = pick([batch for batch in self.batches if self.idles(batch)], at)
         assert self.do(self.redis.zadd(self.key(Key.IDLE), {str(batch.id): 1}, xx=True, ch=True)) == 1
-        timed_out, reclaimed, _ = self.do(self.store.tickets.sweep())
-        assert (timed_out, reclaimed) == (1, self.reclaim_lapsed())
+        found = self.do(self.store.tickets.sweep())
+        assert (found.timed_out, len(found.reclaimed)) == (1, self.reclaim_lapsed())
         batch.open = False
         batch.apply(BatchEvent.EXPIRE)
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tweezer.model.errors import FaultKind
+from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
-from tweezer.model.messages import JobSpec, OutcomeKind
+from tweezer.model.messages import Fault, JobSpec, OutcomeKind
 from tweezer.store.keys import Key
 from tweezer.store.workers import Grant
 
@@ -31,6 +33,66 @@ async def test_the_first_event_contains_the_number_of_jobs(rig: StoreRig) -> Non
     assert (created.type, created.jobs, created.status) == ("batch.created", 42, BatchStatus.PENDING)
     await rig.commands.add_jobs(batch_id, [JobSpec()] * 3, project="a")
     assert len(await rig.events(batch_id)) == 1
+
+
+async def test_each_attempt_names_its_lane_and_why_it_ended_early(rig: StoreRig) -> None:
+    await rig.announce("EMU", lanes=1)
+    batch_id = await rig.submit(1)
+    grant = await rig.take_as("w:1")
+    await rig.settle(grant, {0: rig.outcome(OutcomeKind.RETRY)})
+    grant = await rig.take_as("w:2")
+    await rig.settle(grant, {0: rig.outcome(OutcomeKind.RETRY, FaultKind.CRASH)})
+    grant = await rig.take_as("w:3")
+    await rig.lapse(grant)
+    found = await rig.tickets.sweep()
+    assert [(it.ticket, it.lane) for it in found.reclaimed] == [(grant.ticket, "w:3")]
+    grant = await rig.take_as("w:4")
+    await rig.tickets.drain(grant.ticket, grant.token)
+    grant = await rig.take_as("w:5")
+    await rig.release(grant, Fault("transient", "out of order"))
+    grant = await rig.take_as("w:6")
+    await rig.commands.report(batch_id, 0, project="a", status=JobStatus.PENDING)
+    await rig.run(await rig.take_as("w:7"))
+    events = [(it.status.value, it.lane, it.why) for it in await rig.events(batch_id) if it.index is not None]
+    whys = ["retry", "crash", "lost", "drain", "fail", "report"]
+    expected = [pair for lane, why in enumerate(whys, 1) for pair in (("RUNNING", lane, None), ("PENDING", lane, why))]
+    assert events == [*expected, ("RUNNING", 7, None), ("DONE", 7, None)]
+    assert {it.worker for it in await rig.events(batch_id)} == {None, "w"}
+
+
+async def test_a_take_returns_the_leases_that_it_reclaims(rig: StoreRig) -> None:
+    await rig.submit(1)
+    first = await rig.take_as("w:1")
+    await rig.lapse(first)
+    taken = await rig.tickets.take("EMU", ["w:2"], lease_s=15)
+    assert [(it.ticket, it.lane) for it in taken.reclaimed] == [(first.ticket, "w:1")]
+    assert [grant.ticket for grant in taken.grants] == [first.ticket]
+    assert (await rig.tickets.take("EMU", ["w:2"], lease_s=15)).reclaimed == []
+
+
+async def test_changes_without_a_lane_name_none(rig: StoreRig) -> None:
+    batch_id = await rig.submit(2)
+    await rig.commands.cancel(batch_id, project="a")
+    assert {(it.worker, it.lane, it.why) for it in await rig.events(batch_id)} == {(None, None, None)}
+
+
+@pytest.mark.parametrize("holder", [b"", b"\xff\xfe:1", b"w\x00:1", b"x" * 100_000, b"w:1 lost \x1b[31m"])
+async def test_a_holder_of_another_program_does_not_stop_a_reader(rig: StoreRig, holder: bytes) -> None:
+    row = {"b": str(new_batch_id()), "s": "1", "t": "1720000000123456", "e": "0RP", "h": holder}
+    await rig.redis.xadd(rig.keys(Key.EVENTS), row)
+    (entry,) = await rig.store.events.read()
+    assert entry.problem is None
+    assert len(entry.holder) <= 200
+    assert "\0" not in entry.holder
+    assert [event.type for event in entry.events] == ["job.pending"]
+
+
+async def test_an_entry_of_an_older_version_has_no_lane(rig: StoreRig) -> None:
+    await rig.redis.xadd(
+        rig.keys(Key.EVENTS), {"b": str(new_batch_id()), "s": "1", "t": "1720000000123456", "e": "0PR"}
+    )
+    (entry,) = await rig.store.events.read()
+    assert [(event.worker, event.lane) for event in entry.events] == [(None, None)]
 
 
 async def test_reading_continues_after_a_position(rig: StoreRig) -> None:

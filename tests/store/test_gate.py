@@ -183,7 +183,7 @@ async def test_a_holder_keeps_its_lease_while_the_gate_is_shut_and_reports_again
     assert not renewal.is_reported
     assert (await rig.job(batch_id, 2)).status is JobStatus.PENDING
     await rig.recovery.open_gate()
-    assert await rig.tickets.sweep() == (0, 0, 0), "the lease was kept"
+    assert await rig.swept() == (0, 0, 0), "the lease was kept"
     await rig.renew(grant, progress)
     assert (await rig.job(batch_id, 2)).status is JobStatus.RUNNING
     await rig.run(grant, want=10)
@@ -207,10 +207,10 @@ async def test_deadlines_and_leases_wait_while_the_gate_is_shut(shut: StoreRig) 
     await rig.lapse(grant)
     await rig.start_again()
     assert await rig.grants() == []
-    assert await rig.tickets.sweep() == (0, 0, 0)
+    assert await rig.swept() == (0, 0, 0)
     assert await rig.statuses(busy) == [JobStatus.RUNNING]
     await rig.recovery.open_gate()
-    assert await rig.tickets.sweep() == (1, 1, 0)
+    assert await rig.swept() == (1, 1, 0)
 
 
 async def test_the_gate_stays_shut_during_a_restore(rig: StoreRig) -> None:

@@ -75,7 +75,7 @@ async def test_a_lost_ticket_is_reclaimed(rig: StoreRig) -> None:
     grant = await rig.take()
     await rig.lapse(grant)
     await fill(rig)
-    assert await rig.tickets.sweep() == (0, 1, 0)
+    assert await rig.swept() == (0, 1, 0)
     assert await rig.statuses(batch_id) == [PENDING, PENDING]
     again = await rig.take()
     await rig.tickets.drain(again.ticket, again.token)
@@ -112,7 +112,7 @@ async def test_a_scheduled_batch_starts(rig: StoreRig) -> None:
     batch_id = await rig.commands.submit(new_batch_id(), "a", doc, [JobSpec()], not_before=later)
     await rig.make_due(batch_id)
     await fill(rig)
-    assert await rig.tickets.sweep() == (0, 0, 1)
+    assert await rig.swept() == (0, 0, 1)
     assert await rig.run_all() == [batch_id]
 
 

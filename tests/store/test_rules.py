@@ -374,7 +374,7 @@ async def test_rule_9_an_expired_lease_that_no_lane_took_still_settles(rig: Stor
     await rig.lapse(grant)
     turn = await rig.settle(grant, {0: OutcomeKind.DONE})
     assert (turn.next, turn.refused) == (NextStep.JOBS, 0)
-    assert await rig.tickets.sweep() == (0, 0, 0)  # it settled, so its lease runs again
+    assert await rig.swept() == (0, 0, 0)  # it settled, so its lease runs again
     assert await rig.statuses(batch_id) == [DONE, RUNNING]
 
 
@@ -422,7 +422,7 @@ async def test_rule_11_reclaim_finds_jobs_by_the_held_set_and_counts_only_jobs_t
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE}, want=4)
     await rig.lapse(grant)
-    assert await rig.tickets.sweep() == (0, 1, 0)
+    assert await rig.swept() == (0, 1, 0)
     assert await rig.statuses(batch_id) == [DONE] + [PENDING] * 19
     assert [(await rig.job(batch_id, index)).attempt for index in (1, 2, 3, 4)] == [1, 0, 0, 0]
     assert await rig.members(Key.HELD, batch_id, 0) == set()
@@ -563,7 +563,7 @@ async def test_rule_15_an_open_batch_without_work_times_out(rig: StoreRig) -> No
     await rig.run(await rig.take())
     assert await rig.members(Key.IDLE) == {str(batch_id)}
     await rig.run_out(batch_id)
-    assert await rig.tickets.sweep() == (1, 0, 0)
+    assert await rig.swept() == (1, 0, 0)
     batch = await rig.batch(batch_id)
     assert (batch.status, batch.open) == (BatchStatus.TIMED_OUT, False)
     with pytest.raises(Conflict):
@@ -574,7 +574,7 @@ async def test_rule_15_jobs_added_at_the_last_moment_keep_the_batch_open(rig: St
     batch_id = await rig.submit(0, open=True)
     await rig.run_out(batch_id)
     await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
-    assert await rig.tickets.sweep() == (0, 0, 0)
+    assert await rig.swept() == (0, 0, 0)
     assert (await rig.batch(batch_id)).status is BatchStatus.PENDING
 
 
@@ -591,7 +591,7 @@ async def test_rule_15_reading_an_idle_batch_does_not_extend_its_deadline(rig: S
     batch_id = await rig.submit(0, open=True)
     await rig.run_out(batch_id)
     await rig.commands.cancel_jobs(batch_id, [0], project="a")
-    assert await rig.tickets.sweep() == (1, 0, 0)
+    assert await rig.swept() == (1, 0, 0)
 
 
 async def test_rule_16_a_pause_stops_the_idle_clock_and_a_resume_starts_it(rig: StoreRig) -> None:

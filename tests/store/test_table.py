@@ -215,7 +215,7 @@ async def test_the_scripts_move_a_batch_as_in_the_table(
 async def test_a_batch_with_work_does_not_expire(rig: StoreRig) -> None:
     batch_id = await rig.submit(2, open=True)
     await rig.redis.zadd(rig.keys(Key.IDLE), {str(batch_id): 1})
-    assert await rig.tickets.sweep() == (0, 0, 0)
+    assert await rig.swept() == (0, 0, 0)
     assert (await rig.batch(batch_id)).status is BatchStatus.PENDING
 
 

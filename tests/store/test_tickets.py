@@ -106,7 +106,7 @@ async def test_a_renewed_lease_does_not_expire(rig: StoreRig) -> None:
     grant = await rig.take()
     await rig.lapse(grant)
     assert await rig.renew(grant) == set()
-    assert await rig.tickets.sweep() == (0, 0, 0)
+    assert await rig.swept() == (0, 0, 0)
     assert (await rig.settle(grant, {0: OutcomeKind.DONE})).refused == 0
 
 

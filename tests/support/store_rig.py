@@ -70,6 +70,13 @@ class StoreRig:
         (grant,) = await self.grants(device=device)
         return grant
 
+    async def take_as(self, lane: str) -> Grant:
+        """Take a ticket as this lane, once jobs that wait for a retry and tickets are due."""
+        for batch_id in {it.split(":")[0] for it in await self.members(Key.DUE, DEVICE)}:
+            await self.make_due(UUID(batch_id))
+        (grant,) = (await self.tickets.take(DEVICE, [lane], lease_s=LEASE_S)).grants
+        return grant
+
     async def settle(
         self, grant: Grant, outcomes: Mapping[int, OutcomeKind | Outcome], *, want: int = 1, used_s: float = 0.0
     ) -> SettleResult:
@@ -80,6 +87,11 @@ class StoreRig:
         return await self.tickets.settle(
             grant.ticket, grant.token, settlements, want=want, used_s=used_s, lease_s=LEASE_S
         )
+
+    async def swept(self) -> tuple[int, int, int]:
+        """Sweep; return the numbers of timed-out batches, expired leases and ready tickets."""
+        found = await self.tickets.sweep()
+        return found.timed_out, len(found.reclaimed), found.readied
 
     async def renew(self, grant: Grant, *progress: JobProgress) -> set[int] | None:
         """Renew the lease; return the held jobs that must be stopped, or None if the ticket is lost."""

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import pytest
 import structlog
+from tests.support.waiting import until
 
 from tweezer import logs
 
@@ -175,3 +176,64 @@ def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     logs.configure("console", stream=terminal)
     structlog.get_logger("tweezer").info("ticket.taken")
     assert "\x1b[" not in terminal.getvalue()
+
+
+# -- events of jobs, at a bounded pace ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("indices", "text"),
+    [
+        ([], ""),
+        ([3], "3"),
+        ([3, 4], "3-4"),
+        (range(100_000), "0-99999"),
+        ([0, 1, 2, 7, 9, 10], "0-2,7,9-10"),
+        (range(0, 10, 2), "0,2,4,6,8"),
+        (range(0, 100, 2), "0,2,4,6,8,…"),
+    ],
+)
+def test_indices_are_joined_into_ranges(indices: list[int], text: str) -> None:
+    assert logs.join_ranges(indices) == text
+
+
+async def test_few_events_of_jobs_have_a_line_each(stream: io.StringIO) -> None:
+    logs.configure("json", stream=stream)
+    paced = logs.PacedLog(structlog.get_logger("tweezer"))
+    paced.info("job.done", [3], seconds=1.5)
+    paced.warning("job.failed", [4, 5], cause="user")
+    done, failed = lines(stream)
+    assert (done["event"], done["level"], done["jobs"], done["seconds"]) == ("job.done", "info", "3", 1.5)
+    assert (failed["event"], failed["level"], failed["jobs"]) == ("job.failed", "warning", "4-5")
+
+
+async def test_ten_thousand_events_become_a_few_lines_and_a_sum(stream: io.StringIO) -> None:
+    logs.configure("json", stream=stream)
+    paced = logs.PacedLog(structlog.get_logger("tweezer"))
+    with structlog.contextvars.bound_contextvars(device="EMU", batch="b", lane=1):
+        for index in range(10_000):
+            paced.info("job.done", [index], seconds=0.0)
+        paced.warning("job.failed", [10_000])
+
+    await until(lambda: lines(stream)[-1]["event"] == "jobs.not_logged", "the sum")
+    *others, last = lines(stream)
+    done = [line for line in others if line["event"] == "job.done"]
+    assert len(done) < 200
+    assert last["job.done"] == 10_000 - len(done)
+    assert last["device"] == "EMU"
+    assert "batch" not in last
+    assert "job.failed" in [line["event"] for line in others], "many events of one kind do not hide another"
+
+
+async def test_a_summary_is_followed_by_lines_again(stream: io.StringIO) -> None:
+    logs.configure("json", stream=stream)
+    paced = logs.PacedLog(structlog.get_logger("tweezer"))
+    for _ in range(1000):
+        paced.info("job.done", [0])
+    await until(lambda: lines(stream)[-1]["event"] == "jobs.not_logged", "the sum")
+
+    def is_logged() -> bool:
+        paced.info("job.done", [7])
+        return lines(stream)[-1].get("jobs") == "7"
+
+    await until(is_logged, "a line")

@@ -14,15 +14,16 @@ import msgspec
 from tweezer.cli import show
 from tweezer.cli.options import Options, pass_options, split_job
 from tweezer.cli.status import check_number
-from tweezer.client import AsyncQueue
+from tweezer.client import AsyncBatch, AsyncQueue
 from tweezer.model.ids import short_id
 from tweezer.model.webhooks import EventMessage, EventType, describe_event
 
 _HOLD_S = 20.0
+_PENDING = "job.pending"  # a running job that became pending again; no receiver gets it
 
 
 @click.command()
-@click.argument("batch", required=False, metavar="[BATCH[/JOB]]")
+@click.argument("of", required=False, metavar="[BATCH[/JOB]]")
 @click.option("--after", metavar="ID", help="Start after this event, or at `now`  [default: from the beginning].")
 @click.option("--follow", is_flag=True, help="Wait for new events; with BATCH, until the batch ends.")
 @click.option(
@@ -36,38 +37,42 @@ _HOLD_S = 20.0
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, as in the API.")
 @pass_options
 def events(
-    options: Options, *, batch: str | None, after: str | None, follow: bool, types: tuple[str, ...], as_json: bool
+    options: Options, *, of: str | None, after: str | None, follow: bool, types: tuple[str, ...], as_json: bool
 ) -> None:
-    """Show the events of a batch or a job; without BATCH, those of the project (requires the ledger)."""
-    wanted = frozenset(types or EventType)
+    """Show the events of a batch or a job; without BATCH, those of the project (requires the ledger).
 
-    async def print_all(found: AsyncIterator[EventMessage]) -> None:
+    The events of a job name the worker and lane of each attempt, and why it had to wait again (job.pending, shown only
+    here).
+    """
+    wanted = frozenset(types or (*EventType, _PENDING))
+
+    async def print_all(found: AsyncIterator[EventMessage], index: int | None = None) -> None:
         async with aclosing(found) as each:  # type: ignore[type-var]
             async for event in each:
-                if event.type in wanted:
-                    show.echo(msgspec.json.encode(event).decode() if as_json else _line(event))
+                if event.type in wanted and (index is None or event.data.get("index") == index):
+                    text = msgspec.json.encode(event).decode() if as_json else _line(event, names_job=index is None)
+                    show.echo(text)
 
     async def run(queue: AsyncQueue) -> None:
-        if batch is None:
+        if of is None:
             await print_all(_project_events(queue, after, follow=follow))
-        else:
-            await print_all(_batch_events(queue, batch, after, follow=follow))
+            return
+        named, index = split_job(of)
+        batch = await queue.find(named)
+        record = await batch.record()
+        if index is not None:
+            check_number(record, index)
+        await print_all(_batch_events(batch, record.project, after, follow=follow), index)
 
     options.run(run, patient=follow)
 
 
 async def _batch_events(
-    queue: AsyncQueue, batch: str, after: str | None, *, follow: bool
+    batch: AsyncBatch, project: str, after: str | None, *, follow: bool
 ) -> AsyncIterator[EventMessage]:
-    named, index = split_job(batch)
-    handle = await queue.find(named)
-    record = await handle.record()
-    if index is not None:
-        check_number(record, index)
-    async with aclosing(handle.events(after, follow=follow)) as found:  # type: ignore[type-var]
+    async with aclosing(batch.events(after, follow=follow)) as found:  # type: ignore[type-var]
         async for event in found:
-            if index in (None, event.index):
-                yield describe_event(event, record.project)
+            yield describe_event(event, project)
 
 
 async def _project_events(queue: AsyncQueue, after: str | None, *, follow: bool) -> AsyncIterator[EventMessage]:
@@ -80,14 +85,20 @@ async def _project_events(queue: AsyncQueue, after: str | None, *, follow: bool)
         after = page.next
 
 
-def _line(event: EventMessage) -> str:
+def _line(event: EventMessage, *, names_job: bool) -> str:
     """Format an event: ``2026-11-22 10:00:02.120  job.done  5m2q0xw8kd/3  RUNNING -> DONE``."""
     moment = datetime.fromisoformat(event.timestamp).astimezone()
     data = event.data
-    words = [f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03}", f"{event.type:<17}"]
+    words = [f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03}", f"{event.type:<{17 if names_job else 12}}"]
     if "batch_id" not in data:
         return "  ".join([*words, " ".join(f"{name}={value}" for name, value in data.items() if value is not None)])
-    words.append(short_id(UUID(data["batch_id"])) + (f"/{data['index']}" if "index" in data else ""))
+    if names_job:
+        words.append(short_id(UUID(data["batch_id"])) + (f"/{data['index']}" if "index" in data else ""))
     before = data["previous_status"]
     words.append(f"{data['status']}" if before is None else f"{before} -> {data['status']}")
+    if event.type in (EventType.JOB_RUNNING, _PENDING) and "worker" in data:
+        held_by = f"{data['worker']}, lane {data['lane']}"
+        words.append(f"on {held_by}" if event.type == EventType.JOB_RUNNING else f"back from {held_by}")
+    if "reason" in data:
+        words[-1] += f": {data['reason']}"
     return "  ".join(words)

@@ -20,7 +20,7 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, exc, func, insert
 
 from tweezer.ledger.config import DeadLetterBounds
 from tweezer.ledger.database import Database
-from tweezer.ledger.positions import recorder_position
+from tweezer.ledger.positions import recorded_entry, recorder_position
 from tweezer.ledger.schema import (
     as_datetime,
     dead_letter_totals,
@@ -31,7 +31,7 @@ from tweezer.ledger.schema import (
     transitions,
 )
 from tweezer.model.errors import NotFound, TweezerError, Unreadable
-from tweezer.store.streams.feed import Entry, pack_entry, position_id, position_number, unpack_entry
+from tweezer.store.streams.feed import Entry, pack_entry, position_number, unpack_entry
 
 log = structlog.get_logger(__name__)
 
@@ -252,8 +252,7 @@ class DeadLetterQueue:
             if recorder_position(connection, namespace) < letter.last_position:
                 return None
             for row in connection.execute(behind.order_by(transitions.c.position)):
-                identity = position_id(row.position)
-                found.setdefault(row.position, Entry(identity, row.batch, row.sequence_number, row.time_us, row.words))
+                found.setdefault(row.position, recorded_entry(row))
         return [found[at] for at in sorted(found)]
 
     def note_failure(self, letter: Letter, error: Exception) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, select
 
 from tweezer.ledger.database import Database
 from tweezer.ledger.schema import couriers, notices, recorder, transitions
@@ -26,6 +27,12 @@ def recorder_position(connection: Connection, namespace: str) -> int:
     """Return the position of the last recorded stream entry; 0 without one."""
     query = select(recorder.c.position).where(recorder.c.namespace == namespace)
     return position_number(connection.execute(query).scalar() or START)
+
+
+def recorded_entry(row: Row[Any]) -> Entry:
+    """Make the stream's entry from a row of the transitions."""
+    about = (row.batch, row.sequence_number, row.time_us, row.words)
+    return Entry(position_id(row.position), *about, holder=row.holder or "")
 
 
 NOW = ("now", "$")

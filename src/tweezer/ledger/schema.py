@@ -253,6 +253,7 @@ transitions = Table(
     Column("sequence_number", BigInteger, nullable=False),  # of the first event
     Column("time_us", BigInteger, nullable=False),
     Column("words", Text, nullable=False),  # the events, as model.events reads them
+    Column("holder", String(200)),  # the lane that held the ticket, and why its jobs became pending; null: none did
     Index("ix_transitions_batch", "batch", "position"),
     Index("ix_transitions_project", "project", "position"),
     **_CLUSTERED,

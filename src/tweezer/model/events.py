@@ -3,7 +3,9 @@
 A stream entry contains all events of one script call on one batch, as words: ``5PR`` (job 5 went from PENDING to
 RUNNING), ``0-99PC`` (jobs 0 to 99 went from PENDING to CANCELED), ``PR`` (the batch itself), ``NP:20`` (the batch was
 created with 20 jobs), ``RI`` (the RUNNING batch has no work and will soon time out). The letters are those of the
-statuses. Each transition has a sequence number, which increases by one within a batch, in the order of the words.
+statuses. Each transition has a sequence number, which increases by one within a batch, in the order of the words. The
+entry also names the lane that held the ticket, if one did, and why running jobs became pending again:
+``host:812:3fa901:0 lost``.
 """
 
 from __future__ import annotations
@@ -23,6 +25,18 @@ _WORD = re.compile(  # indices below 100,000
 )
 
 
+RETURNS = {
+    "lost": "its worker stopped renewing its lease",
+    "drain": "its worker gave it back, because it was stopping or its device became unavailable",
+    "fail": "its lane failed",
+    "retry": "it failed for a reason that may pass",
+    "crash": "its lane's process died",
+    "report": "it was reported as pending through the API",
+    "restart": "Redis restarted and lost its ticket",
+}
+"""Why a running job became pending again: the words of the scripts, with an explanation."""
+
+
 class Event(msgspec.Struct, frozen=True):
     """One transition of a batch or of one of its jobs.
 
@@ -34,6 +48,10 @@ class Event(msgspec.Struct, frozen=True):
         previous: The previous status; None for ``batch.created``.
         index: Index of the job within the batch; None for an event of the batch itself.
         jobs: The number of submitted jobs, for ``batch.created`` only.
+        worker: For an event of a job, the id of the worker that held it, as in ``tweezer workers``; None if none did,
+            or for an event from before this was recorded.
+        lane: The number of the worker's lane.
+        why: Why a running job became pending again, a key of ``RETURNS``.
     """
 
     batch_id: UUID
@@ -43,6 +61,14 @@ class Event(msgspec.Struct, frozen=True):
     previous: JobStatus | BatchStatus | None
     index: int | None = None
     jobs: int | None = None
+    worker: str | None = None
+    lane: int | None = None
+    why: str | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why a running job became pending again, for people."""
+        return None if self.why is None else RETURNS[self.why]
 
     @property
     def id(self) -> str:
@@ -114,16 +140,27 @@ class Word(msgspec.Struct, frozen=True):
         """Return the word without its first ``count`` events; it must contain more."""
         return Word(self.letters, self.jobs[count:], self.submitted) if count > 0 else self
 
-    def events(self, batch_id: UUID, sequence: int, time_us: int) -> Iterator[Event]:
-        """Yield the events of the word; the first one has this sequence number."""
+    def events(self, batch_id: UUID, sequence: int, time_us: int, holder: str = "") -> Iterator[Event]:
+        """Yield the events of the word; the first one has this sequence number. holder: as in :func:`read_events`."""
         before, after = self.letters[0], self.letters[1]
         if self.jobs:
+            worker, lane, why = _read_holder(holder)
+            by = (worker, lane, why if after == "P" else None)
             for number, index in enumerate(self.jobs, sequence):
-                yield Event(batch_id, number, time_us, JOB_BY_LETTER[after], JOB_BY_LETTER[before], index)
+                yield Event(batch_id, number, time_us, JOB_BY_LETTER[after], JOB_BY_LETTER[before], index, None, *by)
         else:
             previous = None if before == "N" else BATCH_BY_LETTER[before]
             status = BATCH_BY_LETTER[before if after == "I" else after]
             yield Event(batch_id, sequence, time_us, status, previous, None, self.submitted)
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_holder(text: str) -> tuple[str | None, int | None, str | None]:
+    """Split ``worker:lane why``; parts that are missing or invalid are None."""
+    held, _, why = text.partition(" ")
+    worker, _, lane = held.rpartition(":")
+    number = int(lane) if re.fullmatch(r"\d{1,5}", lane, re.ASCII) else None
+    return worker or None, number, why if why in RETURNS else None
 
 
 @functools.lru_cache(maxsize=8192)
@@ -147,11 +184,15 @@ def count_events(words: str) -> int:
     return sum(word.count for word in read_words(words))
 
 
-def read_events(batch_id: UUID, first: int, time_us: int, words: str) -> Iterator[Event]:
-    """Yield the events of an entry; ``first`` is the first sequence number. Raises ValueError for invalid words."""
+def read_events(batch_id: UUID, first: int, time_us: int, words: str, holder: str = "") -> Iterator[Event]:
+    """Yield the events of an entry. Raises ValueError for invalid words.
+
+    first: the first sequence number. holder: the lane that held the ticket and why its jobs became pending, as in the
+    stream.
+    """
     sequence = first
     for word in read_words(words):
-        yield from word.events(batch_id, sequence, time_us)
+        yield from word.events(batch_id, sequence, time_us, holder)
         sequence += word.count
 
 

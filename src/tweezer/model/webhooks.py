@@ -181,11 +181,18 @@ class EventMessage(msgspec.Struct, frozen=True):
 
 
 def describe_event(event: Event, project: str) -> EventMessage:
-    """Convert a transition for the feed: ``data`` has the fields of JobData or BatchData that the event contains."""
+    """Convert a transition for the feed.
+
+    ``data`` has the fields of JobData or BatchData that the event contains, and the worker and lane that held the job.
+    """
     data: dict[str, Any] = {"project_id": project, "batch_id": str(event.batch_id)}
     if event.index is not None:
         data |= {"job_id": str(job_id(event.batch_id, event.index)), "index": event.index}
     data |= {"status": event.status, "previous_status": event.previous, "sequence": event.sequence}
+    if event.worker is not None:
+        data |= {"worker": event.worker, "lane": event.lane}
+    if event.reason is not None:
+        data["reason"] = event.reason
     if event.jobs is not None:
         data["jobs"] = dict.fromkeys(JobStatus, 0) | {JobStatus.PENDING: event.jobs}
     return EventMessage(event.id, event.type, timestamp(event.time_us), data)

@@ -72,18 +72,38 @@ class Grant(msgspec.Struct, frozen=True):
         return self.ticket.batch_id
 
 
+class LostLease(msgspec.Struct, frozen=True):
+    """A ticket that was taken back because its lease expired, and the lane that held it: ``host:pid:random:lane``."""
+
+    ticket: TicketRef
+    lane: str
+
+    @classmethod
+    def read(cls, reply: list[Any]) -> list[LostLease]:
+        return [cls(TicketRef.parse(name.decode()), lane.decode(errors="replace")) for name, lane in reply]
+
+
+class SweepResult(msgspec.Struct, frozen=True):
+    """What a sweep found: numbers of batches that timed out and of tickets that became ready, and expired leases."""
+
+    timed_out: int
+    readied: int
+    reclaimed: list[LostLease]
+
+
 class TakeResult(msgspec.Struct, frozen=True):
     """The tickets granted by one ``take`` call.
 
     due_s: seconds until the next lease expires or the next ticket is due; None without any. paused: nothing is granted
     for now, because the device is paused or the gate is shut. left_alone: tickets of batches that cannot be
-    read.
+    read. reclaimed: the leases that had expired.
     """
 
     grants: list[Grant]
     due_s: float | None
     paused: bool
     left_alone: list[str]
+    reclaimed: list[LostLease]
 
 
 class NextStep(StrEnum):
@@ -211,7 +231,7 @@ def _doc(packed: bytes) -> tuple[BatchDoc, str | None]:
 
 
 def _taken(reply: list[Any], asked_at: float) -> TakeResult:
-    word, due_ms, left_alone, *grants = reply
+    word, due_ms, left_alone, reclaimed, *grants = reply
     granted = []
     for name, token, project, packed, exclusive, jobs in grants:
         doc, problem = _doc(packed)
@@ -232,6 +252,7 @@ def _taken(reply: list[Any], asked_at: float) -> TakeResult:
         due_s=None if int(due_ms) < 0 else int(due_ms) / 1000,
         paused=word in (b"paused", b"shut"),
         left_alone=[name.decode() for name in left_alone],
+        reclaimed=LostLease.read(reclaimed),
     )
 
 
@@ -395,14 +416,14 @@ class Tickets:
         """Publish the settings to Redis, where the scripts read them."""
         await self._scripts.call("set_settings", values=config.stored().items())
 
-    async def sweep(self, *, most: int = 100, memory: int | None = None) -> tuple[int, int, int]:
-        """Apply everything that is due; return the number of timed-out batches, expired leases and ready tickets.
+    async def sweep(self, *, most: int = 100, memory: int | None = None) -> SweepResult:
+        """Apply everything that is due.
 
         memory: bytes that Redis has for work, 0 if unlimited; None if unknown.
         """
         found = await self._scripts.call("sweep", most=most, memory="" if memory is None else str(memory))
-        _, timed_out, reclaimed, readied = found
-        return int(timed_out), int(reclaimed), int(readied)
+        _, timed_out, readied, *reclaimed = found
+        return SweepResult(int(timed_out), int(readied), LostLease.read(reclaimed))
 
     async def trim(self, before: str) -> int:
         """Trim events that all readers have read, up to this entry, which is kept; return the number of entries."""

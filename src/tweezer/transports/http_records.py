@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 
 from tweezer.model.cancels import CancelAttempt, CancelOutcome, read_ranges
-from tweezer.model.events import Event, Word
+from tweezer.model.events import RETURNS, Event, Word
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Priority, Result
 from tweezer.model.sequence import Geometry
@@ -263,6 +263,9 @@ class DeviceJson(msgspec.Struct, frozen=True):
         )
 
 
+_RETURNS = {reason: why for why, reason in RETURNS.items()}
+
+
 def read_event(message: EventMessage) -> Event:
     """Return the transition that an event of the feed describes. Raises ValueError for one of a device."""
     match = re.fullmatch(r"([0-9a-f-]{36}):(\d+):(\d+)", message.id, re.ASCII)
@@ -279,6 +282,9 @@ def read_event(message: EventMessage) -> Event:
         previous=None if previous is None else kind(previous),
         index=index,
         jobs=None if submitted is None else submitted[JobStatus.PENDING],
+        worker=data.get("worker"),
+        lane=data.get("lane"),
+        why=_RETURNS.get(data.get("reason", "")),
     )
 
 

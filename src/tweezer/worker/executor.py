@@ -13,6 +13,7 @@ import structlog
 
 from tweezer.adapters.protocol import DeviceUnavailable, Lane
 from tweezer.duties import is_cancelled, until_answered
+from tweezer.logs import PacedLog
 from tweezer.model.errors import ExecutionError, FaultKind, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.ids import job_id
 from tweezer.model.messages import (
@@ -55,6 +56,9 @@ _END_OF_TURN = {
 }
 
 
+_LOGGED_ENDS = {"job.done": {"done"}, "job.canceled": {"canceled", "prevented"}}
+"""The events of the log, with their kinds of settlements."""
+
 _RETRIED_KINDS = frozenset({FaultKind.TRANSIENT, FaultKind.CRASH, FaultKind.INTERNAL})
 """The kinds of failures after which preparing a batch is tried again."""
 
@@ -70,6 +74,7 @@ class Executor:
         self._keeper = keeper
         self._config = config
         self._draining = draining
+        self._log = PacedLog(log)
 
     async def execute(self, grant: Grant, lane: Lane) -> TicketEnd:
         """Prepare the batch and run its jobs turn by turn.
@@ -81,6 +86,7 @@ class Executor:
         try:
             if grant.problem is not None:
                 raise ExecutionError(FaultKind.USER, f"the batch's record in Redis cannot be read: {grant.problem}")
+            self._log.info("batch.taken", [job.index for job in grant.jobs])
             await self._prepare(held)
             jobs = grant.jobs
             while True:
@@ -93,12 +99,12 @@ class Executor:
         except DeviceUnavailable as unavailable:
             log.warning("machine.unavailable", reason=str(unavailable))
             await self._report_unavailable(grant, unavailable)
-            await self._give_back(grant)
+            await self._give_back(grant, str(unavailable))
             return TicketEnd.DRAINED
         except ExecutionError as error:
             return await self._prepare_failed(held, error)
         except asyncio.CancelledError:
-            await self._give_back(grant)
+            await self._give_back(grant, "the worker stops")
             return TicketEnd.DRAINED
         except Exception as error:
             log.exception("ticket.failed", error=str(error))
@@ -158,7 +164,16 @@ class Executor:
             log.warning("settle.refused", outcomes=turn.refused, next=turn.next.value)
         if turn.over_quota:
             await self._discard([s for s in settlements if s.index in turn.over_quota])
+        if turn.next is not NextStep.STALE:
+            self._log_ends([s for s in settlements if s.index not in turn.over_quota])
         return turn
+
+    def _log_ends(self, settlements: Sequence[Settlement]) -> None:
+        """Log the jobs that a turn ended, with the sum of their times; those that failed were logged before."""
+        for event, kinds in _LOGGED_ENDS.items():
+            if ended := [s for s in settlements if s.kind in kinds]:
+                seconds = sum(s.preparation_ms + s.execution_ms for s in ended) / 1000
+                self._log.info(event, sorted(s.index for s in ended), seconds=seconds)
 
     async def _discard(self, settlements: Sequence[Settlement]) -> None:
         """Remove the files of results that exceed the quota of their project."""
@@ -204,9 +219,9 @@ class Executor:
             delay_s = self._config.job_backoff.delay_s(max(job.attempt, 1))
             outcome = msgspec.structs.replace(outcome, retry_in_s=delay_s)
         if outcome.kind is OutcomeKind.ERROR or outcome.kind is OutcomeKind.RETRY:
-            log.warning(
+            self._log.warning(
                 "job.failed",
-                job=str(identity),
+                [job.index],
                 outcome=outcome.kind.value,
                 cause=outcome.cause and outcome.cause.value,
                 fault=outcome.fault and str(outcome.fault),
@@ -284,9 +299,10 @@ class Executor:
     async def _ask(self, call: Callable[[], Awaitable[T]], what: str) -> T:
         return await until_answered(call, self._config.redis_backoff, what)
 
-    async def _give_back(self, grant: Grant) -> None:
+    async def _give_back(self, grant: Grant, reason: str) -> None:
         """Give the ticket back, in one attempt because the worker is stopping. Otherwise its lease expires."""
         try:
-            await self._tickets.drain(grant.ticket, grant.token)
+            if await self._tickets.drain(grant.ticket, grant.token):
+                log.info("ticket.given_back", reason=reason)
         except Unavailable as error:
             log.warning("ticket.not_given_back", error=error.message, returns_after_s=self._config.lease_s)

@@ -18,6 +18,7 @@ from tweezer.model.messages import RECORD_VERSION
 from tweezer.model.specs import DeviceSpecs
 from tweezer.store.connection import Store
 from tweezer.worker.config import WorkerConfig
+from tweezer.worker.leases import log_reclaimed
 
 _BACKOFF = Backoff(base_s=1.0, cap_s=30.0)
 
@@ -98,9 +99,10 @@ class Sweeper:
         config = self._config
         info = await self._store.reader.server_info("memory")
         limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
-        timed_out, reclaimed, _ = await self._store.tickets.sweep(memory=round(config.full_at * limit))
-        if timed_out or reclaimed:
-            log.info("sweep.found", batches_timed_out=timed_out, leases_expired=reclaimed)
+        found = await self._store.tickets.sweep(memory=round(config.full_at * limit))
+        log_reclaimed(found.reclaimed)
+        if found.timed_out:
+            log.info("sweep.found", batches_timed_out=found.timed_out)
         full = None
         if limit and used > config.full_at * limit:
             full = f"Redis uses {used >> 20} of its {limit >> 20} MiB, more than {config.full_at:.0%}"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 
 import structlog
 
 from tweezer.adapters.protocol import Lane
 from tweezer.adapters.remote.lane import RemoteLane
 from tweezer.model.errors import TweezerError
+from tweezer.model.events import RETURNS
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import Progress
-from tweezer.store.workers import CancelRequest, Grant, JobProgress, Tickets
+from tweezer.store.workers import CancelRequest, Grant, JobProgress, LostLease, Tickets
 from tweezer.worker.config import WorkerConfig
 
 log = structlog.get_logger(__name__)
@@ -86,6 +88,14 @@ class HeldTicket:
 def _note_failure(stopping: asyncio.Task[None]) -> None:
     if not stopping.cancelled() and (error := stopping.exception()) is not None:
         log.error("lane.not_stopped", error=str(error), exc_info=error)
+
+
+def log_reclaimed(leases: Iterable[LostLease]) -> None:
+    """Log tickets that were taken back because their worker stopped renewing their leases."""
+    for lease in leases:
+        worker, _, lane = lease.lane.rpartition(":")
+        held = {"taken_from": worker, "lane": lane, "ticket": lease.ticket.number}
+        log.warning("lease.taken_back", batch=str(lease.ticket.batch_id), **held, reason=RETURNS["lost"])
 
 
 class LeaseKeeper:

@@ -29,7 +29,7 @@ from tweezer.store.workers import Grant, TakeResult
 from tweezer.worker.config import WorkerConfig
 from tweezer.worker.executor import Executor
 from tweezer.worker.heartbeat import SWEEP_S, MachineProbe, Presence, Sweeper
-from tweezer.worker.leases import LeaseKeeper
+from tweezer.worker.leases import LeaseKeeper, log_reclaimed
 
 log = structlog.get_logger(__name__)
 
@@ -96,7 +96,7 @@ class TicketWorker(Worker):
     # -- start and stop -----------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        structlog.contextvars.bind_contextvars(device=self.device)
+        structlog.contextvars.bind_contextvars(device=self.device, worker=self.id)
         if self._adapter.capabilities.reattaches:
             durability = await until_answered(
                 self.store.remote.require_durability, self._config.redis_backoff, "checking the durability of Redis"
@@ -115,7 +115,7 @@ class TicketWorker(Worker):
         self.duties.start("cancels", self._receive_cancels, backoff=backoff)
         if self._probe is not None:
             self.duties.start("probe", self._probe.probe, every_s=self._adapter.capabilities.probe_s)
-        log.info("worker.started", worker=self.id, lanes=self._lane_count)
+        log.info("worker.started", lanes=self._lane_count)
 
     async def _open_lane(self) -> Lane:
         """Open a lane. Wait for a machine that cannot be reached, because it may run jobs of this worker."""
@@ -219,6 +219,7 @@ class TicketWorker(Worker):
     async def _take_or_wait(self) -> None:
         await self._keeper.catch_up()
         taken = await self._take()
+        log_reclaimed(taken.reclaimed)
         for name in taken.left_alone:
             log.warning("ticket.skipped", ticket=name, reason="its batch was written by a newer version, or is damaged")
         if self.allow_pick_jobs:
@@ -250,7 +251,7 @@ class TicketWorker(Worker):
     def _work_on(self, grant: Grant) -> None:
         number = self._free.popleft()
         name = f"{grant.ticket}:{grant.token}"  # the ticket may be granted again while the lane that lost it ends
-        task = self.loop.create_task(self._work(grant, self._lanes[number]))
+        task = self.loop.create_task(self._work(grant, number))
         self.tasks[name] = task
 
         def free(done: asyncio.Task[Any]) -> None:
@@ -265,7 +266,9 @@ class TicketWorker(Worker):
 
         task.add_done_callback(free)
 
-    async def _work(self, grant: Grant, lane: Lane) -> None:
-        structlog.contextvars.bind_contextvars(batch=str(grant.batch_id), ticket=grant.ticket.number, token=grant.token)
-        end = await self._executor.execute(grant, lane)
+    async def _work(self, grant: Grant, number: int) -> None:
+        structlog.contextvars.bind_contextvars(
+            batch=str(grant.batch_id), ticket=grant.ticket.number, token=grant.token, lane=number
+        )
+        end = await self._executor.execute(grant, self._lanes[number])
         self._log.debug("ticket.ended", end=end.value)

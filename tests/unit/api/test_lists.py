@@ -488,6 +488,7 @@ async def test_the_transitions_of_a_job_are_listed_once_they_are_recorded(rig: A
         ("job.running", "PENDING", "RUNNING"),
         ("job.done", "RUNNING", "DONE"),
     ]
+    assert [(each["worker"], each["lane"], each["reason"]) for each in told] == [("lane", 0, None)] * 2
     assert [each["event_id"].split(":")[1] for each in told] == [str(each["sequence_number"]) for each in told]
     job = await rig.data(f"/api/v2/jobs/{job_id(batch_id, 0)}", key=key)
     assert told[0]["timestamp"][:22] == job["start_timestamp"][:22]

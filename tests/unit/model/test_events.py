@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from tweezer.model.events import Event, JobNews, Word, count_events, read_events, read_news, words_of_news
+from tweezer.model.events import RETURNS, Event, JobNews, Word, count_events, read_events, read_news, words_of_news
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 
 BATCH = UUID("0190d1f4-9c3b-8000-8000-000000000000")
@@ -40,6 +40,22 @@ def test_sequence_numbers_continue_over_words_and_ranges() -> None:
     events = read("PR 0PR 0RD 1-3PC RD", first=2)
     assert [event.sequence for event in events] == list(range(2, 9))
     assert [event.index for event in events] == [None, 0, 0, 1, 2, 3, None]
+
+
+def test_events_of_jobs_have_the_worker_and_lane_of_their_entry() -> None:
+    batch, running, pending = read_events(BATCH, 1, TIME_US, "PR 0PR 1RP", "lab1:812:3fa901:2 lost")
+    assert (batch.worker, batch.lane, batch.why) == (None, None, None)
+    assert (running.worker, running.lane, running.why) == ("lab1:812:3fa901", 2, None)
+    assert (pending.worker, pending.lane, pending.why) == ("lab1:812:3fa901", 2, "lost")
+    assert pending.reason == RETURNS["lost"]
+
+
+@pytest.mark.parametrize("holder", ["", " ", "lane", ":", "a:b", "w:0x1", "w:٣", "w:999999", " why", "w:1 why not"])
+def test_a_holder_that_cannot_be_read_is_not_an_error(holder: str) -> None:
+    (event,) = read_events(BATCH, 1, TIME_US, "0RP", holder)
+    assert event.why is None
+    assert event.reason is None
+    assert event.lane in (None, 1)
 
 
 def test_an_empty_text_has_no_events() -> None:

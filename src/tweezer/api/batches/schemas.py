@@ -501,6 +501,9 @@ class TransitionResponse(RecordResponse, frozen=True):
     previous_status: Annotated[JobStatus, Source("previous"), doc("Status before the change.", "PENDING")]
     status: Annotated[JobStatus, doc("Status after the change.", "RUNNING")]
     timestamp: Annotated[Moment, Source("time"), doc("When the change happened.")]
+    worker: Annotated[str | None, doc("Id of the worker that held the job; null if none did.", "lab1:812:3fa901")]
+    lane: Annotated[int | None, doc("Number of the worker's lane.", 0)]
+    reason: Annotated[str | None, doc("Why a running job is pending again.", "its worker stopped renewing its lease")]
 
 
 def get_percent(record: JobRecord) -> int | None:

@@ -85,6 +85,7 @@ class _Item(NamedTuple):
     time_us: int
     words: str
     notice: Notice | None = None
+    holder: str = ""
 
 
 class _Stretch(NamedTuple):
@@ -253,9 +254,10 @@ class _PageBuilder:
                 done += word.count
                 continue
             rest, done = word.skip(skipped - done), max(done, skipped)
-            head = next(rest.events(item.batch_id, item.first + done, item.time_us))
+            found = (item.batch_id, item.first + done, item.time_us, item.holder)
+            head = next(rest.events(*found))
             if head.type in self._types:  # all events of a word have the same type
-                for event in rest.events(item.batch_id, item.first + done, item.time_us):
+                for event in rest.events(*found):
                     if self.is_full:
                         return done
                     self.events.append(describe_event(event, item.project))
@@ -274,7 +276,8 @@ def _read_owners(connection: Connection, batch_ids: set[UUID]) -> dict[UUID, str
 
 def _item(entry: Entry, project: str | None) -> _Item:
     position = position_number(entry.id)
-    return _Item(position, project, entry.batch_id, entry.first, entry.time_us, entry.words, entry.notice)
+    about = (entry.batch_id, entry.first, entry.time_us, entry.words, entry.notice, entry.holder)
+    return _Item(position, project, *about)
 
 
 def _read_transitions(
@@ -299,14 +302,17 @@ def _read_transitions(
         conditions.append(table.position <= until)
     if types:
         conditions.append(_has_words(connection, pairs))
-    columns = (table.position, table.batch, table.sequence_number, table.time_us, table.words)
+    columns = (table.position, table.batch, table.sequence_number, table.time_us, table.words, table.holder)
     named: Select[Any] = select(*columns, projects.c.id).join(projects, projects.c.no == table.project)
     firsts = [named.where(*part, *conditions).order_by(table.position).limit(_STEP) for part in whose]
     query = firsts[0]
     if len(firsts) > 1:  # each project's rows are contiguous in the index
         merged = union_all(*(select(first.subquery()) for first in firsts)).subquery()
         query = select(merged).order_by(merged.c.position).limit(_STEP)
-    items = [_Item(row[0], row[5], *row[1:5]) for row in connection.execute(query)]
+    items = [
+        _Item(row.position, row.id, row.batch, row.sequence_number, row.time_us, row.words, None, row.holder or "")
+        for row in connection.execute(query)
+    ]
     return items, items[-1].position if len(items) == _STEP else until
 
 

@@ -15,7 +15,7 @@ from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer
 from tweezer.ledger.migrate import exists, require_schema, schema_version
-from tweezer.ledger.positions import recorder_position
+from tweezer.ledger.positions import recorded_entry, recorder_position
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, PageRequest
 from tweezer.ledger.queries.lists import Listing, ListPage, Scope
 from tweezer.ledger.schema import batches, dead_letters, jobs, projects, results, sequences, transitions
@@ -27,7 +27,7 @@ from tweezer.model.messages import decode_fault
 from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, has_cancels, job_record
 from tweezer.store.scripts import split_pages
 from tweezer.store.snapshots import Snapshot, SnapshotRequest
-from tweezer.store.streams.feed import Entry, position_id
+from tweezer.store.streams.feed import Entry
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ _PARKED = (
 )
 _SPACED = literal(" ") + transitions.c.words
 _TRANSITIONS = (
-    select(transitions.c.sequence_number, transitions.c.time_us, transitions.c.words)
+    select(transitions.c.sequence_number, transitions.c.time_us, transitions.c.words, transitions.c.holder)
     .where(transitions.c.batch == bindparam("batch"))
     .where(
         or_(  # the word of a range may include any job
@@ -81,7 +81,7 @@ _TRANSITIONS = (
     .order_by(transitions.c.position)
 )
 _ENTRIES = (
-    select(transitions.c.position, transitions.c.sequence_number, transitions.c.time_us, transitions.c.words)
+    select(transitions)
     .where(transitions.c.batch == bindparam("batch"), transitions.c.position > bindparam("after"))
     .order_by(transitions.c.position)
     .limit(_PAGE)
@@ -186,7 +186,7 @@ class Queries:
         likely = {"pending": f"% {index}P%", "running": f"% {index}R%"}
         with self.database.read() as connection:
             rows = connection.execute(_TRANSITIONS, {"batch": batch_id, **likely}).all()
-        events = (read_events(batch_id, row.sequence_number, row.time_us, row.words) for row in rows)
+        events = (read_events(batch_id, row.sequence_number, row.time_us, row.words, row.holder or "") for row in rows)
         return [event for entry in events for event in entry if event.index == index]
 
     def entries(self, batch_id: UUID, after: int) -> list[Entry]:
@@ -196,7 +196,7 @@ class Queries:
         """
         with self.database.read() as connection:
             rows = connection.execute(_ENTRIES, {"batch": batch_id, "after": after}).all()
-        return [Entry(position_id(row[0]), batch_id, *row[1:]) for row in rows]
+        return list(map(recorded_entry, rows))
 
     def snapshots(self, wanted: Sequence[SnapshotRequest]) -> dict[UUID, Snapshot]:
         """Return the batches that the ledger has, with their doc (without the sequence) and the touched jobs."""

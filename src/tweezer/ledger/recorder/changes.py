@@ -44,7 +44,7 @@ DURATION = "device_ms"  # of a job that has ended, for the sums by hour; follows
 NAME_COLUMNS = ("project", "kind", "name", "batch")
 SIZE_COLUMNS = ("batch", "project", "bytes")
 RESULT_COLUMNS = ("id", "result", "fault")
-TRANSITION_COLUMNS = ("position", "batch", "project", "sequence_number", "time_us", "words")
+TRANSITION_COLUMNS = ("position", "batch", "project", "sequence_number", "time_us", "words", "holder")
 NOTICE_COLUMNS = ("position", "id", "type", "project", "time_us", "data")
 
 
@@ -70,8 +70,12 @@ class KnownBatch(msgspec.Struct):
 
 
 class Changes(msgspec.Struct):
-    """Rows to write, with the columns above; the project is an id, which the writer replaces by its number."""
+    """Rows to write, with the columns above; the project is an id, which the writer replaces by its number.
 
+    submitted: batches that the ledger does not have yet.
+    """
+
+    submitted: dict[UUID, KnownBatch] = {}
     batches: list[list[Any]] = []
     sequences: list[tuple[DriverId, str]] = []
     tags: list[tuple[str, str, DriverId]] = []
@@ -144,7 +148,7 @@ def make_changes(
             changes.notices.append([position_number(entry.id), it.id, it.type, it.project, it.time_us, it.data])
         elif project is not None:
             row = [position_number(entry.id), ids.id(entry.batch_id), project, entry.first, entry.time_us]
-            changes.transitions.append([*row, entry.words])
+            changes.transitions.append([*row, entry.words, entry.holder or None])
             changes.activity_ms[project] = entry.time_us // 1000
     return changes
 
@@ -166,6 +170,7 @@ def _add_batch(
             priority=fields["priority"].decode()[0],
             jobs=0,
         )
+        changes.submitted[snapshot.batch_id] = batch
         tags_submitted = tuple(dict.fromkeys(map(_fitting, doc.tags)))
         about = encode_doc(msgspec.structs.replace(doc, sequence=None, tags=tags_submitted))
         parent = _parent(doc, ids)

@@ -34,6 +34,7 @@ from tweezer.ledger.recorder.restore import append_lost_events, restore
 from tweezer.ledger.recorder.writing import Writer
 from tweezer.ledger.retention import Forgetter
 from tweezer.ledger.schema import batches, projects
+from tweezer.logs import PacedLog
 from tweezer.model.errors import TweezerError, Unavailable, Unreadable
 from tweezer.model.events import Word, read_words
 from tweezer.model.ids import is_project_id, new_worker_id
@@ -105,6 +106,7 @@ class Recorder:
         self._id = new_worker_id()
         self._ids = JobIds(text=not database.is_sqlite)
         self._known: dict[UUID, KnownBatch] = {}
+        self._paced = PacedLog(log)
         self._writing: asyncio.Task[None] | None = None
         self._read_to = START
         self._looked = 0.0
@@ -275,6 +277,9 @@ class Recorder:
     async def _write(self, changes: Changes, before: str, after: str) -> None:
         await self._database.run(self._writer.write, changes, before, after)
         self.position = after
+        for batch_id, it in changes.submitted.items():
+            about = {"project": it.project, "user": it.user, "device": it.device}
+            self._paced.info("batch.submitted", range(it.jobs), batch=str(batch_id), **about)
 
     async def _written(self) -> None:
         """Wait for the write in progress, and raise its error."""

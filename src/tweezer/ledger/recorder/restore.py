@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import Connection, or_, select
 
 from tweezer.ledger.database import Database
-from tweezer.ledger.positions import courier_position
+from tweezer.ledger.positions import courier_position, recorded_entry
 from tweezer.ledger.schema import batches, jobs, notices, now_ms, results, sequences, transitions
 from tweezer.model.events import Notice
 from tweezer.model.ids import job_id, last_job_id, split_job_id
@@ -69,7 +69,7 @@ def _read_lost(connection: Connection, after: int) -> list[Entry]:
         connection.execute(select(table).where(table.c.position > after).order_by(table.c.position).limit(_PAGE))
         for table in (transitions, notices)
     )
-    entries = [Entry(position_id(it.position), it.batch, it.sequence_number, it.time_us, it.words) for it in recorded]
+    entries = list(map(recorded_entry, recorded))
     for row in noticed:
         notice = Notice(row.id, row.type, row.project, row.time_us, row.data)
         entries.append(Entry(position_id(row.position), NO_BATCH, 0, row.time_us, "", notice))

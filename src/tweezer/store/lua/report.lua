@@ -27,9 +27,10 @@ end
 -- Takes a running job from its holder, whose token becomes stale, and gives the ticket's other jobs back.
 local function take_away(b, index, st, to)
   local t = holder(b, index)
+  b.holder = t and t.lane
   if t then redis.call('SREM', key(KEY.held, b.id, t.n), index) end
   if to == 'P' and st[S.cancel] == '-' then
-    requeue_job(b, index, st)
+    requeue_job(b, index, st, 'report')
     come_back(b, { index })
   else
     end_job(b, index, st, to == 'P' and 'C' or to)

@@ -155,7 +155,7 @@ local function follow_jobs(b, ended, moved)
       if st[S.status] == 'R' and st[S.cancel] ~= '-' then
         end_job(b, index, st, 'C')
       elseif st[S.status] == 'R' then
-        requeue_job(b, index, st)
+        requeue_job(b, index, st, 'restart')
       end
       if st[S.status] == 'P' and not waiting[index] then come_back(b, { index }) end
     end

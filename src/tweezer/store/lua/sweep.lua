@@ -3,7 +3,7 @@
 --
 -- KEYS[1] namespace
 -- ARGV most:int items of each kind per call   memory:str, bytes that Redis has for work, or '' if unknown
--- Returns {'ok', timed out, reclaimed, made ready}
+-- Returns {'ok', timed out, made ready, {ticket taken back, the lane that held it}, …}
 -- Events  the notices device.paused and device.up of planned maintenance, and device.up at the end of a pause;
 --     batch.idle: half its idle limit, at most a minute, before it times out; batch.timed_out; those of reclaims:
 --     job.pending, job.canceled, job.error, batch.*
@@ -13,7 +13,7 @@
 local WARN_MAX = 60000
 
 exempt_from_maxmemory()
-local timed_out, reclaimed, readied = 0, 0, 0
+local timed_out, readied, reclaimed = 0, 0, {}
 if memory ~= '' and int(setting('memory')) ~= memory then redis.call('HSET', key(KEY.settings), 'memory', memory) end
 local idle = key(KEY.idle)
 local past = is_shut() and {} or redis.call('ZRANGEBYSCORE', idle, '-inf', NOW_MS, 'LIMIT', 0, most)
@@ -42,10 +42,10 @@ for _, device in ipairs(redis.call('SMEMBERS', key(KEY.devices))) do
   if redis.call('EXISTS', key(KEY.device, device)) == 1 then -- else no worker or operator has created the device
     count_lanes(device)
     keep_to_plan(device)
-    if not is_shut() then reclaimed = reclaimed + #reclaim_expired(device, most) end
+    if not is_shut() then reclaim_expired(device, most, reclaimed) end
     readied = readied + ready_due(device, most)
     if redis.call('EXISTS', key(KEY.ready, device)) == 1 and not is_taken(device) then ring(device) end
   end
 end
 save_totals()
-return { 'ok', timed_out, reclaimed, readied }
+return { 'ok', timed_out, readied, unpack(reclaimed) }

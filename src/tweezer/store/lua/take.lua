@@ -5,7 +5,7 @@
 --
 -- KEYS[1] namespace
 -- ARGV device:str   lease_ms:int   lanes:str..., free lanes, one ticket each
--- Returns {'ok'|'paused'|'shut', ms until something is due or -1, {ticket left alone, …},
+-- Returns {'ok'|'paused'|'shut', ms until something is due or -1, {ticket left alone, …}, {{ticket taken back, its lane}, …},
 --     {ticket, token, project, doc, exclusive, {index, attempt, '1'|'0' cancel requested, spec, …}}, …};
 --     shut: Redis has restarted, and nothing is granted until the gate opens, at the latest after the returned time
 -- Events  batch.running, job.running; those of reclaims: job.pending, job.canceled, job.error, batch.*
@@ -13,9 +13,10 @@
 -- include: gate, reclaim, claim, ends_in_time, issue, maxmemory
 
 exempt_from_maxmemory()
-if is_shut() then return { 'shut', int(shut_for()), {} } end
+if is_shut() then return { 'shut', int(shut_for()), {}, {} } end
 local ready, due, leases = key(KEY.ready, device), key(KEY.due, device), key(KEY.leases, device)
-reclaim_expired(device, 20)
+local reclaimed = {}
+reclaim_expired(device, 20, reclaimed)
 ready_due(device, 200)
 
 local function wait()
@@ -31,10 +32,10 @@ local function wait()
 end
 
 local paused = is_paused(device)
-if paused and not device_row(device).reattaches then return { 'paused', wait(), {} } end
+if paused and not device_row(device).reattaches then return { 'paused', wait(), {}, reclaimed } end
 
 local PASS_MAX = 1000
-local reply, left_alone = { paused and 'paused' or 'ok', '-1', {} }, {}
+local reply, left_alone = { paused and 'paused' or 'ok', '-1', {}, reclaimed }, {}
 local looked_at, passed = 0, 0
 
 -- Takes a ready ticket off the queue, or skips it. Returns a grant, or nil if it has no job for now.
@@ -54,7 +55,7 @@ local function open_ticket(name, score, lane)
   if not t then return nil end
   advance(b, score - PENALTY[b.priority])
   b.token = math.max(b.token + 1, tonumber(NOW_US))
-  t.token, t.lane = int(b.token), lane
+  t.token, t.lane, b.holder = int(b.token), lane, lane
   local grant
   local jobs = held_jobs(b, t, claim(b, t, 1, 0))
   if #jobs == 0 then

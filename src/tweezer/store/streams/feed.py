@@ -28,6 +28,7 @@ COURIERS = "couriers"
 """The group of the couriers, which exists from the first read of the first courier on."""
 
 _TIME_MAX = 253_402_300_799_999_999  # µs: the end of the year 9999
+_HOLDER_MAX = 200  # characters, as in the ledger
 _GONE_MS = 3_600_000  # a reader of a group that was idle for this long is considered dead
 _BEYOND = "9223372036854775807-0"  # no entry has a later id
 _READ_S = 5.0  # how long the listener waits for a message before it checks its connection
@@ -166,6 +167,7 @@ class Entry(msgspec.Struct, frozen=True):
     """An entry of the stream: the changes that one script call made to one batch, or a notice.
 
     words: the transitions, see :func:`~tweezer.model.events.read_events`; empty for a change without a transition.
+    holder: the lane that held the ticket, see there.
     notice: for an entry that is a notice; ``batch_id`` is then NO_BATCH.
     """
 
@@ -180,10 +182,11 @@ class Entry(msgspec.Struct, frozen=True):
     problem: str | None = None
     """Why the entry cannot be read; it then has only ``fields``, as they are in Redis."""
     fields: dict[bytes, bytes] | None = None
+    holder: str = ""
 
     @property
     def events(self) -> list[Event]:
-        return list(read_events(self.batch_id, self.first, self.time_us, self.words))
+        return list(read_events(self.batch_id, self.first, self.time_us, self.words, self.holder))
 
 
 NO_BATCH = UUID(int=0)
@@ -444,7 +447,7 @@ def _fields(entry: Entry) -> dict[bytes, bytes]:
     if (it := entry.notice) is not None:
         row |= {b"n": it.type, b"i": it.id, b"p": it.project or "", b"d": it.data}
     else:
-        row |= {b"b": entry.batch_id, b"s": entry.first, b"e": entry.words}
+        row |= {b"b": entry.batch_id, b"s": entry.first, b"e": entry.words, b"h": entry.holder}
     return {name: str(value).encode() for name, value in row.items()}
 
 
@@ -459,7 +462,8 @@ def _entry(entry_id: str, fields: dict[bytes, bytes]) -> Entry:
     words = fields[b"e"].decode()
     read_words(words)  # raises ValueError for invalid words
     batch_id, first = parse_batch_id(fields[b"b"]), _number("s", fields[b"s"], MAX_INTEGER)
-    return Entry(entry_id, batch_id, first, time_us, words, None, is_restored)
+    holder = fields.get(b"h", b"").decode(errors="replace")[:_HOLDER_MAX].replace("\0", "")
+    return Entry(entry_id, batch_id, first, time_us, words, None, is_restored, holder=holder)
 
 
 def _number(name: str, text: bytes, most: int) -> int:

@@ -24,6 +24,7 @@ local function load_batch(id, n, extra)
   if row[3] then
     local token, used, lane = string.match(row[3], '^(%S+) (%S+) (%S*)$')
     t = { n = n, name = id .. ':' .. n, token = token, used = tonumber(used), lane = lane }
+    b.holder = lane
   end
   return b, t
 end

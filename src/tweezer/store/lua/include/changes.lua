@@ -18,7 +18,8 @@ local function move_batch(b, to)
   b.status = to
 end
 
--- Writes the record and the events of this call as one entry, and publishes them.
+-- Writes the record and the events of this call as one entry, and publishes them. The entry names the lane that held the
+-- ticket (b.holder), and why running jobs became pending (b.why).
 local function save(b)
   count_use(b.project, 'jobs', b.pending - b.charged)
   count_use(b.project, 'bytes', b.bytes - b.was_bytes)
@@ -37,7 +38,9 @@ local function save(b)
   count(b.device, 'running', b.running - b.was_running)
   if b.touched or #b.events > 0 then
     local first, words = int(b.first_event or b.seq + 1), table.concat(b.events, ' ')
-    redis.call('XADD', key(KEY.events), '*', 'b', b.id, 's', first, 't', NOW_US, 'e', words)
+    local holder = b.holder or ''
+    if b.why then holder = holder .. ' ' .. b.why end
+    redis.call('XADD', key(KEY.events), '*', 'b', b.id, 's', first, 't', NOW_US, 'e', words, 'h', holder)
     if words ~= '' then redis.call('PUBLISH', key(KEY.news, b.id), words) end
   end
   if #b.asked > 0 then

@@ -54,7 +54,7 @@ local function take_back(b, t, why)
         note_fault(b, index, LOST_FAULT)
       else
         if why == 'drain' then st[S.attempt] = int(number_of(st, S.attempt) - 1) end
-        requeue_job(b, index, st)
+        requeue_job(b, index, st, why)
         back[#back + 1] = index
       end
       write_state(b, index, st)

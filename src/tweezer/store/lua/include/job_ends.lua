@@ -7,8 +7,9 @@ local function end_job(b, index, st, to)
   st[S.ended], st[S.stage], st[S.staged], st[S.progress] = NOW_MS, '-', '-', '-'
 end
 
--- Makes a running job pending again, for another attempt.
-local function requeue_job(b, index, st)
+-- Makes a running job pending again, for another attempt. why: a word of model.events.RETURNS.
+local function requeue_job(b, index, st, why)
+  b.why = why
   move_job(b, index, st, 'P')
   st[S.stage], st[S.staged], st[S.progress] = '-', '-', '-'
 end

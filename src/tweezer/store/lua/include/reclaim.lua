@@ -8,7 +8,8 @@ local function is_taken(device)
   return device_row(device).exclusive and redis.call('EXISTS', key(KEY.leases, device)) == 1
 end
 
-local function reclaim_expired(device, limit)
+-- Takes back tickets whose lease has expired. Appends { ticket, lane } to `lost` for each that a lane held.
+local function reclaim_expired(device, limit, lost)
   local leases = key(KEY.leases, device)
   local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', NOW_MS, 'LIMIT', 0, limit)
   for _, name in ipairs(expired) do
@@ -20,13 +21,15 @@ local function reclaim_expired(device, limit)
       redis.call('ZREM', leases, name)
       redis.call('DEL', key(KEY.held, id, n))
     else
-      if t.token ~= '0' then count(device, 'lost', 1) end
+      if t.token ~= '0' then
+        count(device, 'lost', 1)
+        lost[#lost + 1] = { name, t.lane }
+      end
       take_back(b, t, 'lost')
       requeue_or_retire(b, t)
       finish(b)
     end
   end
-  return expired
 end
 
 -- Makes tickets ready whose time has come.

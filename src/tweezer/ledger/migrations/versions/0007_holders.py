@@ -1,0 +1,13 @@
+"""Transitions: which lane held the ticket; null for those from before."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+
+
+def upgrade() -> None:
+    op.add_column("transitions", sa.Column("holder", sa.String(200)))
