@@ -270,16 +270,17 @@ class AsyncBatch(Handle):
         return await self.queue.ask(lambda: self._transport.batch(self.id))
 
     async def waits_for(self) -> str | None:
-        """Return what a batch with pending jobs waits for, for people: its start time, its device, to be resumed.
+        """Return what the batch waits for, for people: its start time, its device, to be resumed.
 
-        None if one of its jobs is running, or if nothing is known to keep it waiting. Times in the text are in UTC.
+        None if nothing is known to keep it waiting. While one of its jobs is running, it waits only for a machine that
+        does not answer. Times in the text are in UTC.
 
         Raises:
             NotFound: The project has no such batch.
             Unavailable: Redis or the API did not answer.
         """
         record = await self.record()
-        device = await self.queue.device(record.device) if record.is_waiting else None
+        device = await self.queue.device(record.device) if record.may_wait else None
         return describe_wait(record, device, datetime.now(UTC), format_time)
 
     async def add_jobs(self, jobs: Iterable[JobSpec | dict[str, Any]], *, idempotency_key: str | None = None) -> int:

@@ -27,6 +27,7 @@ from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
+from tweezer.store.measures import ProcessKind
 from tweezer.store.streams.feed import START, EntryGroup
 
 
@@ -61,8 +62,13 @@ def test_a_normal_server_is_healthy(kind: ServerKind, request: pytest.FixtureReq
         result = doctor(server.url)
         found = findings(server.url)
     assert result.exit_code == 0
-    assert {name for name, one in found.items() if one["level"] != "OK"} == {"workers", "recorder", "courier"}
-    assert {found[name]["level"] for name in ("workers", "recorder", "courier")} == {"WARN"}
+    assert {name for name, one in found.items() if one["level"] != "OK"} == {
+        "workers",
+        "recorder",
+        "courier",
+        "scheduler",
+    }
+    assert {found[name]["level"] for name in ("workers", "recorder", "courier", "scheduler")} == {"WARN"}
     assert ("Valkey" if kind == "valkey" else "Redis ") in found["server"]["says"]
     assert "OK    persistence: append-only file with appendfsync=everysec" in result.stdout
 
@@ -116,6 +122,7 @@ def test_a_server_that_evicts_and_loses_writes_fails() -> None:
         "workers": "WARN",
         "recorder": "WARN",
         "courier": "WARN",
+        "scheduler": "WARN",
     }
     assert "FAIL  maxmemory-policy: allkeys-lru" in result.stdout
     assert "CONFIG SET appendonly yes" in result.stdout
@@ -294,3 +301,44 @@ async def test_couriers_that_wait_on_a_quiet_stream_count_as_running(real_redis_
         assert idle_s is not None
         assert idle_s[0] < idle_s[1]
     assert (await asyncio.to_thread(findings, real_redis_url))["courier"]["says"] == "2 running, up to date"
+
+
+async def test_a_stopped_scheduler_and_a_stopped_api_are_found(real_redis_url: str, ledger: Path) -> None:
+    async with Store.open(Connect(url=real_redis_url)) as store:
+        found = await asyncio.to_thread(findings, real_redis_url)
+        assert (found["scheduler"]["level"], found["API"]["level"]) == ("WARN", "OK")
+        await store.redis.zadd(store.keys(Key.INTAKE), {"message": 1})
+        assert "1 arq messages wait" in (await asyncio.to_thread(findings, real_redis_url))["scheduler"]["says"]
+        for kind in ProcessKind:
+            await store.processes.report(kind, "lab1:812:3fa901")
+        found = await asyncio.to_thread(findings, real_redis_url)
+        assert found["scheduler"]["says"] == found["API"]["says"] == "running (lab1:812:3fa901)"
+
+
+def test_recorder_and_courier_are_checked_while_the_ledger_is_away(real_redis_url: str, ledger: Path) -> None:
+    ledger.unlink()
+    found = findings(real_redis_url)
+    assert found["ledger"]["level"] == "FAIL"
+    assert found["recorder"]["says"] == "no recorder is active"
+    assert found["courier"]["level"] == "WARN"
+    assert not ledger.exists()
+
+
+async def test_a_device_is_forgotten_unless_it_is_served_or_has_work(real_redis_url: str) -> None:
+    url = as_user(real_redis_url, RedisUser.OPERATOR)
+
+    def forget(name: str) -> Result:
+        return CliRunner().invoke(main, ["--redis", url, "devices", "forget", name])
+
+    about, worker = {"adapter": "null", "exclusive": 0, "max_runs": 1000}, {"lanes": 1, "started": 1}
+    async with Store.open(Connect(url=real_redis_url)) as store:
+        assert (await asyncio.to_thread(forget, "NULL")).exit_code == 1
+        await store.tickets.heartbeat("here:1:a", "NULL", ttl_s=60, about_device=about, about_worker=worker)
+        refused = await asyncio.to_thread(forget, "NULL")
+        assert (refused.exit_code, "1 workers serve NULL" in refused.stderr) == (1, True)
+        await store.tickets.heartbeat("here:1:a", "NULL", ttl_s=0, about_device={}, about_worker={})
+        advice = (await asyncio.to_thread(findings, real_redis_url))["device NULL"]["change"]
+        assert "tweezer devices forget NULL" in advice
+        done = await asyncio.to_thread(forget, "NULL")
+        assert (done.exit_code, done.stdout) == (0, "Forgot NULL.\n")
+        assert await store.reader.devices() == []

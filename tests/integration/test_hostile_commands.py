@@ -108,6 +108,7 @@ class Terminal:
         values = {
             "batch": self.batch,
             "batches": self.batch,
+            "job": f"{self.batch}/0",
             "sequence_file": str(self.folder / "sequence.json"),
             "device": DEVICE,
             "name": "ada",
@@ -189,9 +190,9 @@ def commands() -> Iterator[Command]:
         if not isinstance(command, click.Group):
             yield Command(name, command, words)
             return
-        if name and command.params:
+        if name and (given := [it for it in command.params if isinstance(it, click.Argument)]):
             yield Command(name, command, words, ("list",))
-            words = (*words, *(DEVICE for _ in command.params))
+            words = (*words, *(DEVICE for _ in given))
         for inner in command.list_commands(context):
             found = command.get_command(context, inner)
             assert found is not None

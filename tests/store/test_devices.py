@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from tests.support.store_rig import StoreRig
 
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.specs import DeviceSpecs, read_specs
+from tweezer.model.windows import UnavailabilityKind
+from tweezer.store.devices import new_window
 from tweezer.store.keys import Key
+from tweezer.store.measures import REPORT_S, ProcessKind
 
 ABOUT = {"adapter": "null", "exclusive": 0, "checks_sequence": 1, "max_runs": 1000}
 
@@ -105,3 +109,60 @@ async def test_specs_of_an_unknown_device_are_not_found(rig: StoreRig) -> None:
     for call in (rig.devices.give_specs("NONE", specs("NONE")), rig.devices.forget_specs("NONE")):
         with pytest.raises(NotFound, match="there is no device NONE"):
             await call
+
+
+async def test_a_device_without_workers_and_work_is_forgotten_with_all_its_keys(rig: StoreRig) -> None:
+    await rig.announce("OLD", worker="old")
+    await rig.devices.announce("OLD", ABOUT, specs("FRESNEL"))
+    batch_id = await rig.submit(1, device="OLD")
+    await rig.run_all(device="OLD")
+    begins = datetime.now(UTC) + timedelta(days=1)
+    await rig.devices.plan("OLD", new_window(begins, begins + timedelta(hours=1), "new lens"))
+    with pytest.raises(Conflict, match="1 workers serve OLD") as raised:
+        await rig.devices.forget("OLD")
+    assert raised.value.code == "served"
+    await rig.redis.delete(rig.keys(Key.WORKERS, "OLD"))
+    await rig.devices.forget("OLD")
+    assert await rig.reader.device("OLD") is None
+    assert "OLD" not in await rig.reader.device_names()
+    assert await rig.redis.keys(f"*{rig.keys(Key.DEVICE, 'OLD')}*") == []
+    assert (await rig.batch(batch_id)).status.terminal
+    with pytest.raises(NotFound):
+        await rig.devices.forget("OLD")
+    await rig.announce("OLD", worker="new")
+    assert (await rig.reader.device("OLD")) is not None
+
+
+async def test_a_device_with_work_is_not_forgotten(rig: StoreRig) -> None:
+    await rig.announce("OLD", worker="old")
+    batch_id = await rig.submit(2, device="OLD")
+    await rig.redis.delete(rig.keys(Key.WORKERS, "OLD"))
+    before = await rig.snapshot(but=[rig.keys(Key.DEVICE, "OLD")])
+    with pytest.raises(Conflict, match="2 pending and 0 running jobs") as raised:
+        await rig.devices.forget("OLD")
+    assert raised.value.code == "busy"
+    assert await rig.snapshot(but=[rig.keys(Key.DEVICE, "OLD")]) == before
+    await rig.commands.cancel(batch_id, project="a")
+    await rig.devices.forget("OLD")
+
+
+async def test_a_device_without_workers_is_not_reported_as_down(rig: StoreRig) -> None:
+    await rig.announce("QPU", worker="w1", exclusive=1)
+    await rig.devices.set_condition("QPU", "down", "warming up")
+    record = await rig.reader.device("QPU")
+    assert record is not None
+    hold = record.unavailability(datetime.now(UTC))
+    assert (hold and hold.kind) is UnavailabilityKind.DOWN
+    await rig.tickets.heartbeat("w1", "QPU", ttl_s=0, about_device={}, about_worker={})
+    record = await rig.reader.device("QPU")
+    assert record is not None
+    hold = record.unavailability(datetime.now(UTC))
+    assert (hold and hold.kind) is UnavailabilityKind.UNSERVED
+
+
+async def test_a_process_is_found_until_it_stops_reporting(rig: StoreRig) -> None:
+    assert await rig.store.processes.find(ProcessKind.SCHEDULER) is None
+    await rig.store.processes.report(ProcessKind.SCHEDULER, "lab1:812:3fa901")
+    assert await rig.store.processes.find(ProcessKind.SCHEDULER) == "lab1:812:3fa901"
+    assert await rig.store.processes.find(ProcessKind.API) is None
+    assert 0 < await rig.redis.pttl(rig.keys(Key.PROCESS, ProcessKind.SCHEDULER)) <= 3000 * REPORT_S

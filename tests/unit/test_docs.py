@@ -368,7 +368,7 @@ def codes_of_errors(path: Path) -> Iterator[str]:
 _NOT_RAISED_BY_THE_LIBRARY = {
     *("execution", "duty_ended", "superseded", "not_durable"),  # within the processes
     *("backup", "installation"),  # by commands and processes; their users read the message
-    *("disabled", "overlaps", "secrets_key", "specs_unchecked"),  # by commands and the HTTP API
+    *("busy", "disabled", "overlaps", "secrets_key", "served", "specs_unchecked"),  # by commands and the HTTP API
 }
 
 

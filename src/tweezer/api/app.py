@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 
 import msgspec
 from fastapi import FastAPI
@@ -39,9 +40,11 @@ from tweezer.duties import Duties
 from tweezer.ledger.database import Database
 from tweezer.ledger.installation import wait_for_ledger
 from tweezer.ledger.queries.feed import Feed
+from tweezer.model.ids import new_worker_id
 from tweezer.processes.runtime import raise_file_limit
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
+from tweezer.store.measures import REPORT_S, ProcessKind
 from tweezer.store.streams.tail import Tail
 
 _ABOUT = """Submit batches of jobs to Tweezer, follow them and fetch their results. Clients written for Pasqal's cloud
@@ -104,6 +107,9 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with closing, duties, authenticator.writing_used(duties):
+            duties.start(
+                "presence", partial(store.processes.report, ProcessKind.API, new_worker_id()), every_s=REPORT_S
+            )
             await links.prepare()
             yield
 

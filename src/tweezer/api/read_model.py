@@ -109,12 +109,12 @@ class ReadModel(BatchReader):
     async def device_of_new(self, batch: BatchRecord) -> DeviceRecord | None:
         """Return the device of a batch that was just submitted, from its state of the last seconds."""
         with contextlib.suppress(InvalidInput):  # it has been removed since
-            return await self._store.admission.device(batch.device) if batch.is_waiting else None
+            return await self._store.admission.device(batch.device) if batch.may_wait else None
         return None
 
     async def devices_of_waiting(self, batches: Iterable[BatchRecord]) -> dict[str, DeviceRecord]:
         """Return the devices of those batches that may wait for theirs, by name."""
-        names = sorted({batch.device for batch in batches if batch.is_waiting})
+        names = sorted({batch.device for batch in batches if batch.may_wait})
         async with self._turn() if names else contextlib.nullcontext():
             found = [await self._store.reader.device(name) for name in names]
         return {device.name: device for device in found if device is not None}

@@ -22,11 +22,14 @@ from tweezer.store.records import DeviceRecord, WorkerRecord
 T = TypeVar("T")
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
+@click.pass_context
 @pass_options
-def devices(options: Options, *, as_json: bool) -> None:
+def devices(options: Options, context: click.Context, *, as_json: bool) -> None:
     """List the devices that workers have announced."""
+    if context.invoked_subcommand is not None:
+        return
     now = datetime.now(UTC)
     found = options.run(lambda queue: queue.devices())
     named = any(it.specs_name not in (None, it.name) for it in found)  # sequences name it in another way
@@ -43,6 +46,18 @@ def devices(options: Options, *, as_json: bool) -> None:
         none="No worker has announced a device yet; start one with `tweezer worker --device EMU_FREE`.",
         as_json=as_json,
     )
+
+
+@devices.command()
+@click.argument("device")
+@pass_options
+def forget(options: Options, *, device: str) -> None:
+    """Remove a device that no worker serves and that has no work.
+
+    Its specs, its planned maintenance and its counters are deleted. A worker that starts later announces it again.
+    """
+    options.run_store(lambda store: store.devices.forget(device))
+    show.echo(f"Forgot {device}.")
 
 
 @click.command()

@@ -19,12 +19,16 @@ from tweezer import __version__
 from tweezer.adapters.lane import jail
 from tweezer.cli.ledger_checks import (
     Finding,
+    Level,
     WebhookState,
+    check_api,
     check_health,
     check_installation,
     check_keeping,
     check_recorder,
     check_results_folder,
+    check_scheduler,
+    check_unread_recorder,
     check_webhooks,
     examine_couriers,
     fail,
@@ -44,8 +48,10 @@ from tweezer.model.windows import UnavailabilityKind
 from tweezer.settings import CONFIG_VARIABLE, PREFIX, SECRET_FILES, SETTINGS, Settings
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key, Keys
+from tweezer.store.measures import ProcessKind
 from tweezer.store.records import DeviceRecord, Lease, WorkerRecord
 from tweezer.store.remote import Durability, NotDurable, Remote
+from tweezer.store.scripts import ask
 from tweezer.store.streams.feed import START
 from tweezer.worker.config import WorkerConfig
 
@@ -96,12 +102,17 @@ async def examine(options: Options) -> list[Finding]:
             if foreign:  # the other checks need these keys
                 return [*findings, check_keys(foreign)]
             findings.extend([finding async for finding in _examine_queue(store, settings)])
-            if not isinstance(health, Finding):
+            if isinstance(health, Finding):
+                if health.level is not Level.OK:  # the ledger does not answer
+                    findings.append(await _examine_recorder(store, None))
+            else:
                 joined = None if health.unfit else await store.recovery.installation()
                 findings.extend(filter(None, [check_installation(health.installation, joined)]))
                 findings.append(await _examine_recorder(store, health.positions.get(settings.namespace, START)))
-            if webhooks is not None:
-                findings.append(await examine_couriers(store, webhooks))
+            findings.append(await examine_couriers(store, webhooks))
+            findings.append(await _examine_scheduler(store))
+            has_keys = not isinstance(health, Finding) and health.has_keys
+            findings.append(check_api(await store.processes.find(ProcessKind.API), has_keys=has_keys))
     except TweezerError as error:
         cause = error.__cause__ if isinstance(error.__cause__, Unavailable) else error  # without its advice
         findings.append(
@@ -148,8 +159,16 @@ async def _examine_queue(store: Store, settings: Settings) -> AsyncIterator[Find
         yield finding
 
 
-async def _examine_recorder(store: Store, position: str) -> Finding:
+async def _examine_scheduler(store: Store) -> Finding:
+    messages = await ask(store.redis.zcard(store.keys(Key.INTAKE)))
+    return check_scheduler(await store.processes.find(ProcessKind.SCHEDULER), messages=int(messages))
+
+
+async def _examine_recorder(store: Store, position: str | None) -> Finding:
+    """Check the recorder. position: id of the last recorded entry; None if the ledger does not answer."""
     active = await store.redis.exists(store.keys(Key.RECORDER))
+    if position is None:
+        return check_unread_recorder(active=bool(active))
     waiting = await store.events.read(position, most=1)
     behind_s = None
     if waiting:
@@ -248,12 +267,13 @@ async def check_features(redis: Redis, keys: Keys) -> Finding:
 async def check_durability(remote: Remote, devices: list[DeviceRecord], configured: list[str]) -> Finding:
     """Check whether Redis has a job's start on disk before a machine runs it; writes nothing.
 
-    configured: the machines in the settings, announced or not.
+    devices: those without workers and work do not matter. configured: the machines in the settings, announced or not.
     """
     try:
         how = await remote.require_durability()
     except NotDurable as error:
-        announced = {device.name for device in devices if device.exclusive or device.reattaches}
+        in_use = [device for device in devices if device.lanes or device.pending or device.running]
+        announced = {device.name for device in in_use if device.exclusive or device.reattaches}
         if machines := sorted({*announced, *configured}):
             problem = f"{error.message}; workers of {', '.join(machines)} cannot start"
             return fail("durability", problem, "change the setting of Redis, then start the workers of the machine")
@@ -408,22 +428,34 @@ def check_devices(devices: list[DeviceRecord]) -> Iterator[Finding]:
                 "`unknown`",
                 "check that the machine was reinstalled or reset, and that base_url is the right machine",
             )
+        if device.unsure is not None and device.lanes:
+            yield _check_answer(name, device)
         hold = device.unavailability(now)
+        work = f"{format_count(device.pending, 'pending job')}, {format_count(device.running, 'running job')}"
         if hold is not None and hold.kind is not UnavailabilityKind.UNSERVED:
             yield warn(
                 name,
-                f"{hold.describe(clock)}; {format_count(device.pending, 'pending job')}",
+                f"{hold.describe(clock)}; {work}",
                 _GO_ON[hold.kind].format(name=device.name),
             )
-        elif device.pending and not device.lanes:
-            yield fail(
-                name,
-                f"{format_count(device.pending, 'pending job')}, but no worker is running",
-                f"start one: tweezer worker --device {device.name}",
-            )
+        elif device.lanes:
+            yield ok(name, f"{format_count(device.lanes, 'lane')}, {work}")
+        elif device.pending or device.running:
+            yield fail(name, f"{work}, but no worker is running", f"start one: tweezer worker --device {device.name}")
         else:
-            lanes, pending = format_count(device.lanes, "lane"), format_count(device.pending, "pending job")
-            yield ok(name, f"{lanes}, {pending}, {format_count(device.running, 'running job')}")
+            yield warn(
+                name,
+                "no worker serves it, and it has no work",
+                f"start one: tweezer worker --device {device.name}; or remove it: tweezer devices forget {device.name}",
+            )
+
+
+def _check_answer(name: str, device: DeviceRecord) -> Finding:
+    """Report a machine that does not answer. It is a failure while jobs depend on it."""
+    since = "" if device.unsure_since is None else f" since {clock(device.unsure_since)}"
+    says = f"its machine has not answered{since}: {device.unsure}"
+    change = "check the machine, its base_url and the network; its worker asks again and logs `machine.condition`"
+    return (fail if device.pending or device.running else warn)(name, says, change)
 
 
 def _version(text: str) -> tuple[int, ...]:

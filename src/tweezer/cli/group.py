@@ -50,7 +50,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "resume": ("batches", "Resume paused batches or a paused device."),
     },
     "Operators": {
-        "devices": ("devices", "List the devices."),
+        "devices": ("devices", "List the devices, or forget one."),
         "maintenance": ("devices", "Plan maintenance of a device: add, list, remove."),
         "drain": ("devices", "Pause a device and wait until its jobs have ended."),
         "workers": ("devices", "List the live workers."),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -206,6 +208,32 @@ def check_recorder(*, active: bool, behind_s: float | None) -> Finding:
     return ok("recorder", "active and up to date")
 
 
+def check_unread_recorder(*, active: bool) -> Finding:
+    """Check the recorder while the ledger does not answer."""
+    if active:
+        return warn("recorder", "active, but it cannot write while the ledger does not answer", "see `ledger` above")
+    return warn("recorder", "no recorder is active", "once the ledger answers, start one: tweezer recorder")
+
+
+def check_scheduler(process: str | None, *, messages: int) -> Finding:
+    """Check the scheduler. process: the one that runs. messages: those of arq that wait for it."""
+    if process is not None:
+        return ok("scheduler", f"running ({process})")
+    start = "start one: tweezer scheduler"
+    if messages:
+        return fail("scheduler", f"no scheduler is running: {messages} arq messages wait", start)
+    return warn("scheduler", "no scheduler is running: expired batches, deliveries and secrets are not deleted", start)
+
+
+def check_api(process: str | None, *, has_keys: bool) -> Finding:
+    """Check the API, which is needed once there are keys. process: one that runs."""
+    if process is not None:
+        return ok("API", f"running ({process})")
+    if has_keys:
+        return warn("API", "no API is running: requests with keys and links are not answered", "start one: tweezer api")
+    return ok("API", "not running, and there are no keys; `tweezer api` serves clients over HTTP")
+
+
 def check_installation(ledger: str | None, redis: str | None) -> Finding | None:
     """Check that the ledger and Redis have the same installation id; None if Redis has none yet."""
     if redis is None:
@@ -239,13 +267,13 @@ def check_keeping(settings: Settings) -> Finding:
 def check_results_folder(settings: Settings, hosts: set[str]) -> Finding:
     """Check whether the folder of large results can be used on this host. hosts: the hosts with workers."""
     folder = settings.results_folder()
-    near = next(path for path in (folder, *folder.parents) if path.exists())
-    if not os.access(near, os.W_OK | os.X_OK):
-        return warn(
-            "results folder",
-            f"{folder} is not writable for this user, so that a worker could not store large results",
-            "make it writable for the user who runs Tweezer, or set TWEEZER_RESULTS_DIR",
-        )
+    advice = "free some space, mount it or make it writable for the user who runs Tweezer; or set TWEEZER_RESULTS_DIR"
+    try:
+        free = _try_to_write(folder)
+    except OSError as error:
+        return fail("results folder", f"large results cannot be stored in {folder}: {error.strerror}", advice)
+    if free < _LOW_BYTES:
+        return warn("results folder", f"{folder} has only {free >> 20} MiB of free space", advice)
     if settings.results_dir is None and hosts - {socket.gethostname()}:
         return warn(
             "results folder",
@@ -253,8 +281,23 @@ def check_results_folder(settings: Settings, hosts: set[str]) -> Finding:
             "hosts cannot be read here",
             "set TWEEZER_RESULTS_DIR on all hosts to a shared folder",
         )
-    return ok("results folder", str(folder))
+    return ok("results folder", f"{folder}, {free / (1 << 30):.1f} GiB free")
 
+
+def _try_to_write(folder: Path) -> int:
+    """Write a temporary file into the folder, or where it would be created; return the free space in bytes.
+
+    Raises OSError.
+    """
+    near = next(path for path in (folder, *folder.parents) if path.exists())
+    with tempfile.TemporaryDirectory(prefix=".tweezer-doctor-", dir=near) as scratch:
+        file = Path(scratch, "result")
+        file.write_bytes(bytes(_TRIED_BYTES))
+    return shutil.disk_usage(near).free
+
+
+_TRIED_BYTES = 1 << 16
+_LOW_BYTES = 256 << 20
 
 _SILENT_S = 30.0
 _SLOW_S = 30.0
@@ -291,10 +334,15 @@ def check_webhooks(found: WebhookState) -> Iterator[Finding]:
     yield check_secrets(found.secrets)
 
 
-async def examine_couriers(store: Store, found: WebhookState) -> Finding:
-    """Check which couriers are running and how far behind they are. Raises TweezerError."""
+async def examine_couriers(store: Store, found: WebhookState | None) -> Finding:
+    """Check which couriers are running, and how far behind they are, unless the ledger does not answer (None).
+
+    Raises TweezerError.
+    """
     from tweezer.store.streams.feed import COURIERS
 
+    if found is None:
+        return check_couriers(await store.events.idle_s(COURIERS), behind_s=None, wanted=False)
     measures = await measure(store.scripts, None, found.health.position)
     behind_s = measures.undelivered_s if measures.undelivered else None
     return check_couriers(await store.events.idle_s(COURIERS), behind_s=behind_s, wanted=found.receivers.endpoints > 0)

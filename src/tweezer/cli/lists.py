@@ -81,8 +81,8 @@ def batches(options: Options, /, *, limit: int, as_json: bool, **wanted: Any) ->
                 found.append(record)
                 if len(found) > limit:
                     break
-        is_any_waiting = as_json and any(record.is_waiting for record in found)
-        devices = {device.name: device for device in await queue.devices()} if is_any_waiting else {}
+        may_any_wait = as_json and any(record.may_wait for record in found)
+        devices = {device.name: device for device in await queue.devices()} if may_any_wait else {}
         return found, devices, queue.transport.has_history
 
     found, devices, has_history = options.run(read)

@@ -333,7 +333,7 @@ def status(options: Options, *, batch: str, all_jobs: bool, as_json: bool) -> No
             jobs = await handle.jobs_at(record, [index])
         else:
             jobs = await handle.jobs() if needs_jobs else []
-        return record, jobs, await queue.device(record.device) if record.is_waiting else None
+        return record, jobs, await queue.device(record.device) if record.may_wait else None
 
     record, jobs, device = options.run(read)
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -188,7 +189,7 @@ class _Turn:
 def parse_url(text: str) -> URL:
     """Return the URL with its driver. Raises InvalidInput("database_url", …), which never quotes the password."""
     try:
-        url = make_url(text)
+        url = make_url(re.sub(r"^postgres(?=\+|:)", "postgresql", text))  # the spelling of Heroku and of libpq
     except exc.ArgumentError:
         url = None
     if url is None or url.get_backend_name() not in SCHEMES:

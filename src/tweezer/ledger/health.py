@@ -11,7 +11,7 @@ from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, LetterCounts, count_letters, count_newer
 from tweezer.ledger.installation import kept_id
 from tweezer.ledger.migrate import differences, place, require_schema
-from tweezer.ledger.schema import recorder
+from tweezer.ledger.schema import keys, recorder
 from tweezer.model.errors import TweezerError
 
 _OF_POSTGRES = ("server_version", "server_encoding", "fsync", "synchronous_commit", "full_page_writes")
@@ -29,6 +29,7 @@ class LedgerHealth(msgspec.Struct, frozen=True):
         letters: Counts of dead letters by consumer.
         newer: Number of parked batches that a newer Tweezer wrote.
         installation: Id of the installation; None before it is made.
+        has_keys: Whether there are keys for the API.
     """
 
     place: str
@@ -40,6 +41,7 @@ class LedgerHealth(msgspec.Struct, frozen=True):
     letters: dict[Consumer, LetterCounts] = {}
     newer: int = 0
     installation: str | None = None
+    has_keys: bool = False
 
 
 def read_health(database: Database) -> LedgerHealth:
@@ -59,6 +61,7 @@ def read_health(database: Database) -> LedgerHealth:
         rows = connection.execute(select(recorder.c.namespace, recorder.c.position))
         positions = {namespace: position for namespace, position in rows}  # noqa: C416  mypy rejects dict(rows)
         letters, newer = count_letters(connection), count_newer(connection)
+        has_keys = connection.execute(select(keys.c.id).where(keys.c.revoked_ms.is_(None)).limit(1)).first() is not None
     return msgspec.structs.replace(
         health,
         refusal=_refusal(database),
@@ -66,6 +69,7 @@ def read_health(database: Database) -> LedgerHealth:
         letters=letters,
         newer=newer,
         installation=kept_id(database),
+        has_keys=has_keys,
     )
 
 

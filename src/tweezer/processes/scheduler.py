@@ -12,6 +12,7 @@ from arq.worker import Worker, func
 
 from tweezer import intake
 from tweezer.duties import Duties
+from tweezer.model.ids import new_worker_id
 from tweezer.processes.runtime import (
     Parker,
     ParkingWorker,
@@ -25,6 +26,7 @@ from tweezer.processes.worker import worker_config
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
+from tweezer.store.measures import REPORT_S, ProcessKind
 from tweezer.worker.heartbeat import SWEEP_S, Sweeper
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Scheduler:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._config = worker_config(settings)
+        self._id = new_worker_id()
         self.store = Store.open(settings.connect())
 
     async def async_run(self) -> None:
@@ -57,8 +60,12 @@ class Scheduler:
             return
         log.info("scheduler.started")
         async with Duties() as duties:
+            duties.start("presence", self._report, every_s=REPORT_S, backoff=backoff)
             duties.start("sweep", Sweeper(self.store, self._config).sweep, every_s=SWEEP_S, backoff=backoff)
             await work(self._workers, stopping, doing="scheduler", drain_s=self._config.drain_s, backoff=backoff)
+
+    async def _report(self) -> None:
+        await self.store.processes.report(ProcessKind.SCHEDULER, self._id)
 
     async def close(self) -> None:
         await self.store.close()

@@ -158,12 +158,13 @@ def _rights(user: RedisUser) -> Rights:
             return rights | _connection() | _reads()
         case RedisUser.API:
             logins = _direct("exec get incrby multi pttl set", Key.LOGINS)
-            return rights | _connection() | _reads() | _alarms() | logins
+            return rights | _connection() | _reads() | _alarms() | logins | _direct("set", Key.PROCESS)
         case RedisUser.WORKER:
             waits = _direct("blpop wait", Key.BATCH, Key.DEVICE)
             return rights | _connection() | _reads() | waits | _direct("dbsize del psetex zcard")
         case RedisUser.SCHEDULER:
-            return rights | _connection() | _reads() | _arq_worker(Key.INTAKE, Key.SCHEDULER) | _direct("scan")
+            arq = _arq_worker(Key.INTAKE, Key.SCHEDULER)
+            return rights | _connection() | _reads() | arq | _direct("scan") | _direct("set", Key.PROCESS)
         case RedisUser.RECORDER:
             maintenance = _direct("del scan xadd zrangebyscore zrem", Key.EVENTS, Key.ENDED, Key.COUNTED)
             return rights | _connection() | _reads() | maintenance

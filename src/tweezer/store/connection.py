@@ -25,7 +25,7 @@ from tweezer.store.batch_index import BatchIndex
 from tweezer.store.devices import Devices
 from tweezer.store.guards import FailedLogins, RecentCalls
 from tweezer.store.keys import Keys
-from tweezer.store.measures import Quotas
+from tweezer.store.measures import Processes, Quotas
 from tweezer.store.producers import Admission, Commands
 from tweezer.store.reader import Reader
 from tweezer.store.recovery import Recovery
@@ -290,6 +290,7 @@ class Store:
         self.reader = Reader(scripts, self.results)
         self.devices = Devices(scripts)
         self.quotas = Quotas(scripts)
+        self.processes = Processes(scripts)
         self.failed_logins = FailedLogins(scripts)
         self.admission = Admission(self.commands, self.reader)
         self.news = News(scripts)

@@ -79,6 +79,10 @@ class Devices:
         """End a pause; maintenance that is in progress continues. Raises NotFound."""
         await self._call("resume_device", device)
 
+    async def forget(self, device: str) -> None:
+        """Remove a device that no worker serves and that has no work. Raises NotFound, and Conflict."""
+        await self._call("forget_device", device)
+
     async def set_condition(self, device: str, state: str, reason: str) -> None:
         """Store whether a machine can run jobs: ``up``, ``down``, or ``unknown``, which changes only what is shown."""
         data = _pack_state(device, state, reason or None)
@@ -107,6 +111,17 @@ class Devices:
                 raise NotFound("maintenance", arguments["window_id"])
             case "forget_specs", b"none":
                 raise Conflict(f"no operator has set the specs of {device}, so there is nothing to remove")
+            case "forget_device", b"served":
+                raise Conflict(
+                    f"{int(details[0])} workers serve {device}; stop them first (`tweezer workers` lists them)",
+                    code="served",
+                )
+            case "forget_device", b"busy":
+                pending, running, tickets = map(int, details)
+                work = f"{pending} pending and {running} running jobs" if pending + running else f"{tickets} tickets"
+                raise Conflict(
+                    f"{device} has {work}; wait for its batches, or cancel them, before it is forgotten", code="busy"
+                )
             case "plan_window", b"past":
                 raise InvalidInput("ends_at", "is in the past; a maintenance window must end in the future")
             case "plan_window", b"many":

@@ -53,6 +53,7 @@ class Key(StrEnum):
     INSTALLATION = "installation"  # string: id of the installation, the same as in its ledger
     RECORDER = "recorder"  # string, expiring: the active recorder
     SERVER = "server"  # string: when the last writes may have been lost (ms), or 0; run id of the Redis in use
+    PROCESS = "process:%s"  # string, expiring: the scheduler or API that last reported that it runs
     GATE = "gate"  # string, expiring: no job is handed out until the ledger has restored what Redis lost
     COUNTED = "counted"  # string, expiring: the recorder has counted the results that only the ledger has
     # channels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -114,6 +115,34 @@ def _device(name: bytes, paused: bytes, *numbers: Any) -> DeviceMeasures:
         longest_wait_s=None if wait_ms < 0 else wait_ms / 1000,
         **dict(zip(_COUNTS, counts, strict=True)),
     )
+
+
+REPORT_S = 10.0
+"""How often a scheduler or an API reports that it runs, in seconds."""
+
+
+class ProcessKind(StrEnum):
+    """The processes that have no other sign of life in Redis."""
+
+    API = "api"
+    SCHEDULER = "scheduler"
+
+
+class Processes:
+    """Which kinds of processes run."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._redis = scripts.redis
+        self._keys = scripts.keys
+
+    async def report(self, kind: ProcessKind, process: str) -> None:
+        """Report that the process with this id runs. To be repeated every REPORT_S. Raises Unavailable."""
+        await ask(self._redis.set(self._keys(Key.PROCESS, kind), process, px=round(3000 * REPORT_S)))
+
+    async def find(self, kind: ProcessKind) -> str | None:
+        """Return the id of a process of this kind that runs, or None. Raises Unavailable."""
+        found: bytes | None = await ask(self._redis.get(self._keys(Key.PROCESS, kind)))
+        return None if found is None else found.decode(errors="replace")
 
 
 _PROJECTS_MAX = 500  # per call

@@ -216,9 +216,9 @@ class BatchRecord(msgspec.Struct, frozen=True):
     pause: BatchPause | None = None
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether it has pending jobs, and none of its jobs is running."""
-        return not self.status.terminal and self.counts[JobStatus.PENDING] > 0 == self.counts[JobStatus.RUNNING]
+    def may_wait(self) -> bool:
+        """Whether it may wait for its device: it has jobs that have not ended."""
+        return not self.status.terminal and self.counts[JobStatus.PENDING] + self.counts[JobStatus.RUNNING] > 0
 
     def __repr__(self) -> str:
         name = f", {cut(self.doc.name)!r}" if self.doc.name else ""
@@ -358,15 +358,19 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     set_back: datetime | None = None
 
     def unavailability(self, now: datetime) -> Unavailability | None:
-        """Return why the device begins no jobs, or None. Actions of operators take precedence over other reasons."""
+        """Return why the device begins no jobs, or None.
+
+        Actions of operators take precedence over other reasons. Without a worker, it is unknown whether the machine
+        is still down.
+        """
         window = self.window
         if self.paused is not None:
             return Unavailability(UnavailabilityKind.PAUSED, self.paused, self.paused_until)
         if window is not None and window.begins <= now < window.ends:
             return Unavailability(UnavailabilityKind.MAINTENANCE, window.reason, window.ends)
-        if self.down is not None:
-            return Unavailability(UnavailabilityKind.DOWN, self.down)
-        return None if self.lanes else Unavailability(UnavailabilityKind.UNSERVED)
+        if not self.lanes:
+            return Unavailability(UnavailabilityKind.UNSERVED)
+        return None if self.down is None else Unavailability(UnavailabilityKind.DOWN, self.down)
 
     def waits_for_window(self, batch: BatchRecord, now: datetime) -> Window | None:
         """Return the maintenance window that the batch waits for because it would not end before; None otherwise."""
@@ -386,12 +390,17 @@ class DeviceRecord(msgspec.Struct, frozen=True):
 def describe_wait(
     batch: BatchRecord, device: DeviceRecord | None, now: datetime, clock: Callable[[datetime], str]
 ) -> str | None:
-    """Return what a batch with pending jobs waits for, if it runs none; ``clock`` formats times.
+    """Return what a batch waits for: one with pending jobs that runs none, or whose machine does not answer.
 
-    None if nothing is known to keep it waiting. device: its device, as far as it is known.
+    None if nothing is known to keep it waiting. device: its device, as far as it is known. clock: formats times.
     """
-    if not batch.is_waiting:
+    if not batch.may_wait:
         return None
+    if batch.counts[JobStatus.RUNNING]:
+        if device is None or device.unsure is None:
+            return None
+        since = "" if device.unsure_since is None else f" since {clock(device.unsure_since)}"
+        return f"{device.name}: no answer{since}: {device.unsure}"
     if batch.status is BatchStatus.PAUSED:
         return "someone to resume it: the batch is paused"
     if batch.not_before is not None and now < batch.not_before:

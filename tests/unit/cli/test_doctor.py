@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import shutil
 import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -18,6 +23,7 @@ from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.settings import load
 from tweezer.store.records import DeviceRecord, Lease, WorkerRecord
+from tweezer.store.remote import NotDurable, Remote
 from tweezer.webhooks.health import ReceiverHealth, SecretHealth, WebhookHealth
 
 MIB = 1 << 20
@@ -139,9 +145,59 @@ def test_a_device_that_cannot_continue_is_reported() -> None:
         return found.level
 
     assert level(device()) is Level.OK
-    assert level(device(lanes=0)) is Level.OK
+    assert level(device(lanes=0)) is Level.WARN
     assert level(device(lanes=0, pending=3)) is Level.FAIL
     assert level(device(paused="maintenance")) is Level.WARN
+
+
+def test_a_device_without_workers_can_be_started_or_forgotten() -> None:
+    stale = msgspec.structs.replace(device(lanes=0), down="warming up")
+    for record in (device(lanes=0), stale):
+        (found,) = doctor.check_devices([record])
+        assert found.says == "no worker serves it, and it has no work"
+        assert found.change is not None
+        assert "tweezer worker --device EMU_FREE" in found.change
+        assert "tweezer devices forget EMU_FREE" in found.change
+
+
+def test_a_machine_that_does_not_answer_is_reported() -> None:
+    silent = msgspec.structs.replace(device(), unsure="connection refused", unsure_since=datetime.now(UTC))
+    busy = msgspec.structs.replace(silent, running=1)
+    (idle_found, _), (busy_found, _) = (list(doctor.check_devices([record])) for record in (silent, busy))
+    assert (idle_found.level, busy_found.level) == (Level.WARN, Level.FAIL)
+    assert re.fullmatch(r"its machine has not answered since \d\d:\d\d: connection refused", idle_found.says)
+    gone = msgspec.structs.replace(silent, lanes=0)  # no worker asks it any more
+    assert [found.says for found in doctor.check_devices([gone])] == ["no worker serves it, and it has no work"]
+
+
+async def test_a_machine_without_workers_and_work_needs_no_durable_redis() -> None:
+    class Lossy:
+        async def require_durability(self) -> None:
+            raise NotDurable("appendfsync everysec")
+
+    lossy = cast("Remote", Lossy())
+    idle, served = device(lanes=0, exclusive=True), device(lanes=1, exclusive=True)
+    waiting = device(lanes=0, pending=1, exclusive=True)
+    levels = [(await doctor.check_durability(lossy, [it], [])).level for it in (idle, served, waiting)]
+    assert levels == [Level.OK, Level.FAIL, Level.FAIL]
+
+
+def test_a_stopped_scheduler_or_api_is_reported_with_the_command_to_start_it() -> None:
+    checks = [
+        (ledger_checks.check_scheduler("host:1:a", messages=3), Level.OK),
+        (ledger_checks.check_scheduler(None, messages=0), Level.WARN),
+        (ledger_checks.check_scheduler(None, messages=3), Level.FAIL),
+        (ledger_checks.check_api("host:1:a", has_keys=True), Level.OK),
+        (ledger_checks.check_api(None, has_keys=True), Level.WARN),
+        (ledger_checks.check_api(None, has_keys=False), Level.OK),
+        (ledger_checks.check_unread_recorder(active=True), Level.WARN),
+        (ledger_checks.check_unread_recorder(active=False), Level.WARN),
+    ]
+    for found, level in checks:
+        assert found.level is level
+        assert (found.change is None) is (level is Level.OK)
+    assert ledger_checks.check_scheduler(None, messages=0).change == "start one: tweezer scheduler"
+    assert ledger_checks.check_api(None, has_keys=True).change == "start one: tweezer api"
 
 
 def test_a_set_back_of_a_machine_is_shown_for_a_week() -> None:
@@ -238,6 +294,33 @@ def test_a_results_folder_that_others_cannot_read_is_reported(tmp_path: Path) ->
     assert level(set()) is level({here}) is Level.OK
     assert level({here, "elsewhere"}) is Level.WARN
     assert level({here, "elsewhere"}, results_dir=tmp_path) is Level.OK
+
+
+@pytest.mark.parametrize("folder", ["/proc/nope", "/dev/null/results"])
+def test_a_results_folder_that_cannot_exist_fails(folder: str) -> None:
+    found = ledger_checks.check_results_folder(load({"results_dir": folder}), set())
+    assert found.level is Level.FAIL
+    assert folder in found.says
+    assert "TWEEZER_RESULTS_DIR" in (found.change or "")
+
+
+def test_a_results_folder_that_is_full_fails_and_nothing_is_left_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_bytes(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    settings = load({"results_dir": tmp_path})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", write_bytes)
+        found = ledger_checks.check_results_folder(settings, set())
+    assert (found.level, f"{tmp_path}: No space left on device" in found.says) == (Level.FAIL, True)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5 << 20))
+        found = ledger_checks.check_results_folder(settings, set())
+    assert (found.level, "5 MiB" in found.says) == (Level.WARN, True)
+    assert ledger_checks.check_results_folder(load({"results_dir": tmp_path / "new"}), set()).level is Level.OK
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- webhooks

@@ -242,8 +242,8 @@ class ListedBatchResponse(RecordResponse, frozen=True, kw_only=True):
     waits_for: Annotated[
         str | None,
         doc(
-            "What a batch with pending jobs waits for, for people, if none of its jobs is running; null if nothing is "
-            "known to keep it waiting.",
+            "What the batch waits for, for people; null if nothing is known to keep it waiting. While one of its jobs "
+            "is running, it waits only for a machine that does not answer.",
             None,
         ),
     ]
