@@ -221,7 +221,9 @@ def test_the_path_of_a_url_may_have_any_characters(tmp_path: Path, name: str) ->
     assert file.stat().st_size
 
 
-@pytest.mark.parametrize("url", ["postgresql://u@h/d", "postgresql+psycopg2://u@h/d", "sqlite:///x.db"])
+@pytest.mark.parametrize(
+    "url", ["postgresql://u@h/d", "postgresql+psycopg2://u@h/d", "postgres://u@h/d", "sqlite:///x.db"]
+)
 def test_the_driver_of_the_url_is_replaced(url: str) -> None:
     assert parse_url(url).drivername in {"postgresql+psycopg", "sqlite+pysqlite"}
 

@@ -13,7 +13,9 @@ from tests.support.records import change_record, end_earlier
 from tests.support.waiting import until
 
 from tweezer.ledger.queries.filters import JobFilter
+from tweezer.ledger.queries.statistics import device_totals
 from tweezer.ledger.recorder.writing import Superseded
+from tweezer.ledger.schema import TIME_BOUNDS_MS
 from tweezer.model.cancels import CancelOutcome
 from tweezer.model.errors import NotFound
 from tweezer.model.ids import job_id, new_batch_id
@@ -98,6 +100,31 @@ async def test_each_submitted_batch_is_logged_once(bench: LedgerRig) -> None:
     assert [(line["batch"], line["jobs"], line["project"], line["device"]) for line in lines] == [
         (str(batch_id), "0-2", "lab", "EMU")
     ]
+
+
+async def test_ended_jobs_are_counted_once_with_their_times_even_if_they_are_deleted(bench: LedgerRig) -> None:
+    rig = bench.rig
+    batch_id = await rig.submit(3)
+    await rig.run(await rig.take())
+    await bench.record()
+    with bench.database.read() as connection:
+        found = device_totals(connection)["EMU"]
+    assert found.ended == {JobStatus.DONE: 3, JobStatus.ERROR: 0, JobStatus.CANCELED: 0}
+    assert sum(found.queued.counts) == sum(found.ran.counts) == 3
+    assert found.ran.sum_s == 4.5  # each ran for 1.5 s
+    assert found.ran.counts[TIME_BOUNDS_MS.index(5000)] == 3
+    later = await rig.submit(1)
+    await rig.commands.cancel(later, project="a")
+    again = bench.another_recorder()
+    await again.resume()
+    await again.catch_up()
+    with bench.database.write() as connection:
+        for table in ("jobs", "batches"):
+            connection.execute(text(f"DELETE FROM {table} WHERE id = :id"), {"id": bench.database.id(batch_id)})  # noqa: S608
+    with bench.database.read() as connection:
+        found = device_totals(connection)["EMU"]
+    assert found.ended == {JobStatus.DONE: 3, JobStatus.ERROR: 0, JobStatus.CANCELED: 1}
+    assert sum(found.queued.counts) == 3, "a job that never began has no times"
 
 
 async def test_the_stream_can_be_recorded_in_parts_of_any_size(bench: LedgerRig) -> None:

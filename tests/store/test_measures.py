@@ -36,7 +36,7 @@ async def submitted_before(rig: StoreRig, batch_id: Any, index: int, age_us: int
 async def test_an_idle_device_has_free_lanes_and_no_waiting_jobs(rig: StoreRig) -> None:
     await rig.announce(lanes=3, worker="v")
     assert await device(rig) == DeviceMeasures(
-        "EMU", False, 0, 0, 0, 0, 0, 0, 0, workers=2, lanes=4, busy=0, draining=0, longest_wait_s=None
+        "EMU", False, 0, 0, 0, 0, 0, 0, 0, workers=2, lanes=4, busy=0, draining=0, longest_wait_s=None, up=True
     )
 
 
@@ -188,7 +188,7 @@ async def test_the_age_of_unrecorded_entries_is_that_of_the_oldest(rig: StoreRig
 
 async def test_an_empty_installation_can_be_measured(rig: StoreRig) -> None:
     await rig.redis.flushall()
-    assert await measured(rig, "0-0") == Measures(0, 0, 0.0, 0, 0.0, 0, False, False, [])
+    assert await measured(rig, "0-0") == Measures(0, 0, 0.0, 0, 0.0, 0, False, False, False, [])
 
 
 async def test_a_measure_reads_only_the_front_of_the_queue(rig: StoreRig) -> None:

@@ -1,7 +1,7 @@
 """Metrics for Prometheus: the current state of the queue, and the response times of this API process.
 
 Only the response times are kept in memory. The cost of a scrape is bounded, however long the queue is: one script and
-one INFO in Redis; in the ledger, two rows and counts over indexes that stop at a limit.
+one INFO in Redis; in the ledger, a few rows for each device and counts over indexes that stop at a limit.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, LetterCounts, count_letters
 from tweezer.ledger.health import read_recorder_position
+from tweezer.ledger.queries.statistics import DeviceTotals, device_totals
+from tweezer.ledger.schema import TIME_BOUNDS_MS
 from tweezer.model.errors import TweezerError
 from tweezer.store.connection import Store
 from tweezer.store.measures import Measures, measure
@@ -122,6 +124,7 @@ class Metrics:
             webhooks = await self._database.run(read_webhook_health, self._database, self._namespace)
             families.extend(_webhook_families(webhooks))
             families.extend(_dead_letter_families(await self._database.run_read(count_letters)))
+            families.extend(_ended_families(await self._database.run_read(device_totals)))
             delivered = webhooks.position
         families.append(_gauge("ledger_up", "Whether the ledger responded", delivered is not None))
         measures: Measures | None = None
@@ -168,6 +171,9 @@ def _webhook_families(webhooks: WebhookHealth) -> Iterator[Metric]:
         "deliveries_overdue", "Pending webhook deliveries that have been due for more than a minute", webhooks.overdue
     )
     yield _gauge("endpoints_disabled", "Webhook endpoints that are disabled", webhooks.disabled)
+    yield _gauge(
+        "endpoints_failing", "Webhook endpoints whose attempts have all failed for ten minutes", webhooks.failing
+    )
 
 
 def _dead_letter_families(letters: Mapping[Consumer, LetterCounts]) -> Iterator[Metric]:
@@ -187,6 +193,21 @@ def _dead_letter_families(letters: Mapping[Consumer, LetterCounts]) -> Iterator[
     yield from (parked, total, evicted)
 
 
+def _ended_families(totals: Mapping[str, DeviceTotals]) -> Iterator[Metric]:
+    ended = CounterMetricFamily("tweezer_jobs_ended", "Jobs that have ended", labels=("device", "status"))
+    queued = HistogramMetricFamily(
+        "tweezer_job_queue_seconds", "Time from submit to begin, of jobs that have ended", labels=("device",)
+    )
+    ran = HistogramMetricFamily("tweezer_job_run_seconds", "Time on the device, of jobs that ended", labels=("device",))
+    bounds = (*(str(bound / 1000) for bound in TIME_BOUNDS_MS), "+Inf")
+    for device, it in totals.items():
+        for status, count in it.ended.items():
+            ended.add_metric((device, status.value.lower()), count)
+        for family, times in ((queued, it.queued), (ran, it.ran)):
+            family.add_metric((device,), list(zip(bounds, accumulate(times.counts), strict=True)), times.sum_s)
+    yield from (ended, queued, ran)
+
+
 def _queue_families(measures: Measures) -> Iterator[Metric]:
     jobs = _by_device("jobs", "Pending and running jobs", "status")
     tickets = _by_device("tickets", "Tickets: ready to be taken, due later, or leased to a lane", "state")
@@ -194,6 +215,8 @@ def _queue_families(measures: Measures) -> Iterator[Metric]:
         "lanes", "Lanes of live workers: busy, free, or draining (free, but accepting no more work)", "state"
     )
     workers = _by_device("workers", "Live workers")
+    up = _by_device("device_up", "Whether the device starts jobs: it has workers, and is neither paused nor down")
+    answers = _by_device("machine_answers", "Whether the machine of the device answered when it was last asked")
     paused = _by_device("device_paused", "Whether the device is paused")
     wait = _by_device(
         "longest_wait_seconds", "Time since submission of the longest-waiting job at the front of the queue"
@@ -214,11 +237,14 @@ def _queue_families(measures: Measures) -> Iterator[Metric]:
         for state, count in (("busy", device.busy), ("free", free), ("draining", device.draining)):
             lanes.add_metric((name, state), count)
         workers.add_metric((name,), device.workers)
+        up.add_metric((name,), device.up)
+        if device.answers is not None:
+            answers.add_metric((name,), device.answers)
         paused.add_metric((name,), device.paused)
         wait.add_metric((name,), device.longest_wait_s or 0.0)
         lost.add_metric((name,), device.lost)
         stale.add_metric((name,), device.stale)
-    yield from (jobs, tickets, lanes, workers, paused, wait, lost, stale)
+    yield from (jobs, tickets, lanes, workers, up, answers, paused, wait, lost, stale)
     yield _gauge("stream_entries", "Entries in the event stream", measures.stream)
     yield _gauge("ended_batches", "Batches that have ended and are still in Redis", measures.ended)
     yield _gauge(
@@ -227,6 +253,7 @@ def _queue_families(measures: Measures) -> Iterator[Metric]:
         measures.gate_shut,
     )
     yield _gauge("recorder_active", "Whether a recorder is running", measures.recorder_active)
+    yield _gauge("scheduler_active", "Whether a scheduler is running", measures.scheduler_active)
 
 
 def _lag_families(measures: Measures) -> Iterator[Metric]:

@@ -286,6 +286,7 @@ endpoints = Table(
     Column("disabled_why", String(200)),
     Index("ix_endpoints_project", "project"),
     _partial_index("ix_endpoints_disabled_ms", "disabled_ms", where=text("disabled_ms IS NOT NULL")),
+    _partial_index("ix_endpoints_failing_ms", "failing_ms", where=text("failing_ms IS NOT NULL")),
 )
 
 webhook_secrets = Table(
@@ -359,6 +360,20 @@ hours = Table(
     Column("started", BigInteger, nullable=False),  # number of ended jobs that had begun
     Column("queue_ms", BigInteger, nullable=False),  # sum of their times from submit to begin
     Column("device_ms", BigInteger, nullable=False),
+    **_CLUSTERED,
+)
+
+TIME_BOUNDS_MS = (10, 50, 100, 500, 1000, 5000, 15_000, 60_000, 300_000, 900_000, 3_600_000, 14_400_000, 86_400_000)
+"""The upper bounds of the buckets in which times of jobs are counted; one more bucket has the rest."""
+
+totals = Table(
+    "totals",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("kind", String(1), primary_key=True),  # Done, Error, Canceled: jobs by their end; Queue, Run: times of these
+    Column("bucket", Integer, primary_key=True),  # of the time, see TIME_BOUNDS_MS; 0 for jobs by their end
+    Column("count", BigInteger, nullable=False),  # number of jobs that ever ended, also of those that were deleted
+    Column("sum_ms", BigInteger, nullable=False),  # of the times
     **_CLUSTERED,
 )
 

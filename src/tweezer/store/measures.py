@@ -33,6 +33,8 @@ class DeviceMeasures(msgspec.Struct, frozen=True):
         longest_wait_s: Seconds since the submission of the job that has waited longest at the front of the queue: the
             next job of each batch with one of the 50 first-ranked tickets or one of the 50 leases that expire first.
             None if no job waits there.
+        up: Whether it starts jobs: it has lanes, and is neither paused nor under maintenance nor down.
+        answers: Whether its machine answered when it was last asked; None without a machine.
     """
 
     name: str
@@ -49,9 +51,11 @@ class DeviceMeasures(msgspec.Struct, frozen=True):
     busy: int
     draining: int
     longest_wait_s: float | None
+    up: bool = False
+    answers: bool | None = None
 
 
-_COUNTS = DeviceMeasures.__struct_fields__[2:-1]
+_COUNTS = DeviceMeasures.__struct_fields__[2:-3]
 """In the order in which the script returns them."""
 
 
@@ -75,6 +79,7 @@ class Measures(msgspec.Struct, frozen=True):
     ended: int
     gate_shut: bool
     recorder_active: bool
+    scheduler_active: bool
     devices: list[DeviceMeasures]
 
 
@@ -88,7 +93,7 @@ async def measure(scripts: Scripts, recorded: str | None, delivered: str | None 
         "measure", recorded=recorded or "", delivered=delivered or "", entries_max=_ENTRIES_MOST, tickets_max=_FRONT
     )
     now_ms, stream, unrecorded, first, undelivered, first_undelivered, *rest = reply
-    ended, gate_shut, recorder_active, *devices = rest
+    ended, gate_shut, recorder_active, scheduler_active, *devices = rest
     return Measures(
         stream=int(stream),
         unrecorded=int(unrecorded),
@@ -98,6 +103,7 @@ async def measure(scripts: Scripts, recorded: str | None, delivered: str | None 
         ended=int(ended),
         gate_shut=gate_shut == b"1",
         recorder_active=recorder_active == b"1",
+        scheduler_active=scheduler_active == b"1",
         devices=[_device(*row) for row in devices],
     )
 
@@ -107,12 +113,14 @@ def _age_s(entry_id: bytes, now_ms: int) -> float:
     return max(now_ms - int(entry_id.partition(b"-")[0]), 0) / 1000 if entry_id else 0.0
 
 
-def _device(name: bytes, paused: bytes, *numbers: Any) -> DeviceMeasures:
+def _device(name: bytes, paused: bytes, up: bytes, answers: bytes, *numbers: Any) -> DeviceMeasures:
     *counts, wait_ms = map(int, numbers)
     return DeviceMeasures(
         name=name.decode(),
         paused=paused == b"1",
         longest_wait_s=None if wait_ms < 0 else wait_ms / 1000,
+        up=up == b"1",
+        answers=answers == b"1" if answers else None,
         **dict(zip(_COUNTS, counts, strict=True)),
     )
 

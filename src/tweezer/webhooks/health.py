@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Select, case, func, select
+from sqlalchemy import ColumnElement, Connection, Select, case, func, select
 
 from tweezer.ledger.access.links import count_sealed_link_keys
 from tweezer.ledger.access.vault import KEY_FILE, Vault
@@ -29,7 +29,7 @@ class WebhookHealth(msgspec.Struct, frozen=True):
 
     position: the id of the last stream entry whose deliveries are all written. pending, exhausted, held: deliveries,
     each counted up to 100,000. overdue: pending deliveries that have been due for more than a minute. disabled:
-    endpoints.
+    endpoints. failing: endpoints whose attempts have all failed for ten minutes.
     """
 
     position: str
@@ -38,6 +38,7 @@ class WebhookHealth(msgspec.Struct, frozen=True):
     exhausted: int
     held: int
     disabled: int
+    failing: int
 
 
 class ReceiverHealth(msgspec.Struct, frozen=True):
@@ -65,6 +66,7 @@ class SecretHealth(msgspec.Struct, frozen=True):
 def read_webhook_health(database: Database, namespace: str) -> WebhookHealth:
     """Count deliveries and disabled endpoints. Raises Unavailable."""
     disabled = select(endpoints.c.disabled_ms).where(endpoints.c.disabled_ms.is_not(None)).limit(COUNTED_MOST)
+    failing = select(endpoints.c.failing_ms).where(_is_failing()).limit(COUNTED_MOST)
     with database.read() as connection:
         position = courier_position(connection, namespace)
         pending, overdue = _pending(connection)
@@ -75,13 +77,16 @@ def read_webhook_health(database: Database, namespace: str) -> WebhookHealth:
             overdue,
             given_up.get(EXHAUSTED, 0),
             given_up.get(HELD, 0),
-            connection.execute(select(func.count()).select_from(disabled.subquery())).scalar_one(),
+            *(
+                connection.execute(select(func.count()).select_from(some.subquery())).scalar_one()
+                for some in (disabled, failing)
+            ),
         )
 
 
 def read_receiver_health(database: Database) -> ReceiverHealth:
     """Count endpoints, and those that fail. Raises Unavailable."""
-    failing = (endpoints.c.failing_ms < now_ms() - FAILING_S * 1000) & endpoints.c.disabled_ms.is_(None)
+    failing = _is_failing()
     named = select(endpoints.c.id, projects.c.id).join(projects, endpoints.c.project == projects.c.no)
     count = select(func.count()).select_from(endpoints)
     with database.read() as connection:
@@ -105,6 +110,11 @@ def read_secret_health(database: Database, keys_text: str, data_dir: Path) -> Se
         counts = count_sealed_secrets(connection, vault), count_sealed_link_keys(connection, vault)
     total, sealed = map(sum, zip(*counts, strict=True))
     return SecretHealth(total, sealed, "TWEEZER_SECRETS_KEY" if keys_text.strip() else str(file), missing)
+
+
+def _is_failing() -> ColumnElement[bool]:
+    since = now_ms() - FAILING_S * 1000
+    return endpoints.c.failing_ms.is_not(None) & (endpoints.c.failing_ms < since) & endpoints.c.disabled_ms.is_(None)
 
 
 def _pending(connection: Connection) -> tuple[int, int]:

@@ -47,7 +47,7 @@ def write(database: Database, endpoint: Endpoint, due_ms: int | None) -> None:
 
 
 def test_without_couriers_and_webhooks_every_measure_is_zero(database: Database) -> None:
-    assert read_webhook_health(database, "test") == WebhookHealth(START, 0, 0, 0, 0, 0)
+    assert read_webhook_health(database, "test") == WebhookHealth(START, 0, 0, 0, 0, 0, 0)
     assert read_receiver_health(database) == ReceiverHealth(0, 0, [])
 
 
@@ -64,7 +64,7 @@ def test_deliveries_are_counted_by_their_next_step(database: Database, endpoint:
         connection.execute(insert(couriers).values(namespace="test", position=position_number("7-1"), updated_ms=1))
         disable_endpoint(connection, other.id, "for a test")
     assert read_webhook_health(database, "test") == WebhookHealth(
-        "7-1", pending=2, overdue=1, exhausted=1, held=1, disabled=1
+        "7-1", pending=2, overdue=1, exhausted=1, held=1, disabled=1, failing=0
     )
     assert read_webhook_health(database, "other").position == START
 
@@ -77,6 +77,7 @@ def test_the_counts_use_indexes(database: Database) -> None:
             ("deliveries WHERE due_ms IS NOT NULL", "ix_deliveries_due"),
             ("deliveries WHERE status IN ('E', 'H')", "ix_deliveries_given_up"),
             ("endpoints WHERE disabled_ms IS NOT NULL", "ix_endpoints_disabled_ms"),
+            ("endpoints WHERE failing_ms IS NOT NULL AND failing_ms < 1", "ix_endpoints_failing_ms"),
         ):
             plan = connection.execute(text(f"EXPLAIN QUERY PLAN SELECT 1 FROM {where}")).all()  # noqa: S608
             assert index in plan[0][-1]

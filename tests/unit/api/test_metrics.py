@@ -12,9 +12,10 @@ import fakeredis
 import httpx
 import msgspec
 import pytest
+import yaml
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 from tests.support.docs import DOCS
 
 from tweezer.api.app import create_app
@@ -26,12 +27,14 @@ from tweezer.ledger.config import DeadLetterBounds, OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, NewLetter, park
 from tweezer.ledger.migrate import upgrade
-from tweezer.ledger.schema import recorder
+from tweezer.ledger.schema import endpoints, recorder, totals
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec, Outcome, OutcomeKind
+from tweezer.model.specs import read_specs
 from tweezer.settings import ApiSettings, Settings
 from tweezer.store.connection import Store
+from tweezer.store.measures import ProcessKind
 from tweezer.store.streams.feed import position_number
 from tweezer.store.workers import Grant, Settlement
 from tweezer.webhooks.deliveries import Deliveries, NewDelivery, delivery_id
@@ -152,6 +155,49 @@ async def test_the_queue_of_each_device_is_measured(rig: MeasuredApi) -> None:
     assert of(found, "redis_up") == of(found, "ledger_up") == 1
 
 
+async def test_a_device_is_up_while_it_starts_jobs(rig: MeasuredApi) -> None:
+    for name in ("EMU", "PAUSED", "QPU", "DOWN", "SILENT"):
+        await rig.announce(name)
+    for name in ("QPU", "DOWN", "SILENT"):
+        await rig.store.tickets.heartbeat(
+            f"w-{name}", name, ttl_s=60, about_device={"exclusive": 1}, about_worker={"started": 1, "lanes": 1}
+        )
+    await rig.store.devices.pause("PAUSED", "for a test")
+    await rig.store.devices.set_condition("DOWN", "down", "warming up")
+    await rig.store.devices.set_condition("SILENT", "unknown", "connection refused")
+    await rig.store.devices.create("UNSERVED", {}, read_specs('{"name": "UNSERVED"}'))
+    found = await rig.scrape()
+    up = {name: of(found, "device_up", device=name) for name in ("EMU", "PAUSED", "QPU", "DOWN", "SILENT", "UNSERVED")}
+    assert up == {"EMU": 1, "PAUSED": 0, "QPU": 1, "DOWN": 0, "SILENT": 1, "UNSERVED": 0}
+    answers = {dict(labels)["device"]: value for (name, labels), value in found.items() if "answers" in name}
+    assert answers == {"QPU": 1, "DOWN": 1, "SILENT": 0}
+
+
+async def test_ended_jobs_and_their_times_are_counted_by_device(rig: MeasuredApi) -> None:
+    with rig.database.write() as connection:
+        rows = [("EMU", "D", 0, 5, 0), ("EMU", "E", 0, 2, 0), ("EMU", "Q", 0, 4, 20), ("EMU", "Q", 13, 3, 400_000_000)]
+        rows += [("EMU", "R", 4, 7, 6500), ("OLD", "C", 0, 1, 0)]
+        names = ("device", "kind", "bucket", "count", "sum_ms")
+        connection.execute(insert(totals), [dict(zip(names, row, strict=True)) for row in rows])
+    found = await rig.scrape()
+    ended = {
+        status: of(found, "jobs_ended_total", device="EMU", status=status) for status in ("done", "error", "canceled")
+    }
+    assert ended == {"done": 5, "error": 2, "canceled": 0}
+    assert of(found, "jobs_ended_total", device="OLD", status="canceled") == 1
+    waits = [of(found, "job_queue_seconds_bucket", device="EMU", le=le) for le in ("0.01", "86400.0", "+Inf")]
+    assert waits == [4, 4, 7]
+    assert of(found, "job_queue_seconds_count", device="EMU") == 7
+    assert of(found, "job_queue_seconds_sum", device="EMU") == pytest.approx(400_000.02)
+    assert [of(found, "job_run_seconds_bucket", device="EMU", le=le) for le in ("0.5", "1.0")] == [0, 7]
+
+
+async def test_a_running_scheduler_is_measured(rig: MeasuredApi) -> None:
+    assert of(await rig.scrape(), "scheduler_active") == 0
+    await rig.store.processes.report(ProcessKind.SCHEDULER, "lab1:812:3fa901")
+    assert of(await rig.scrape(), "scheduler_active") == 1
+
+
 async def test_the_lag_of_the_recorder_is_measured(rig: MeasuredApi) -> None:
     await rig.announce()
     await rig.submit(1)
@@ -191,6 +237,10 @@ async def test_webhooks_are_counted_by_their_next_step(rig: MeasuredApi) -> None
     found = await rig.scrape()
     assert [of(found, "deliveries", status=it) for it in ("pending", "exhausted", "held")] == [1, 0, 0]
     assert of(found, "deliveries_overdue") == of(found, "endpoints_disabled") == 1
+    assert of(found, "endpoints_failing") == 0
+    with rig.database.write() as connection:
+        connection.execute(update(endpoints).values(failing_ms=1, disabled_ms=None))
+    assert of(await rig.scrape(), "endpoints_failing") == 1
 
 
 async def test_dead_letters_are_counted_by_consumer(rig: MeasuredApi) -> None:
@@ -240,6 +290,173 @@ async def test_the_monitoring_page_has_exactly_the_metrics_of_the_code(
     rows = re.findall(r"^\| ((?:`tweezer_\w+`(?:, )?)+) \| (?:`\w+`(?:, )?)* ?\|", page, re.MULTILINE)
     assert sorted(re.findall(r"tweezer_\w+", " ".join(rows))) == sorted(exported)
     assert {name.removesuffix("_count") for name in re.findall(r"\btweezer_\w+", page)} == exported
+
+
+async def test_the_alert_rules_use_metrics_and_labels_that_exist(
+    rig: MeasuredApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def info() -> dict[str, int]:
+        return {}
+
+    monkeypatch.setattr(rig.store.reader, "server_info", info)
+    await rig.announce()
+    await rig.store.tickets.heartbeat("w", "QPU", ttl_s=60, about_device={"exclusive": 1}, about_worker={"started": 1})
+    with rig.database.write() as connection:
+        names = ("device", "kind", "bucket", "count", "sum_ms")
+        connection.execute(insert(totals), dict(zip(names, ("EMU", "Q", 0, 1, 5), strict=True)))
+    await rig.get("/health", None)
+    labels: dict[str, set[str]] = {"up": {"job", "instance"}}
+    values: dict[str, set[str]] = {}
+    for name, pairs in await rig.scrape():
+        labels.setdefault(name, set()).update(label for label, _ in pairs)
+        for label, value in pairs:
+            values.setdefault(f"{name}.{label}", set()).add(value)
+    rules = alert_rules()
+    assert len(rules) > 15
+    for rule in rules:
+        used = Expression(rule["expr"])
+        for metric, matchers in used.metrics.items():
+            assert metric in labels, f"{rule['alert']} uses {metric}, which the API does not export"
+            assert set(matchers) <= labels[metric], f"{rule['alert']} uses unknown labels of {metric}"
+            for label, value in matchers.items():
+                if metric != "up" and not value.startswith("~"):
+                    assert value in values[f"{metric}.{label}"], f"{rule['alert']}: {metric} never has {label}={value}"
+        known = set.union(*(labels[metric] for metric in used.metrics))
+        assert used.groups <= known, f"{rule['alert']} groups by unknown labels"
+        shown = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
+        assert shown <= (used.groups if used.aggregates else known), f"{rule['alert']} shows unknown labels"
+
+
+def test_each_alert_has_what_is_wrong_and_what_to_do() -> None:
+    rules = alert_rules()
+    for rule in rules:
+        assert set(rule) - {"for"} == {"alert", "expr", "labels", "annotations"}
+        assert set(rule["annotations"]) == {"summary", "description"}
+        assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+        assert re.fullmatch(r"\d+[smh]", rule.get("for", "1m"))
+    named = [rule["alert"] for rule in rules]
+    assert len(named) == len(set(named))
+    page = (DOCS / "operations/monitoring.md").read_text()
+    assert set(re.findall(r"`(Tweezer\w+)`", page)) == set(named)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "tweezer_jobs >",
+        "sum(tweezer_jobs",
+        "tweezer_jobs) > 0",
+        'tweezer_jobs{status="x" > 0',
+        "foo(tweezer_jobs)",
+        "a b",
+    ],
+)
+def test_a_wrong_expression_is_found(wrong: str) -> None:
+    with pytest.raises(ValueError, match="expression"):
+        Expression(wrong)
+
+
+def alert_rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load((DOCS.parent / "deploy/alerts.yml").read_text())["groups"]
+    rules: list[dict[str, Any]] = group["rules"]
+    return rules
+
+
+_PART = re.compile(
+    r"""\s*(?:(?P<number>\d+(?:\.\d+)?)|(?P<name>[a-zA-Z_]\w*)|(?P<text>"[^"]*")|(?P<range>\[\d+[smhd]\])
+        |(?P<operator>==|!=|>=|<=|=~|!~|[-+*/<>=(),{}]))""",
+    re.VERBOSE,
+)
+_FUNCTIONS = {"rate", "increase", "histogram_quantile", "sum", "max", "min"}
+_AGGREGATIONS = {"sum", "max", "min"}
+_BINARY = {"==", "!=", ">", "<", ">=", "<=", "+", "-", "*", "/", "and", "or", "unless"}
+
+
+class Expression:
+    """The part of PromQL that the rules use, parsed. Raises ValueError for a wrong expression.
+
+    metrics: the metrics with their matchers. groups: labels of ``by`` and ``on``.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.metrics: dict[str, dict[str, str]] = {}
+        self.groups: set[str] = set()
+        self.aggregates = False
+        self._parts: list[str] = []
+        at, text = 0, text.rstrip()
+        while at < len(text):
+            match = _PART.match(text, at)
+            if match is None:
+                raise ValueError(f"the expression has an unknown part: {text[at:]}")
+            self._parts.append(match[0].strip())
+            at = match.end()
+        self._binary()
+        if self._parts:
+            raise ValueError(f"the expression does not end where it should: {self._parts}")
+
+    def _next(self, *wanted: str) -> str:
+        if not self._parts or (wanted and self._parts[0] not in wanted):
+            raise ValueError(f"the expression needs one of {wanted} before {self._parts}")
+        return self._parts.pop(0)
+
+    def _is(self, *parts: str) -> bool:
+        return bool(self._parts) and self._parts[0] in parts
+
+    def _binary(self) -> None:
+        self._operand()
+        while self._is(*_BINARY):
+            self._next()
+            if self._is("on", "ignoring"):
+                self._next()
+                self._labels()
+            self._operand()
+
+    def _labels(self) -> None:
+        self._next("(")
+        self.groups.add(self._next())
+        while self._is(","):
+            self._next()
+            self.groups.add(self._next())
+        self._next(")")
+
+    def _operand(self) -> None:
+        part = self._next()
+        if part == "(":
+            self._binary()
+            self._next(")")
+        elif self._is("(", "by"):
+            self._call(part)
+        elif re.fullmatch(r"[a-z_]\w*", part):
+            self._selector(part)
+        elif not re.fullmatch(r"\d+(\.\d+)?", part):
+            raise ValueError(f"the expression has {part!r} in place of a value")
+
+    def _call(self, function: str) -> None:
+        if function not in _FUNCTIONS:
+            raise ValueError(f"the expression calls the unknown function {function}")
+        self.aggregates |= function in _AGGREGATIONS
+        if self._is("by"):
+            self._next()
+            self._labels()
+        self._next("(")
+        self._binary()
+        while self._is(","):
+            self._next()
+            self._binary()
+        self._next(")")
+
+    def _selector(self, metric: str) -> None:
+        matchers = self.metrics.setdefault(metric, {})
+        if self._is("{"):
+            self._next()
+            while not self._is("}"):
+                label, operator = self._next(), self._next("=", "!=", "=~", "!~")
+                matchers[label] = ("~" if "~" in operator else "") + self._next().strip('"')
+                if self._is(","):
+                    self._next()
+            self._next("}")
+        if self._parts and self._parts[0].startswith("["):
+            self._next()
 
 
 async def test_responses_are_counted_by_route_and_not_by_path(rig: MeasuredApi) -> None:

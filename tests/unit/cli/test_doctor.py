@@ -341,7 +341,7 @@ def test_a_missing_or_slow_courier_is_reported() -> None:
 
 
 def test_overdue_deliveries_are_reported() -> None:
-    health = WebhookHealth("0-0", pending=7, overdue=0, exhausted=2, held=3, disabled=0)
+    health = WebhookHealth("0-0", pending=7, overdue=0, exhausted=2, held=3, disabled=0, failing=0)
     found = ledger_checks.check_deliveries(health)
     assert (found.level, found.says) == (Level.OK, "7 pending, none overdue; 2 given up, 3 held")
     found = ledger_checks.check_deliveries(msgspec.structs.replace(health, overdue=4))

@@ -8,12 +8,12 @@ from enum import StrEnum
 from typing import Any
 
 import msgspec
-from sqlalchemy import Integer, Select, func, literal_column, select
+from sqlalchemy import Connection, Integer, Select, func, literal_column, select
 
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.database import Database
 from tweezer.ledger.queries.lists import Scope, last_job_in
-from tweezer.ledger.schema import as_datetime, batches, hours, jobs, projects
+from tweezer.ledger.schema import TIME_BOUNDS_MS, as_datetime, batches, hours, jobs, projects, totals
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import Priority
 
@@ -137,3 +137,42 @@ def last_activity(database: Database, caller: Principal, wanted: tuple[str, ...]
 
 def _hour(time: datetime) -> int:
     return (time - _EPOCH) // _HOUR
+
+
+class JobTimes(msgspec.Struct, frozen=True):
+    """Times of jobs of a device: their number in each bucket of ``TIME_BOUNDS_MS`` and beyond, and their sum."""
+
+    counts: list[int]
+    sum_s: float
+
+
+class DeviceTotals(msgspec.Struct, frozen=True):
+    """The jobs of a device that have ever ended, of all projects, also those that were deleted.
+
+    ended: their number by status. queued: times from submit to begin, of jobs that had begun. ran: their times on the
+    device.
+    """
+
+    ended: dict[JobStatus, int]
+    queued: JobTimes
+    ran: JobTimes
+
+
+def device_totals(connection: Connection) -> dict[str, DeviceTotals]:
+    """Return the totals of each device with jobs that have ended."""
+    found: dict[str, dict[str, dict[int, tuple[int, int]]]] = {}
+    for device, kind, bucket, count, sum_ms in connection.execute(select(totals).order_by(totals.c.device)):
+        found.setdefault(device, {}).setdefault(kind, {})[bucket] = (int(count), int(sum_ms))
+
+    def times(rows: dict[int, tuple[int, int]]) -> JobTimes:
+        counts = [rows.get(bucket, (0, 0))[0] for bucket in range(len(TIME_BOUNDS_MS) + 1)]
+        return JobTimes(counts, sum(sum_ms for _, sum_ms in rows.values()) / 1000)
+
+    return {
+        device: DeviceTotals(
+            {status: kinds.get(status.letter, {}).get(0, (0, 0))[0] for status in JobStatus if status.terminal},
+            times(kinds.get("Q", {})),
+            times(kinds.get("R", {})),
+        )
+        for device, kinds in found.items()
+    }

@@ -24,7 +24,7 @@ from tweezer.ledger.recorder.changes import (
     TRANSITION_COLUMNS,
     Changes,
 )
-from tweezer.ledger.schema import batches, counters, hours, now_ms, recorder, tags
+from tweezer.ledger.schema import TIME_BOUNDS_MS, batches, counters, hours, now_ms, recorder, tags, totals
 from tweezer.model.errors import TweezerError
 from tweezer.model.messages import decode_doc, encode_doc
 
@@ -48,16 +48,31 @@ _ONCE_WRITTEN = {
     },
 }
 
-_JOB_CHANGES = """
+
+def _bucket(time_ms: str) -> str:
+    """Return an SQL expression for the bucket of a time, null without one: a binary search with four comparisons."""
+
+    def search(first: int, last: int) -> str:
+        if first == last:
+            return str(first)
+        middle = (first + last) // 2
+        bound = TIME_BOUNDS_MS[middle]
+        return f"CASE WHEN {time_ms} <= {bound} THEN {search(first, middle)} ELSE {search(middle + 1, last)} END"
+
+    return f"CASE WHEN {time_ms} IS NOT NULL THEN {search(0, len(TIME_BOUNDS_MS))} END"
+
+
+_QUEUE_MS = """CASE WHEN i.started_ms > COALESCE(j.created_ms, i.created_ms)
+    THEN i.started_ms - COALESCE(j.created_ms, i.created_ms) WHEN i.started_ms IS NOT NULL THEN 0 END"""
+
+_JOB_CHANGES = f"""
     SELECT i.project, i.device, j.status, i.status, i.created_ms / 3600000, i.ended_ms / 3600000,
-           count(*), count(i.started_ms),
-           sum(CASE WHEN i.started_ms > COALESCE(j.created_ms, i.created_ms)
-               THEN i.started_ms - COALESCE(j.created_ms, i.created_ms) END),
-           sum(i.device_ms)
+           count(*), count(i.started_ms), sum({_QUEUE_MS}), sum(i.device_ms),
+           {_bucket(_QUEUE_MS)}, {_bucket("i.device_ms")}
     FROM incoming_jobs i LEFT JOIN jobs j ON j.id = i.id
     WHERE j.id IS NULL OR j.status IN ('P', 'R')
-    GROUP BY 1, 2, 3, 4, 5, 6
-"""
+    GROUP BY 1, 2, 3, 4, 5, 6, 11, 12
+"""  # noqa: S608  our expressions
 _BATCH_CHANGES = """
     SELECT i.project, i.device, b.status, i.status, count(*)
     FROM incoming_batches i LEFT JOIN batches b ON b.id = i.id
@@ -201,9 +216,10 @@ def _insert(
 
 
 def _update_counters(connection: Connection, table: str) -> None:
-    """Update the counters and the sums by hour for the staged rows, before these are applied."""
+    """Update the counters, the sums by hour and the totals for the staged rows, before these are applied."""
     changed: dict[tuple[int, str, str, str], int] = {}
     by_hour: dict[tuple[int, str, int], list[int]] = {}
+    ever: dict[tuple[str, str, int], list[int]] = {}
 
     def count(project: int, device: str, status: str, change: int) -> None:
         place = (project, device, table[0].upper(), status)
@@ -214,6 +230,12 @@ def _update_counters(connection: Connection, table: str) -> None:
         for offset, amount in enumerate(amounts):
             sums[at + offset] += amount
 
+    def total(device: str, kind: str, bucket: int | None, rows: int, sum_ms: int | None = 0) -> None:
+        if bucket is not None:
+            sums = ever.setdefault((device, kind, bucket), [0, 0])
+            sums[0] += rows
+            sums[1] += int(sum_ms or 0)
+
     for row in connection.exec_driver_sql(_JOB_CHANGES if table == "jobs" else _BATCH_CHANGES):
         project, device, was, status = row[:4]
         rows = row[6] if table == "jobs" else row[4]
@@ -221,14 +243,18 @@ def _update_counters(connection: Connection, table: str) -> None:
             count(project, device, was, -rows)
         count(project, device, status, rows)
         if table == "jobs":
-            created, ended, _, begun, queue_ms, device_ms = row[4:]
+            created, ended, _, begun, queue_ms, device_ms, queue_bucket, run_bucket = row[4:]
             if was is None:
                 add(project, device, created, 0, rows)
             if status in _ENDS:
                 add(project, device, ended, _ENDS[status], rows)
                 add(project, device, ended, 4, begun, int(queue_ms or 0), int(device_ms or 0))
+                total(device, status, 0, rows)
+                total(device, "Q", queue_bucket, rows, queue_ms)
+                total(device, "R", run_bucket, rows, device_ms)
     _add_up(connection, counters.name, ("project", "device", "kind", "status"), ("count",), changed)
     _add_up(connection, hours.name, ("project", "device", "hour"), _SUMS, by_hour)
+    _add_up(connection, totals.name, ("device", "kind", "bucket"), ("count", "sum_ms"), ever)
 
 
 _SUMS = ("created", "done", "error", "canceled", "started", "queue_ms", "device_ms")

@@ -7,12 +7,13 @@
 --     acknowledged are not counted (the id may be from a restored backup)   entries_max:digits to count after each
 --     tickets_max:int to read, both of the ready and of the leased ones
 -- Returns {time (ms), entries in the stream, entries after the recorded one, id of the first of these or '', the same
---     two for deliveries, ended batches that are not forgotten, '1' if the gate is shut, '1' if a recorder is active,
---     {device, '1' if paused, pending, running, leases lost, stale settles, ready tickets, tickets that wait for a
+--     two for deliveries, ended batches that are not forgotten, '1' if the gate is shut, '1' if a recorder is active, '1' if
+--     a scheduler is, {device, '1' if paused, '1' if it starts jobs, '1' or '0': whether its machine answers, or '' without
+--     a machine, pending, running, leases lost, stale settles, ready tickets, tickets that wait for a
 --     time, leased tickets, live workers, lanes, busy lanes, free lanes of draining workers, longest wait (ms) or -1},
 --     …}
 -- Events  none
--- include: clock, batch, ticket, streams
+-- include: clock, batch, ticket, streams, device
 
 local events = key(KEY.events)
 
@@ -41,17 +42,19 @@ local function longest_wait(device)
 end
 
 local function measure(device)
-  local row = redis.call('HMGET', key(KEY.device, device), 'paused', 'pending', 'running', 'lost', 'stale')
+  local row = redis.call('HMGET', key(KEY.device, device), 'paused', 'pending', 'running', 'lost', 'stale', 'unsure')
+  local about, answers = device_row(device), ''
   local workers, lanes, busy, draining = 0, 0, 0, 0
   for _, worker in ipairs(redis.call('ZRANGE', key(KEY.workers, device), 0, -1)) do
-    local about = redis.call('HMGET', key(KEY.worker, worker), 'lanes', 'busy', 'draining')
-    if about[1] then
-      workers, lanes, busy = workers + 1, lanes + tonumber(about[1]), busy + tonumber(about[2] or 0)
-      if about[3] == '1' then draining = draining + tonumber(about[1]) - tonumber(about[2] or 0) end
+    local beat = redis.call('HMGET', key(KEY.worker, worker), 'lanes', 'busy', 'draining')
+    if beat[1] then
+      workers, lanes, busy = workers + 1, lanes + tonumber(beat[1]), busy + tonumber(beat[2] or 0)
+      if beat[3] == '1' then draining = draining + tonumber(beat[1]) - tonumber(beat[2] or 0) end
     end
   end
+  if about.exclusive or about.reattaches then answers = row[6] and '0' or '1' end
   return {
-    device, row[1] and '1' or '0', row[2] or '0', row[3] or '0', row[4] or '0', row[5] or '0',
+    device, row[1] and '1' or '0', lanes > 0 and not about.paused and '1' or '0', answers, row[2] or '0', row[3] or '0', row[4] or '0', row[5] or '0',
     redis.call('ZCARD', key(KEY.ready, device)), redis.call('ZCARD', key(KEY.due, device)),
     redis.call('ZCARD', key(KEY.leases, device)),
     workers, lanes, busy, draining, longest_wait(device),
@@ -81,7 +84,7 @@ table.sort(devices)
 local reply = {
   NOW_MS, redis.call('XLEN', events), unrecorded, first_unrecorded, undelivered, first_undelivered,
   redis.call('ZCARD', key(KEY.ended)), int(redis.call('EXISTS', key(KEY.gate))),
-  int(redis.call('EXISTS', key(KEY.recorder))),
+  int(redis.call('EXISTS', key(KEY.recorder))), int(redis.call('EXISTS', key(KEY.process, 'scheduler'))),
 }
 for _, device in ipairs(devices) do reply[#reply + 1] = measure(device) end
 return reply
