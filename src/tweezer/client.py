@@ -25,6 +25,7 @@ from uuid import UUID
 
 import msgspec
 
+from tweezer import tracing
 from tweezer.data_folder import API_CA_FILE, API_KEY, API_URL, DATA_DIR, REDIS_URL, running_environment
 from tweezer.display.data import JobList, to_arrays
 from tweezer.duties import Backoff, heeding_cancel
@@ -787,7 +788,10 @@ class AsyncQueue(Handle):
             batch_id=new_batch_id() if idempotency_key is None else None,  # a repeated call finds the batch by its id
         )
         tries = itertools.count()
-        return AsyncBatch(self, await self.ask(lambda: self.transport.submit(submission, again=next(tries) > 0)))
+        with tracing.span("tweezer.submit"):
+            traced = msgspec.structs.replace(submission, trace=tracing.current()) if tracing.is_on() else submission
+            submitted = self.ask(lambda: self.transport.submit(traced, again=next(tries) > 0))
+            return AsyncBatch(self, await submitted)
 
     def batch(self, batch_id: UUID | str) -> AsyncBatch:
         """Return a handle on an existing batch, without checking that it exists.

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from tweezer import __version__, logs
+from tweezer import __version__, logs, tracing
 from tweezer.cli import show
 from tweezer.cli.local.children import Interrupts, keep_several
 from tweezer.cli.local.ledger_setup import check_given_key
@@ -47,6 +47,7 @@ def worker(options: Options, *, device: str | None, lanes: int | None, burst: bo
     _configure(settings)
     from tweezer.processes.worker import run_worker
 
+    tracing.configure("worker")
     run_worker(settings, device=settings.worker.device, lanes=settings.worker.lanes, version=__version__, burst=burst)
 
 
@@ -90,6 +91,7 @@ def courier(options: Options, *, processes: int | None) -> None:
     from tweezer.processes.courier import run_courier
 
     if settings.webhook.processes == 1:
+        tracing.configure("courier")
         run_courier(settings)
     else:
         keep_several(["courier", "--processes", "1"], settings, settings.webhook.processes, report=report)
@@ -108,6 +110,7 @@ def api(options: Options, *, host: str | None, port: int | None) -> None:
     _configure(settings)
     from tweezer.api.app import run_api
 
+    tracing.configure("api")
     run_api(settings, version=__version__)
 
 

@@ -91,6 +91,10 @@ def check_key(idempotency_key: object) -> str:
     return check_text("idempotency_key", idempotency_key, MAX_KEY_LENGTH, least=0)
 
 
+TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})", re.ASCII)
+"""A context of W3C Trace Context: the ids of a trace and of a span, and flags."""
+
+
 def check_batch(doc: BatchDoc, *, checks_sequence: bool = True) -> SequenceHeader | None:
     """Check a batch without its jobs, and return the header of its sequence for ``check_jobs`` (None without one).
 
@@ -101,6 +105,8 @@ def check_batch(doc: BatchDoc, *, checks_sequence: bool = True) -> SequenceHeade
     for field in ("name", "user", "parent_id"):
         if getattr(doc, field) is not None:
             check_text(field, getattr(doc, field), MAX_NAME_LENGTH)
+    if doc.trace is not None:
+        _check_trace(doc.trace)
     check_tags(doc.tags)
     if doc.webhook is not None:
         _check_webhook(doc.webhook)
@@ -113,6 +119,11 @@ def check_batch(doc: BatchDoc, *, checks_sequence: bool = True) -> SequenceHeade
         _check_any_sequence("sequence", doc.sequence)
         return None
     return None if doc.sequence is None else read_sequence(doc.sequence)
+
+
+def _check_trace(trace: object) -> None:
+    if not isinstance(trace, str) or not TRACEPARENT.fullmatch(trace):
+        raise InvalidInput("trace", f"is not a valid traceparent of W3C Trace Context (got {_shown(trace)})")
 
 
 def check_jobs(

@@ -41,6 +41,11 @@ def new_batch_id() -> UUID:
     return UUID(int=high << 64 | low)
 
 
+def created_s(batch_id: UUID) -> float:
+    """Return when the id of a batch was made, in seconds since 1970."""
+    return (batch_id.int >> 80) / 1000
+
+
 def job_id(batch_id: UUID, index: int) -> UUID:
     """Return the id of the job with this index (from 0) in the batch."""
     if not 0 <= index <= _INDEX_MASK:

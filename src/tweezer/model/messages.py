@@ -90,6 +90,7 @@ class BatchDoc(msgspec.Struct, frozen=True, array_like=True):
         configuration: The older dictionary of emulator options.
         user: Id of the user who submitted it, if known.
         parent_id: Id of the batch that this one repeats.
+        trace: The context of the trace that the submit belongs to (W3C ``traceparent``), if it belongs to one.
     """
 
     device: str
@@ -102,6 +103,7 @@ class BatchDoc(msgspec.Struct, frozen=True, array_like=True):
     limits: Limits = Limits()
     user: str | None = None
     parent_id: str | None = None
+    trace: str | None = None
 
     def __repr__(self) -> str:
         """Return the doc without the URL of the webhook, which may contain a secret."""
@@ -237,6 +239,11 @@ _RAW, _ZLIB, _FILE = b"\x00", b"\x01", b"\x02"
 def pack(record: BatchDoc | JobSpec) -> bytes:
     """Encode a doc or a job as MessagePack."""
     return _encoder.encode(record)
+
+
+def pack_lasting(doc: BatchDoc) -> bytes:
+    """Encode a doc without its trace, in the form of version 0.1.0: a repeated call has another trace."""
+    return _encoder.encode(msgspec.structs.astuple(doc)[:-1])
 
 
 def encode_doc(doc: BatchDoc) -> bytes:

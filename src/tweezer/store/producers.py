@@ -49,6 +49,7 @@ from tweezer.model.messages import (
     compress,
     encode_fault,
     pack,
+    pack_lasting,
 )
 from tweezer.model.quotas import QuotaExceeded
 from tweezer.model.sequence import SequenceHeader, read_sequence, sequence_text
@@ -77,6 +78,7 @@ class Submission(msgspec.Struct, frozen=True):
         batch_id: Id of the batch; None for a new one. Submissions with the same id create one batch, too.
         user: Id of the user who submits it, if known.
         parent_id: Id of the batch that this one repeats.
+        trace: The context of the trace that the submit belongs to (W3C ``traceparent``).
     """
 
     sequence: Any
@@ -95,6 +97,7 @@ class Submission(msgspec.Struct, frozen=True):
     batch_id: UUID | None = None
     user: str | None = None
     parent_id: str | None = None
+    trace: str | None = None
 
     def __repr__(self) -> str:
         return abridge(self, "Submission", hidden=("sequence", "webhook", "backend_configuration"))
@@ -410,7 +413,7 @@ class Commands:
         packed_doc, packed = _packed("batch", doc), _packed_jobs(jobs)
         due_ms = 0 if not_before is None else round(not_before.timestamp() * 1000)
         head = (doc.device, priority.value, str(int(open)))
-        digest = _digest([*head, packed_doc, str(due_ms), *packed]) if idempotency_key else ""
+        digest = _digest([*head, pack_lasting(doc), str(due_ms), *packed]) if idempotency_key else ""
         stored_doc, *stored = await _compressed([packed_doc, *packed])
         identity, created_us = await self._call_once(
             "submit",

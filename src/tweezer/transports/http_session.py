@@ -20,6 +20,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from tweezer import tracing
 from tweezer.model.errors import (
     Conflict,
     InvalidInput,
@@ -205,6 +206,8 @@ class HttpSession:
         limit: aiohttp.ClientTimeout,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         headers |= {"Authorization": f"Bearer {self._key}"}
+        if (trace := tracing.current()) is not None:
+            headers["traceparent"] = trace
         try:
             async with self._opened().request(
                 method,

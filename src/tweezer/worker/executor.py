@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from tweezer import tracing
 from tweezer.adapters.protocol import DeviceUnavailable, Lane
 from tweezer.duties import is_cancelled, until_answered
 from tweezer.logs import PacedLog
@@ -120,7 +121,8 @@ class Executor:
         """Prepare the batch. The next call charges the time to its project, even if the preparation fails."""
         began = time.monotonic()
         try:
-            await held.lane.prepare(BatchWork(held.grant.batch_id, held.grant.doc))
+            with tracing.span("tweezer.prepare"):
+                await held.lane.prepare(BatchWork(held.grant.batch_id, held.grant.doc))
         finally:
             held.unpaid_s = time.monotonic() - began
 
@@ -130,7 +132,8 @@ class Executor:
         settlements: list[Settlement] = []
         size = 0
         for job in jobs:
-            settlements.append(settlement := await self._pack(held, job, await self._run(held, job)))
+            with tracing.span("tweezer.job", **{"tweezer.job": job.index, "tweezer.attempt": job.attempt}):
+                settlements.append(settlement := await self._pack(held, job, await self._run(held, job)))
             size += settlement.size
             full = size + self._results.inline_max >= MAX_SETTLE_BYTES
             if full or self._is_leaving() or time.monotonic() - began >= self._config.turn_s:
@@ -153,12 +156,13 @@ class Executor:
         if held.lost:
             return SettleResult(NextStep.STALE, len(settlements))
         used_s += held.unpaid_s
-        turn = await self._ask(
-            lambda: self._tickets.settle(
-                grant.ticket, grant.token, settlements, want=want, used_s=used_s, lease_s=self._config.lease_s
-            ),
-            "settling jobs",
-        )
+        with tracing.span("tweezer.settle", **{"tweezer.jobs": len(settlements)}):
+            turn = await self._ask(
+                lambda: self._tickets.settle(
+                    grant.ticket, grant.token, settlements, want=want, used_s=used_s, lease_s=self._config.lease_s
+                ),
+                "settling jobs",
+            )
         held.unpaid_s = 0.0
         if turn.refused:
             log.warning("settle.refused", outcomes=turn.refused, next=turn.next.value)

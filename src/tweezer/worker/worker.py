@@ -15,11 +15,12 @@ from arq.connections import ArqRedis
 from arq.worker import Worker
 from redis import exceptions as redis_errors
 
+from tweezer import tracing
 from tweezer.adapters.lane.jail import COMPLETE
 from tweezer.adapters.protocol import Adapter, Lane, MachineAdapter
 from tweezer.duties import Duties, heeding_cancel, is_cancelled, repeat, until_answered
 from tweezer.model.errors import ExecutionError, FaultKind, InvalidInput, Unavailable
-from tweezer.model.ids import new_worker_id
+from tweezer.model.ids import created_s, new_worker_id
 from tweezer.model.specs import DeviceSpecs
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
@@ -270,5 +271,8 @@ class TicketWorker(Worker):
         structlog.contextvars.bind_contextvars(
             batch=str(grant.batch_id), ticket=grant.ticket.number, token=grant.token, lane=number
         )
-        end = await self._executor.execute(grant, self._lanes[number])
+        about = {"tweezer.device": self.device, "tweezer.worker": self.id, "tweezer.lane": number}
+        with tracing.of_batch("tweezer.ticket", grant.batch_id, grant.doc.trace, **about):
+            tracing.record("tweezer.queue", created_s(grant.batch_id))
+            end = await self._executor.execute(grant, self._lanes[number])
         self._log.debug("ticket.ended", end=end.value)

@@ -14,7 +14,14 @@ from msgspec import Meta
 from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, Queue, ReadBodies, ResultsLinks, Submitter
 from tweezer.api.access.replay_guard import begin_call
 from tweezer.api.batches.bodies import build_repetition, rename_field
-from tweezer.api.batches.commands import IdempotencyKey, batch_response, describe_caller, expect_live, terminal_error
+from tweezer.api.batches.commands import (
+    IdempotencyKey,
+    batch_response,
+    describe_caller,
+    expect_live,
+    terminal_error,
+    write_traced,
+)
 from tweezer.api.batches.filters import TIME_FORMAT, VALUES_MAX, JobParams, Time
 from tweezer.api.batches.schemas import (
     BatchResponse,
@@ -137,7 +144,7 @@ async def rebatch(
     async with begin_call(request, caller, idempotency_key) as attempt:
         try:
             submission = build_repetition(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
-            written = await queue.admission.write(submission, project=batch.project, attempt=attempt)
+            written = await write_traced(request, queue, submission, project=batch.project, attempt=attempt)
         except InvalidInput as error:
             raise rename_field(error) from error
     await queue.commands.note_child(batch_id, id_of(written))

@@ -11,6 +11,7 @@ import msgspec
 from fastapi import APIRouter, Header, Query, Request, Response
 from msgspec import Meta
 
+from tweezer import tracing
 from tweezer.api.access.dependencies import BatchId, JobId, Ledger, LiveStore, Queue, ReadBodies, Submitter
 from tweezer.api.access.replay_guard import begin_call
 from tweezer.api.batches.bodies import (
@@ -37,7 +38,9 @@ from tweezer.model.checks import MAX_KEY_LENGTH, MAX_REASON_LENGTH, MAX_TAG_LENG
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, Unavailable
 from tweezer.model.ids import split_job_id
 from tweezer.model.messages import MAX_JOBS_PER_BATCH
-from tweezer.store.producers import CancelAnswer
+from tweezer.store.connection import Store
+from tweezer.store.guards import CallAttempt
+from tweezer.store.producers import CancelAnswer, Submission
 from tweezer.store.records import BatchRecord, NewBatch
 
 IdempotencyKey = Annotated[
@@ -97,6 +100,17 @@ async def expect_live(batch: BatchRecord) -> AsyncIterator[None]:
         raise terminal_error("batch", batch.id) from None
 
 
+async def write_traced(
+    request: Request, queue: Store, submission: Submission, *, project: str, attempt: CallAttempt | None
+) -> NewBatch | UUID:
+    """Write a batch as ``Admission.write``, in the trace of the request, which the batch continues."""
+    given = tracing.check_traceparent(request.headers.get("traceparent"))
+    with tracing.continued("tweezer.submit", given, **{"tweezer.project": project}):
+        if (trace := tracing.current() or given) is not None:
+            submission = msgspec.structs.replace(submission, trace=trace)
+        return await queue.admission.write(submission, project=project, attempt=attempt)
+
+
 async def batch_response(written: NewBatch | UUID, caller: Principal, live: ReadModel) -> Response:
     """Return the response to a submit: the batch as it was written, or its current state if it existed already."""
     if isinstance(written, UUID):
@@ -140,7 +154,7 @@ async def create_batch(
         try:
             agent = request.headers.get("User-Agent", "")
             submission = build_submission(body, user=caller.user, idempotency_key=idempotency_key, user_agent=agent)
-            written = await queue.admission.write(submission, project=project, attempt=attempt)
+            written = await write_traced(request, queue, submission, project=project, attempt=attempt)
         except InvalidInput as error:
             raise rename_field(error) from error
     return await batch_response(written, caller, live)
