@@ -35,6 +35,7 @@ from tweezer.model.arguments import check_flag, check_indices, check_list, check
 from tweezer.model.cancels import check_by, user_at_host
 from tweezer.model.checks import (
     MAX_DEVICE_LENGTH,
+    MAX_INTEGER,
     MAX_KEY_LENGTH,
     MAX_NAME_LENGTH,
     MAX_REASON_LENGTH,
@@ -54,6 +55,7 @@ from tweezer.model.webhooks import format_time
 from tweezer.model.windows import Window, check_time
 from tweezer.store.connection import Connect
 from tweezer.store.devices import new_window
+from tweezer.store.job_logs import JobLog
 from tweezer.store.producers import CancelAnswer, Submission
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord, describe_wait
 from tweezer.store.streams.batch_events import LastEvent
@@ -633,6 +635,11 @@ def _place(batch_id: UUID, after: Event | str | None) -> Place | None:
     return LastEvent(int(match[1]), int(match[2]))
 
 
+def _check_position(after: object) -> None:
+    if not isinstance(after, int) or isinstance(after, bool) or not 0 <= after <= MAX_INTEGER:
+        raise InvalidInput("after", f"must be 0 or the `next` of an earlier log (got {shown(after)})")
+
+
 def _deadline(timeout_s: float | None) -> float | None:
     """Return the end of a wait on the monotonic clock. Raises InvalidInput("timeout_s", …)."""
     return None if timeout_s is None else time.monotonic() + check_seconds("timeout_s", timeout_s)
@@ -900,6 +907,23 @@ class AsyncQueue(Handle):
         """
         identity = await self._find_job(job_id)
         return await self.ask(lambda: self.transport.job(identity))
+
+    async def logs(self, job_id: UUID | str, *, after: int = 0) -> JobLog:
+        """Return what the emulator wrote while a job ran; of more than 64 KiB, the end.
+
+        Args:
+            job_id: As in :meth:`job`.
+            after: Return what was written after this position: the ``next`` of an earlier :class:`JobLog`.
+
+        Raises:
+            InvalidInput: ``job_id`` is not the id of a job, or ``after`` is not a position.
+            NotFound: The project has no such job.
+            ResultUnavailable: The workers' results folder is not mounted here, or on the host of the API.
+            Unavailable: Redis or the API did not answer.
+        """
+        _check_position(after)
+        job = await self.job(job_id)
+        return await self.ask(lambda: self.transport.logs(job.id, after))
 
     async def result(self, job_id: UUID | str) -> Finished:
         """Return a job that has ended, with its result.

@@ -449,6 +449,7 @@ class Queue(_Handle):
     batches = _listing_batches(AsyncQueue.batches)
     submit = _returning_batch(AsyncQueue.submit)
     job = _blocking(AsyncQueue.job)
+    logs = _blocking(AsyncQueue.logs)
     result = _blocking(AsyncQueue.result)
     cancel_many = _blocking(AsyncQueue.cancel_many)
     devices = _blocking(AsyncQueue.devices)

@@ -108,6 +108,56 @@ def get_pid(lane: ChildLane) -> int:
     return lane.pid
 
 
+async def collected(lane: ChildLane, act: str, value: Any = None) -> tuple[Outcome, bytes]:
+    """Run an act of the backend; return its outcome, and what it wrote."""
+    chunks: list[bytes] = []
+    await lane.prepare(batch())
+    lane.on_output = chunks.append
+    outcome = await lane.run(job(act, value), ignore)
+    lane.on_output = None
+    return outcome, b"".join(chunks)
+
+
+async def test_everything_that_is_written_while_a_job_runs_is_passed_on_before_its_end(lane: ChildLane) -> None:
+    for number in range(20):
+        outcome, output = await collected(lane, "print", f"job {number}\n")
+        assert outcome.kind is OutcomeKind.DONE
+        assert sorted(output.splitlines()) == [b"a library in C", b"an error", f"job {number}".encode()]
+
+
+async def test_output_outside_of_jobs_belongs_to_none(lane: ChildLane) -> None:
+    _, output = await collected(lane, "print", "")
+    assert b"output of a library" not in output
+    assert await run_act(lane, "print", "unread\n")
+    _, output = await collected(lane, "write", b"received\n".hex())
+    assert output == b"received\n"
+
+
+async def test_the_last_words_of_a_process_that_dies_are_passed_on(lane: ChildLane) -> None:
+    for act, value in (("print and exit", None), ("signal", signal.SIGSEGV)):
+        outcome, output = await collected(lane, act, value)
+        assert outcome.cause is FaultKind.CRASH
+        assert b"last words" in output or b"Segmentation fault" in output  # from Python's fault handler
+
+
+async def test_a_flood_of_output_neither_blocks_the_worker_nor_is_lost(lane: ChildLane) -> None:
+    longest_s, before, over = 0.0, time.monotonic(), asyncio.Event()
+
+    async def watch() -> None:
+        nonlocal longest_s, before
+        while not over.is_set():
+            await asyncio.sleep(0)
+            longest_s, before = max(longest_s, time.monotonic() - before), time.monotonic()
+
+    watching = asyncio.create_task(watch())
+    outcome, output = await collected(lane, "flood", 100)
+    over.set()
+    await watching
+    assert outcome.kind is OutcomeKind.DONE
+    assert len(output) == 100 << 16
+    assert longest_s < 1.0
+
+
 async def test_the_output_of_a_library_does_not_corrupt_the_protocol(lane: ChildLane) -> None:
     await lane.prepare(batch())
     for _ in range(3):

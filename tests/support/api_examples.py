@@ -26,6 +26,7 @@ from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.ids import DEFAULT_PROJECT, job_id
 from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.settings import ApiSettings, Settings
+from tweezer.store.job_logs import OutputBuffer
 
 Example = dict[str, Any]
 
@@ -228,7 +229,11 @@ async def _call_batches(examples: Examples, operator: str) -> None:
     await call("GET /api/v2/jobs/counts", query={"batch_id": batch_id})
     for end in ("/api/v1/jobs/{job_id}", "/api/v2/jobs/{job_id}", "/api/v2/jobs/{job_id}/transitions"):
         await call(f"GET {end}", job_id=done)
-    for end in ("status", "results_link", "results"):
+    output = OutputBuffer()
+    output.add(b"10.0%. Run time:   0.50s. Est. time left: 00:00:00:04\n")
+    await rig.store.job_logs.write(UUID(done), output.content)
+    await call("GET /api/v2/jobs/{job_id}/logs", job_id=done)
+    for end in ("status", "results_link", "results", "logs_link", "logs"):
         await call(f"GET /api/v1/jobs/{{job_id}}/{end}", job_id=done)
     for end in (
         "jobs/{job_id}/status",

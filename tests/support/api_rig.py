@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -65,7 +67,8 @@ class ApiRig:
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self.server = fakeredis.FakeServer()
-        self.store = Store(fakeredis.FakeAsyncRedis(server=self.server))
+        self._folder = tempfile.TemporaryDirectory()
+        self.store = Store(fakeredis.FakeAsyncRedis(server=self.server), results_dir=Path(self._folder.name))
         self.database = database
         if not {"secrets", "data_dir"} & settings.model_fields_set:
             settings = settings.model_copy(update={"secrets": SecretsSettings(key=SECRETS_KEY)})
@@ -79,6 +82,7 @@ class ApiRig:
         await self.http.aclose()
         await self.stranger.aclose()
         await self.store.close()
+        self._folder.cleanup()
 
     def key(self, role: Role = Role.USER, *, project: str | None = PROJECT, **options: Any) -> str:
         """Make a key and return its text."""

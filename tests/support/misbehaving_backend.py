@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from typing import Any
@@ -38,6 +39,24 @@ class MisbehavingBackend:
         match job.spec.variables["act"]:
             case "echo":
                 print("output " * 1000, flush=True)  # noqa: T201  # as above
+            case "print":
+                print(value, end="")  # noqa: T201  # as above
+                os.write(2, b"an error\n")
+                ctypes.CDLL(None).puts(b"a library in C")
+            case "write":
+                os.write(1, bytes.fromhex(value))
+            case "flood":
+                for _ in range(int(value)):
+                    os.write(1, b"x" * (1 << 16))
+            case "print and exit":
+                os.write(2, b"last words\n")
+                if job.attempt < 3:
+                    os._exit(3)
+            case "print and wait":  # until a cancel
+                os.write(1, b"begun\n")
+                while True:
+                    time.sleep(0.005)
+                    self._watch.advance(0.5)
             case "environment":
                 return _with_counter({f"{name}={value}": 1 for name, value in os.environ.items()})
             case "escape":

@@ -20,6 +20,10 @@ Report = Callable[[Progress], None]
 """Callback for the progress of a job. A lane calls it in the worker's event loop; it must not block."""
 
 
+OnOutput = Callable[[bytes], None]
+"""Callback for what the process of a lane writes. A lane calls it in the worker's event loop; it must not block."""
+
+
 class Capabilities(msgspec.Struct, frozen=True):
     """The properties of a kind of device.
 
@@ -86,6 +90,18 @@ class Lane(Protocol):
 
     async def close(self) -> None:
         """Stop everything at once and free the slot."""
+
+
+@runtime_checkable
+class WritingLane(Protocol):
+    """The additional attribute of a lane that passes on what is written while a job runs.
+
+    Attributes:
+        on_output: Receives everything that the lane's process and the emulator in it write to standard output and
+            standard error during ``run``, before ``run`` returns. None: it is not passed on.
+    """
+
+    on_output: OnOutput | None
 
 
 class Adapter(Protocol):

@@ -42,6 +42,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "status": ("status", "Show the state of a batch."),
         "watch": ("status", "Follow a batch live until its jobs have ended."),
         "events": ("events", "Show or follow the events of a batch or of the project."),
+        "logs": ("job_logs", "Show or follow what the emulator wrote while a job ran."),
         "results": ("results", "Show the bitstrings that the jobs measured."),
         "export": ("results", "Write batches with their jobs and results as JSON lines."),
         "delete": ("results", "Delete ended batches permanently."),
@@ -85,7 +86,6 @@ _OTHER_WORDS = {
     "stop": ("cancel", "drain"),
     "kill": ("cancel",),
     "log": ("logs", "events"),
-    "logs": ("events",),
 }
 """Words for commands in other programs, and the commands that are meant."""
 

@@ -24,6 +24,7 @@ from tweezer.model.summaries import abridge
 from tweezer.store.batch_index import BatchIndex
 from tweezer.store.devices import Devices
 from tweezer.store.guards import FailedLogins, RecentCalls
+from tweezer.store.job_logs import JobLogs
 from tweezer.store.keys import Keys
 from tweezer.store.measures import Processes, Quotas
 from tweezer.store.producers import Admission, Commands
@@ -275,11 +276,13 @@ class Store:
         namespace: str = "tweezer",
         results: Results | None = None,
         scripts: Scripts | None = None,
+        results_dir: Path | None = None,
     ) -> None:
         self.redis = redis
         self.connect: Connect | None = None
         """How the store was opened; None if it was made from an existing client."""
         self.results = results or Results()
+        self.job_logs = JobLogs(results_dir)
         self.keys = Keys(namespace)
         scripts = scripts or Scripts(redis, self.keys)
         self.scripts = scripts
@@ -312,7 +315,7 @@ class Store:
         pool.connection_class = type("Connection", (_PacksInC, _Dependable, _Arrives, pool.connection_class), own)
         folder = ResultsFolder(connect.results_dir) if connect.results_dir else None
         results = Results(folder, inline_max=connect.result_inline_kb << 10)
-        store = cls(redis, namespace=connect.namespace, results=results)
+        store = cls(redis, namespace=connect.namespace, results=results, results_dir=connect.results_dir)
         store.connect = connect
         return store
 

@@ -21,6 +21,7 @@ from tweezer.model.errors import Conflict, NotFound, TweezerError, install_comma
 from tweezer.model.events import Event, JobNews, Word, read_news
 from tweezer.model.windows import Window
 from tweezer.store.connection import Connect, Store
+from tweezer.store.job_logs import JobLog
 from tweezer.store.producers import CancelAnswer, Submission
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 from tweezer.store.streams.batch_events import BatchEvents, LastEvent
@@ -154,6 +155,9 @@ class DirectTransport:
     async def result(self, job: JobRecord) -> JobWithResult:
         results = await self._reader.results(job.batch_id, [job.index] if job.may_have_result else [])
         return job, results.get(job.index)
+
+    async def logs(self, job_id: UUID, after: int) -> JobLog:
+        return await self.store.job_logs.read(job_id, after=after)
 
     # --- changes
 

@@ -22,6 +22,7 @@ from tweezer.model.lifecycle import Stage
 from tweezer.model.lru import Recent
 from tweezer.model.webhooks import EventMessage
 from tweezer.model.windows import Window, check_time
+from tweezer.store.job_logs import JobLog
 from tweezer.store.producers import CancelAnswer, Submission
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 from tweezer.store.streams.batch_events import LastEvent
@@ -230,6 +231,10 @@ class HttpTransport:
                         yield line.job.record(), line.result if error is None else ResultUnavailable(error)
             if not ended:
                 raise Unavailable(f"the API at {self._http.url} sent only a part of the jobs; try again")
+
+    async def logs(self, job_id: UUID, after: int) -> JobLog:
+        path = at("/api/v2/jobs/{}/logs", job_id)
+        return (await self._http.call(JobLog, "GET", path, query={"after": after})).data
 
     # --- changes
 

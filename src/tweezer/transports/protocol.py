@@ -22,6 +22,7 @@ from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import Result
 from tweezer.model.webhooks import EventMessage
 from tweezer.model.windows import Window
+from tweezer.store.job_logs import JobLog
 from tweezer.store.producers import CancelAnswer, Submission
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 from tweezer.store.streams.batch_events import LastEvent
@@ -144,6 +145,10 @@ class Transport(Protocol):
 
     async def result(self, job: JobRecord) -> JobWithResult:
         """Return a job that was read before, with its result."""
+        ...
+
+    async def logs(self, job_id: UUID, after: int) -> JobLog:
+        """Return what the emulator wrote after this position; the caller has read the job before."""
         ...
 
     # --- changes

@@ -30,6 +30,7 @@ from tweezer.store.connection import Store
 from tweezer.store.workers import Grant, HeldJob, NextStep, Settlement, SettleResult
 from tweezer.worker.config import WorkerConfig
 from tweezer.worker.leases import HeldTicket, LeaseKeeper
+from tweezer.worker.output import JobOutput
 from tweezer.worker.submit_guard import TicketSubmitGuard
 
 log = structlog.get_logger(__name__)
@@ -70,6 +71,7 @@ class Executor:
     def __init__(self, store: Store, keeper: LeaseKeeper, config: WorkerConfig, draining: Callable[[], bool]) -> None:
         self._tickets = store.tickets
         self._results = store.results
+        self._logs = store.job_logs
         self._remote = store.remote
         self._devices = store.devices
         self._keeper = keeper
@@ -214,7 +216,7 @@ class Executor:
             if held.remote is not None:
                 outcome = await held.remote.run_remotely(work, held.report, self._guard(held, job.index), cancel=stop)
             else:
-                outcome = await held.lane.run(work, held.report)
+                outcome = await self._run_locally(held, work)
                 if outcome.cause is FaultKind.TIMEOUT and not held.lost:  # it was stopped, as by a cancel
                     await self._guard(held, job.index).note_timeout()
         finally:
@@ -231,6 +233,18 @@ class Executor:
                 fault=outcome.fault and str(outcome.fault),
             )
         return outcome
+
+    async def _run_locally(self, held: HeldTicket, work: JobWork) -> Outcome:
+        """Run a job on the lane, and store what the lane writes meanwhile."""
+        if held.writing is None:
+            return await held.lane.run(work, held.report)
+        output = JobOutput(self._logs, work)
+        held.writing.on_output = output.add
+        try:
+            return await held.lane.run(work, held.report)
+        finally:
+            held.writing.on_output = None
+            await output.close()
 
     def _guard(self, held: HeldTicket, index: int) -> TicketSubmitGuard:
         return TicketSubmitGuard(self._remote, self._tickets, held, index, self._config)
@@ -249,7 +263,7 @@ class Executor:
                 job.index, outcome, await self._results.pack(grant.batch_id, job.index, outcome.result)
             )
         except ResultUnavailable as error:
-            log.warning("result.not_stored", job=str(job_id(grant.batch_id, job.index)), error=error.message)
+            log.warning("result.not_stored", jobs=str(job.index), error=error.message)
             if held.remote is not None and not held.lost:
                 await asyncio.sleep(self._config.results_s)
                 return await self._pack(held, job, outcome)

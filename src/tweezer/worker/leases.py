@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import structlog
 
-from tweezer.adapters.protocol import Lane
+from tweezer.adapters.protocol import Lane, WritingLane
 from tweezer.adapters.remote.lane import RemoteLane
 from tweezer.model.errors import TweezerError
 from tweezer.model.events import RETURNS
@@ -29,6 +29,7 @@ class HeldTicket:
         self.grant = grant
         self.lane = lane
         self.remote = lane if isinstance(lane, RemoteLane) else None
+        self.writing = lane if isinstance(lane, WritingLane) else None
         self.lost = False
         self.unpaid_s = 0.0
         """Seconds of preparation that the project has not been charged for yet."""

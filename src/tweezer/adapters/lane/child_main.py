@@ -7,6 +7,7 @@ SIGINT and SIGTERM, because only the worker may stop it. The output of libraries
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
@@ -45,6 +46,7 @@ from tweezer.model.errors import FaultKind, install_command
 from tweezer.model.messages import Fault, Outcome, OutcomeKind
 
 _PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
 _LONGEST_TEXT = 300
 _TORCH_MODULES = frozenset({"emu_sv", "emu_mps", "torch"})
 
@@ -55,7 +57,7 @@ def die_with_worker(worker_pid: int) -> None:
     For the kernel the parent is the *thread* that started this process, which runs the worker's event loop.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != worker_pid:  # it died before the call
         os._exit(1)
 
@@ -97,7 +99,9 @@ class LaneProcess:
                 case Prepare():
                     self._send(self._prepare(backend, request))
                 case Run():
-                    self._send(RunFinished(request.serial, _run(backend, watch, request), backend.evolutions))
+                    outcome = _run(backend, watch, request)
+                    _flush_output()
+                    self._send(RunFinished(request.serial, outcome, backend.evolutions))
                 case Start():
                     raise TypeError("Start was sent twice")
                 case _:
@@ -178,6 +182,14 @@ def _run(backend: Backend, watch: Watch, request: Run) -> Outcome:
         preparation_s=execution.preparation_s,
         device_s=execution.device_s,
     )
+
+
+def _flush_output() -> None:
+    """Write what Python and C libraries have buffered, so that it belongs to the job that has just ended."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    _libc.fflush(None)
 
 
 def _explain(error: Exception) -> tuple[FaultKind, Fault]:

@@ -27,7 +27,7 @@ from tweezer.adapters.lane.messages import (
     Start,
 )
 from tweezer.adapters.lane.process import ChildProcess, Died, Nothing
-from tweezer.adapters.protocol import Report, describe_timeout
+from tweezer.adapters.protocol import OnOutput, Report, describe_timeout
 from tweezer.model.errors import ExecutionError, FaultKind
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome, OutcomeKind, Progress
@@ -137,6 +137,8 @@ class ChildLane:
         """The result of :func:`tweezer.adapters.lane.jail.enter` in the process; empty before the first start."""
         self.evolutions = 0
         """How many evolutions the current process had solved when its last job ended. Equal jobs share one."""
+        self.on_output: OnOutput | None = None
+        """See :class:`tweezer.adapters.protocol.WritingLane`."""
 
     @classmethod
     async def open(cls, backend: str, options: LaneOptions) -> ChildLane:
@@ -182,10 +184,16 @@ class ChildLane:
                 return Outcome(OutcomeKind.CANCELED, began=False)
             warming_s = time.monotonic() - began
             serial = self._next_serial()
+            child.collect_output()  # of the preparation, which is not the job's
+            child.on_output = self.on_output
             child.send(Run(serial, job, measured))
             limit_s = self._batch.doc.limits.job_timeout_s
             answer = await self._await_answer(child, serial, limit_s, describe_timeout(limit_s), report)
-            return await self._outcome(answer, warming_s, time.monotonic() - began)
+            outcome = await self._outcome(answer, warming_s, time.monotonic() - began)
+            if child.alive:
+                child.collect_output()
+            child.on_output = None
+            return outcome
         finally:
             self._running = False
 

@@ -13,10 +13,13 @@ import msgspec
 
 from tweezer.adapters.lane.jail.home import Scratch, build_environment
 from tweezer.adapters.lane.messages import HEADER_BYTES, ToChild, ToWorker, pack, read_body_size, unpack_for_worker
+from tweezer.adapters.protocol import OnOutput
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
-_OUTPUT_BYTES = 1 << 16
+_OUTPUT_BYTES = 1 << 16  # as many as a pipe holds
+_OUTPUT_PAUSE_S = 0.01
+_COLLECTED_MAX = 4  # reads after a job, if the process goes on writing
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -37,8 +40,15 @@ class ChildProcess:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         scratch: Scratch,
+        output: int,
     ) -> None:
+        """output: the end of a pipe from which its output is read; it does not block."""
         self.pid = process.pid
+        self.on_output: OnOutput | None = None
+        """Receives what the process writes."""
+        self._pipe: int | None = output
+        self._unforwarded: list[bytes] = []
+        self._readable = asyncio.Event()
         self.scratch = scratch
         self._statm = _open_statm(process.pid)
         self._process = process
@@ -54,8 +64,10 @@ class ChildProcess:
         """Start a process in a new session, which can use this GPU or none. Raises ``OSError`` if that fails."""
         scratch = Scratch()
         ours, theirs = socket.socketpair()
+        output, written = os.pipe()
+        os.set_blocking(output, False)
         try:
-            with theirs:
+            try:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     "-P",
@@ -64,20 +76,24 @@ class ChildProcess:
                     str(theirs.fileno()),
                     str(os.getpid()),
                     stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.STDOUT,
+                    stdout=written,
+                    stderr=written,
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,
                     cwd=scratch.path,
                     env=build_environment(os.environ, scratch.path) | _build_variables(threads, gpu),
                 )
+            finally:
+                theirs.close()
+                os.close(written)
             ours.setblocking(False)
             reader, writer = await asyncio.open_connection(sock=ours)
         except BaseException:
             ours.close()
+            os.close(output)
             scratch.remove()
             raise
-        return cls(process, reader, writer, scratch)
+        return cls(process, reader, writer, scratch, output)
 
     def send(self, message: ToChild) -> None:
         """Send a message without waiting. The receiver notices if the process is dead."""
@@ -152,16 +168,53 @@ class ChildProcess:
             self.alive = False
             self._inbox.put_nowait(Died())
 
+    def collect_output(self) -> None:
+        """Pass on what the process has written before its last message."""
+        for _ in range(_COLLECTED_MAX):
+            if not self._read_output():
+                return
+
+    def _read_output(self) -> bytes | None:
+        """Read a part of the output; return it, empty at its end, or None if there is nothing to read now."""
+        if self._pipe is None:
+            return b""
+        try:
+            chunk = os.read(self._pipe, _OUTPUT_BYTES)
+        except BlockingIOError:
+            return None
+        if chunk:
+            self._unforwarded.append(chunk)
+            self._readable.set()
+            if self.on_output is not None:
+                self.on_output(chunk)
+        return chunk
+
     async def _forward_output(self) -> None:
         """Copy the process's output to standard error, which it cannot open itself, because it may be a terminal."""
-        assert self._process.stdout is not None
-        while chunk := await self._process.stdout.read(_OUTPUT_BYTES):
-            await asyncio.to_thread(_write_output, chunk)
+        loop, pipe = asyncio.get_running_loop(), self._pipe
+        assert pipe is not None
+        try:
+            while True:
+                loop.add_reader(pipe, self._readable.set)
+                await self._readable.wait()
+                loop.remove_reader(pipe)
+                has_ended = self._read_output() == b""
+                self._readable.clear()
+                if has_ended:
+                    return
+                chunks, self._unforwarded = self._unforwarded, []
+                await asyncio.to_thread(_write_output, b"".join(chunks))
+                await asyncio.sleep(_OUTPUT_PAUSE_S)  # a process that writes endlessly must not occupy the worker
+        finally:
+            loop.remove_reader(pipe)
+            self._pipe = None
+            os.close(pipe)
+            _write_output(b"".join(self._unforwarded))
 
 
 def _build_variables(threads: int, gpu: str | None) -> dict[str, str]:
     """Fix hashes and threads, so that equal seeds give equal results, and select the GPU."""
-    fixed = {"PYTHONHASHSEED": "0", "PYTHONFAULTHANDLER": "1", GPU_VARIABLE: gpu or ""}
+    fixed = {"PYTHONHASHSEED": "0", "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", GPU_VARIABLE: gpu or ""}
     return dict.fromkeys(_THREAD_VARIABLES, str(threads)) | fixed
 
 

@@ -24,7 +24,7 @@ from tweezer.api.http.security_headers import get_origin
 from tweezer.duties import Duties
 from tweezer.ledger.access.credentials import Principal, key_digest, key_id
 from tweezer.ledger.access.keys import USED_S, look_up_key, note_used
-from tweezer.ledger.access.links import ResultLinks
+from tweezer.ledger.access.links import Linked, ResultLinks
 from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database, sharing
 from tweezer.model.errors import TweezerError, Unavailable
@@ -39,7 +39,8 @@ OPEN_PATHS = frozenset({"/health", "/ready", "/openapi.json", "/oauth/token", "/
 
 _CALLER = "tweezer.caller"
 _REMEMBERED_MAX = 10_000
-_RESULTS_PATH = ("/api/v1/jobs/", "/results")
+_SIGNED = "/api/v1/jobs/"
+_SIGNED_ENDS = tuple(f"/{what}" for what in Linked)
 _NO_DIGEST = b""  # matches no key
 
 
@@ -172,10 +173,9 @@ class _Known(NamedTuple):
 
 
 def is_signed(scope: Scope) -> bool:
-    """Return whether the request is for results by a signed link. The route checks the signature."""
+    """Return whether the request is for results or logs by a signed link. The route checks the signature."""
     path: str = scope["path"]
-    begin, end = _RESULTS_PATH
-    return path.endswith(end) and path.startswith(begin) and b"signature=" in scope["query_string"]
+    return path.endswith(_SIGNED_ENDS) and path.startswith(_SIGNED) and b"signature=" in scope["query_string"]
 
 
 def _bearer(scope: Scope) -> str | None:
@@ -223,15 +223,15 @@ log = structlog.get_logger(__name__)
 
 
 class SignedLinks:
-    """Signed links to results. public_url: base URL of the links; empty: the host of the request."""
+    """Signed links to results and logs. public_url: base URL of the links; empty: the host of the request."""
 
     def __init__(self, database: Database, open_vault: Callable[[], Vault], *, public_url: str, link_s: int) -> None:
         self._links = ResultLinks(database, open_vault, base_url=public_url, link_s=link_s)
 
-    async def results(self, request: Request, job_id: UUID) -> str:
-        """Return the URL of the job's results. Raises InvalidInput("Host", …), Unavailable."""
+    async def link(self, request: Request, job_id: UUID, what: Linked = Linked.RESULTS) -> str:
+        """Return the URL of the job's results or logs. Raises InvalidInput("Host", …), Unavailable."""
         signer = await self._links.signer()
-        return signer.link(self._links.base_url or get_origin(request.scope), str(job_id)).url
+        return signer.link(self._links.base_url or get_origin(request.scope), str(job_id), what=what).url
 
     async def prepare(self) -> None:
         """Create the key that signs links, or adopt that of an older version; log the reason if that fails."""
@@ -240,6 +240,6 @@ class SignedLinks:
         except TweezerError as error:
             log.warning("links.not_signed", error=error.message)
 
-    async def are_valid(self, job_id: str, issued: str, expires: str, signature: str) -> bool:
+    async def are_valid(self, what: Linked, job_id: str, issued: str, expires: str, signature: str) -> bool:
         """Return whether these parameters are those of an unexpired link to this job. Raises Unavailable."""
-        return (await self._links.signer()).is_valid(job_id, issued, expires, signature)
+        return (await self._links.signer()).is_valid(job_id, issued, expires, signature, what=what)

@@ -17,6 +17,7 @@ from tweezer.api.http.longpoll import LongPolls
 from tweezer.api.http.responses import RequestRejected
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal, Role
+from tweezer.ledger.access.links import Linked
 from tweezer.ledger.batch_reader import LAST_PATTERN
 from tweezer.ledger.database import Database
 from tweezer.model.ids import SHORT_ID_PATTERN
@@ -144,7 +145,7 @@ JobId = Annotated[UUID, Path(description="Id of a job.", examples=["0199f3a2-7c1
 
 
 class _LinkOrKey(_NeedsKey):
-    """The dependency on the caller of a request for results, or on the principal of a signed link."""
+    """The dependency on the caller of a request for results or logs, or on the principal of a signed link."""
 
     async def __call__(
         self,
@@ -163,10 +164,11 @@ class _LinkOrKey(_NeedsKey):
         if signature is None:
             return require_role(request, READERS)
         job_id: str = request.path_params["job_id"]  # the route checks it
-        if not await links.are_valid(job_id, issued, expires, signature):
+        what = Linked(request.url.path.rpartition("/")[2])
+        if not await links.are_valid(what, job_id, issued, expires, signature):
             problem = (
                 "this link is not valid: it has expired, was changed, or its signing key was rotated; get a new one "
-                "from /api/v1/jobs/{job_id}/results_link"
+                f"from /api/v1/jobs/{{job_id}}/{what}_link"
             )
             raise RequestRejected(403, "link_expired", problem)
         return _LINK

@@ -181,7 +181,7 @@ async def get_batch_results_links(
     found: dict[UUID, str] = {}
     for job in jobs:
         if job.status is JobStatus.DONE or await live.packed_result(job) is not None:
-            found[job.id] = await links.results(request, job.id)
+            found[job.id] = await links.link(request, job.id)
         else:
             errors[job.id] = f"job {job.id} has no result; its status is {job.status}"
     return success(ResultsLinksOfBatchResponse(results_links=found, errors=errors))

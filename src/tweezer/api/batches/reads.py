@@ -1,4 +1,4 @@
-"""Reads of batches and jobs: lists, current states, held status requests, transitions and results."""
+"""Reads of batches and jobs: lists, current states, held status requests, transitions, results and logs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tweezer.api.access.dependencies import (
     HeldRequests,
     JobId,
     LiveStore,
+    Queue,
     ResultsLinks,
     ResultsReader,
     WaitSeconds,
@@ -30,6 +31,8 @@ from tweezer.api.batches.schemas import (
     JobResultResponse,
     JobStateResponse,
     ListedBatchResponse,
+    LogsLinkResponse,
+    LogsResponse,
     ResultsLinkResponse,
     TransitionResponse,
 )
@@ -44,8 +47,10 @@ from tweezer.api.http.openapi import (
     describe_stream,
 )
 from tweezer.api.http.responses import page, success
+from tweezer.ledger.access.links import Linked
 from tweezer.ledger.queries.filters import LIMIT_MAX
 from tweezer.model.cancels import read_ranges
+from tweezer.model.checks import MAX_INTEGER
 from tweezer.model.errors import NotFound
 from tweezer.model.ids import split_job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
@@ -272,7 +277,7 @@ async def get_results_link(
     record = await live.job(caller, job_id)
     if await live.packed_result(record) is None:
         return success(ResultsLinkResponse(results_link=None))
-    return success(ResultsLinkResponse(results_link=await links.results(request, record.id)))
+    return success(ResultsLinkResponse(results_link=await links.link(request, record.id)))
 
 
 @router.get(
@@ -294,3 +299,58 @@ async def get_results(
     if packed is None:
         raise NotFound("result of job", f"{job_id}; its status is {record.status.value}")
     return await result_response(packed, results, request.headers.get("Accept-Encoding", ""))
+
+
+@router.get(
+    "/api/v1/jobs/{job_id}/logs_link",
+    summary="Get a link to the logs of a job",
+    **describe_route(LogsLinkResponse, 404),
+)
+async def get_logs_link(
+    job_id: JobId, caller: Caller, live: LiveStore, links: ResultsLinks, queue: Queue, request: Request
+) -> Response:
+    """Return an absolute URL, or null while the job has written nothing. It is signed, as that of the results."""
+    record = await live.job(caller, job_id)
+    if not (await queue.job_logs.read(record.id)).next:
+        return success(LogsLinkResponse(logs_link=None))
+    return success(LogsLinkResponse(logs_link=await links.link(request, record.id, Linked.LOGS)))
+
+
+@router.get(
+    "/api/v1/jobs/{job_id}/logs",
+    summary="Download the logs of a job",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "The logs as plain text."},
+        **describe_failures(403, 404),
+    },
+)
+async def download_logs(job_id: JobId, reader: ResultsReader, live: LiveStore, queue: Queue) -> Response:
+    """Return what the emulator wrote while the job ran, as plain text; empty if it wrote nothing. Of more than 64 KiB
+    the end is kept, and the first line shows how much is missing."""
+    record = await live.job(reader, job_id)
+    found = await queue.job_logs.read(record.id)
+    head = f"[{found.cut} bytes of earlier output were not kept]\n" if found.cut else ""
+    return Response(head + found.text, media_type="text/plain; charset=utf-8")
+
+
+@router.get("/api/v2/jobs/{job_id}/logs", summary="Read the logs of a job", **describe_route(LogsResponse, 404))
+async def get_logs(
+    job_id: JobId,
+    caller: Caller,
+    live: LiveStore,
+    queue: Queue,
+    after: Annotated[
+        int,
+        Query(
+            ge=0,
+            le=MAX_INTEGER,
+            description="Return what was written after this position: the `next` of an earlier response.",
+        ),
+    ] = 0,
+) -> Response:
+    """Return what the emulator wrote while the job ran, after a position. While the job runs, repeat the request with
+    `after` set to the `next` of the last response. New output is readable after a second at most."""
+    record = await live.job(caller, job_id)  # before the log, so that an ended job has no later output
+    found = await queue.job_logs.read(record.id, after=after)
+    return success(LogsResponse(found.text, found.next, found.cut, record.status.terminal))

@@ -418,6 +418,27 @@ class ResultsLinkResponse(msgspec.Struct, frozen=True):
     ]
 
 
+class LogsLinkResponse(msgspec.Struct, frozen=True):
+    """A link to the logs of a job."""
+
+    logs_link: Annotated[
+        str | None,
+        doc(
+            "Absolute, signed URL of the logs; null while the job has written nothing.",
+            f"http://127.0.0.1:8000/api/v1/jobs/{_JOB_ID}/logs",
+        ),
+    ]
+
+
+class LogsResponse(msgspec.Struct, frozen=True):
+    """A part of the logs of a job."""
+
+    text: Annotated[str, doc("What was written. Control characters are shown as escapes.", "10.0%. Run time: 0.5s.\n")]
+    next: Annotated[Count, doc("The position after the text: send it as `after`.", 24)]
+    cut: Annotated[Count, doc("Number of bytes between `after` and the text that were not kept.", 0)]
+    ended: Annotated[bool, doc("Whether the job has ended, so that nothing more will be written.", True)]
+
+
 class ResultsLinksOfBatchResponse(msgspec.Struct, frozen=True):
     """Links to the results of the jobs of a batch."""
 

@@ -1,4 +1,4 @@
-"""Signed links to results: absolute URLs that expire and need no other credential."""
+"""Signed links to results and logs of jobs: absolute URLs that expire and need no other credential."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hmac
 import secrets as randomness
 import time
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 
 import msgspec
 from sqlalchemy import Connection, select, update
@@ -130,7 +131,14 @@ def _accepted(vault: Vault, value: bytes) -> list[LinkKey]:
     return [it for it in _opened(vault, value) if it.until_ms is None or it.until_ms > now]
 
 
-RESULTS_PATH = "/api/v1/jobs/{job_id}/results"
+class Linked(StrEnum):
+    """What a signed link leads to: the last part of its path."""
+
+    RESULTS = "results"
+    LOGS = "logs"
+
+
+_PATH = "/api/v1/jobs/{job_id}/{what}"
 
 SKEW_S = 300
 """Tolerance for the clock of the host that made a link, in seconds."""
@@ -150,25 +158,29 @@ class Signer:
         self._hashes = [KeyedHash(key) for key in keys]
         self._link_s = link_s
 
-    def link(self, base_url: str, job_id: str, since_s: int | None = None) -> SignedLink:
-        """Return a link to the job's results.
+    def link(
+        self, base_url: str, job_id: str, since_s: int | None = None, *, what: Linked = Linked.RESULTS
+    ) -> SignedLink:
+        """Return a link to the job's results, or to its logs.
 
         base_url: URL of the API, without a trailing slash. since_s: when the link becomes valid, in seconds since
         1970; None means now.
         """
         issued = int(time.time()) if since_s is None else since_s
         expires = issued + self._link_s
-        signature = self._hashes[0].digest(_message(job_id, str(issued), str(expires))).hex()
+        signature = self._hashes[0].digest(_message(what, job_id, str(issued), str(expires))).hex()
         query = f"issued={issued}&expires={expires}&signature={signature}"
-        return SignedLink(f"{base_url}{RESULTS_PATH.format(job_id=job_id)}?{query}", expires)
+        return SignedLink(f"{base_url}{_PATH.format(job_id=job_id, what=what)}?{query}", expires)
 
-    def is_valid(self, job_id: str, issued: str, expires: str, signature: str) -> bool:
+    def is_valid(
+        self, job_id: str, issued: str, expires: str, signature: str, *, what: Linked = Linked.RESULTS
+    ) -> bool:
         """Return whether these parameters are of a link to this job that has not expired.
 
         A link that is valid for longer than LINK_MAX_S is refused. issued: empty in links of versions before 0.1,
         which count as issued now.
         """
-        message, given = _message(job_id, issued, expires), signature.encode(errors="replace")
+        message, given = _message(what, job_id, issued, expires), signature.encode(errors="replace")
         if not any(hmac.compare_digest(it.digest(message).hex().encode(), given) for it in self._hashes):
             return False
         now = time.time()
@@ -208,5 +220,5 @@ class ResultLinks:
         return Signer([key.secret for key in keys], self._link_s)
 
 
-def _message(job_id: str, issued: str, expires: str) -> bytes:
-    return " ".join(["results", job_id, *([issued] if issued else []), expires]).encode(errors="replace")
+def _message(what: Linked, job_id: str, issued: str, expires: str) -> bytes:
+    return " ".join([what, job_id, *([issued] if issued else []), expires]).encode(errors="replace")
