@@ -9,7 +9,6 @@ import click
 from tweezer.cli import show
 from tweezer.cli.options import Options, pass_options, print_json, split_job
 from tweezer.client import AsyncQueue
-from tweezer.model.ids import job_id
 from tweezer.store.job_logs import JobLog
 
 _LOOK_S = 0.5
@@ -37,7 +36,7 @@ def logs(options: Options, *, job: str, follow: bool, as_json: bool) -> None:
             show.echo(line)
 
     async def run(queue: AsyncQueue) -> None:
-        identity = job_id((await queue.find(named)).id, index or 0)
+        identity = (await queue.job(f"{(await queue.find(named)).id}/{index or 0}")).id
         after, ended = 0, False
         while not ended:
             ended = (await queue.job(identity)).status.terminal  # first, so that the last part is read, too

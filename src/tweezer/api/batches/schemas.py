@@ -185,7 +185,7 @@ class JobResponse(EmbeddedJobResponse, frozen=True, kw_only=True):
     cancel_requests: Annotated[
         Count, doc("Number of requests to end the job, including those because of its time limit.", 0)
     ]
-    logs_link: Annotated[str | None, doc("Always null: logs of executions are not stored.", None)] = None
+    logs_link: Annotated[str | None, doc("Always null: see `GET /api/v1/jobs/{job_id}/logs_link`.", None)] = None
     cancel_attempts: Annotated[
         list[CancelAttemptResponse], doc("Recorded requests to cancel the job, oldest first.")
     ] = []
