@@ -311,7 +311,8 @@ async def _call_devices(examples: Examples, operator: str) -> None:
         "ends_at": f"{begins + timedelta(hours=2):%Y-%m-%dT%H:%M:%SZ}",
         "reason": "new lens",
     }
-    planned = await call("POST /api/v1/devices/{device}/maintenance", window, key=operator, device="FRESNEL")
+    route = "POST /api/v1/devices/{device}/maintenance"
+    planned = await call(route, window, key=operator, device="FRESNEL", status=201)
     await call("GET /api/v1/devices/{device}/maintenance", device="FRESNEL")
     route = "DELETE /api/v1/devices/{device}/maintenance/{window}"
     await call(route, key=operator, device="FRESNEL", window=planned["id"])
@@ -329,7 +330,7 @@ async def _call_events(examples: Examples) -> None:
 async def _call_webhooks(examples: Examples) -> None:
     call = examples.call
     new = {"url": _HOOK, "types": ["job.done", "job.error"], "description": "the lab's receiver"}
-    webhook_id = (await call("POST /api/v2/webhooks", new))["webhook"]["id"]
+    webhook_id = (await call("POST /api/v2/webhooks", new, status=201))["webhook"]["id"]
     await call("GET /api/v2/webhooks", query={"kind": "project"})
     await call("GET /api/v2/webhooks/{webhook_id}", webhook_id=webhook_id)
     await call("PATCH /api/v2/webhooks/{webhook_id}", {"types": ["batch.done"]}, webhook_id=webhook_id)

@@ -19,7 +19,6 @@ from tweezer.api.access.logins import Logins
 from tweezer.api.access.replay_guard import ReplayGuard, ReplayGuardMiddleware
 from tweezer.api.batches import bulk, commands, reads, service_side
 from tweezer.api.batches.fast_path import fast_routes
-from tweezer.api.batches.filters import CheckedParameters
 from tweezer.api.devices import routes as devices_routes
 from tweezer.api.devices import statistics
 from tweezer.api.events import routes as events_routes
@@ -28,6 +27,7 @@ from tweezer.api.http.bodies import BodyReader
 from tweezer.api.http.limits import RequestLimits, RequestLimitsMiddleware, ResponseLimitsMiddleware
 from tweezer.api.http.longpoll import LongPolls
 from tweezer.api.http.openapi import TAGS, DescribedAPI
+from tweezer.api.http.parameters import CheckedParameters
 from tweezer.api.http.responses import install_error_handlers
 from tweezer.api.http.security_headers import SecurityHeadersMiddleware
 from tweezer.api.http.server import serve
@@ -121,6 +121,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from other sites
         redoc_url=None,
+        servers=[{"url": settings.api.public_url.rstrip("/")}] if settings.api.public_url else None,
         redirect_slashes=False,  # a redirect has no JSON body, which clients expect
     )
     app.state.authenticator = authenticator

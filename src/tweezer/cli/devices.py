@@ -14,7 +14,7 @@ from tweezer.cli import show
 from tweezer.cli.options import Options, clock, parse_time, pass_options, print_list
 from tweezer.cli.status import availability
 from tweezer.client import AsyncQueue
-from tweezer.model.checks import near
+from tweezer.model.checks import suggest_name
 from tweezer.model.errors import NotFound
 from tweezer.model.summaries import format_duration
 from tweezer.store.records import DeviceRecord, WorkerRecord
@@ -183,7 +183,7 @@ async def find_device(queue: AsyncQueue, name: str) -> DeviceRecord:
     """Return the device. Raises NotFound, with the name that may have been meant."""
     found = await queue.device(name)
     if found is None:
-        raise NotFound("device", f"{name}{near(name, [it.name for it in await queue.devices()])}")
+        raise NotFound("device", f"{name}{suggest_name(name, [it.name for it in await queue.devices()])}")
     return found
 
 

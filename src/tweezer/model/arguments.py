@@ -14,6 +14,9 @@ import msgspec
 
 from tweezer.model.errors import InvalidInput
 
+NAME_LENGTH = 100
+"""A longer name is cut in error messages."""
+
 _MAPS_AND_TEXTS = (str, bytes, bytearray, memoryview, dict)
 
 
@@ -84,8 +87,16 @@ def shown(value: object) -> str:
     return f"a value of type {type(value).__name__}"
 
 
+def quote_name(name: object) -> str:
+    """Return a name as a part of a field's name; quoted and cut when it could be misread."""
+    if isinstance(name, str) and name.isprintable() and 0 < len(name) <= NAME_LENGTH:
+        return str(name)
+    return shown(name)
+
+
 _PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<place>.*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>.*)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`")
 _PROBLEM_LENGTH = 500
 
 
@@ -101,6 +112,8 @@ def conversion_error(error: msgspec.ValidationError, root: str) -> InvalidInput:
     place, problem = found["place"] or "", found["problem"].replace("`", "")
     if missing := _MISSING.fullmatch(found["problem"]):
         place, problem = f"{place}.{missing['name']}", "is missing"
+    elif unknown := _UNKNOWN.fullmatch(found["problem"]):
+        place, problem = f"{place}.{quote_name(unknown['name'])}", "is not a known field"
     field = place.removeprefix(".") if place.startswith(".") else f"{root}{place}"
     problem = problem[:1].lower() + problem[1:]
     return InvalidInput(field, problem if len(problem) <= _PROBLEM_LENGTH else f"{problem[:_PROBLEM_LENGTH]}…")

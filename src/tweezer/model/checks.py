@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tweezer.model.arguments import check_list
+from tweezer.model.arguments import NAME_LENGTH, check_list, quote_name
 from tweezer.model.arguments import shown as _shown
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import MAX_JOBS_PER_CALL, BatchDoc, JobSpec, Limits
@@ -61,7 +61,6 @@ _HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: UTF-8 cannot 
 _JOB_KEYS = ("runs", "variables", "seed", "sequence")
 _LISTED_NAMES = 10
 _COMPARED_NAMES = 200
-_COMPARED_LENGTH = 100
 
 
 def check_text(field: str, value: object, most: int, *, least: int = 1, lines: bool = False) -> str:
@@ -194,7 +193,8 @@ def as_limits(limits: object) -> Limits:
     for name in limits:
         if name not in fields:
             raise InvalidInput(
-                f"limits.{_key(name)}", f"is not a limit{near(name, fields)}; the limits are {', '.join(fields)}"
+                f"limits.{quote_name(name)}",
+                f"is not a limit{suggest_name(name, fields)}; the limits are {', '.join(fields)}",
             )
     return Limits(**{name: _plain(f"limits.{name}", value) for name, value in limits.items()})
 
@@ -215,8 +215,8 @@ def as_job_spec(job: object, index: int) -> JobSpec:
         for key in job:
             if key not in _JOB_KEYS:
                 raise InvalidInput(
-                    f"jobs[{index}].{_key(key)}",
-                    f"is not a field of a job{near(key, _JOB_KEYS)}; the fields are {', '.join(_JOB_KEYS)}",
+                    f"jobs[{index}].{quote_name(key)}",
+                    f"is not a field of a job{suggest_name(key, _JOB_KEYS)}; the fields are {', '.join(_JOB_KEYS)}",
                 )
         given = job
     else:
@@ -230,7 +230,9 @@ def as_job_spec(job: object, index: int) -> JobSpec:
     variables = given.get("variables")
     if isinstance(variables, dict):
         variables = {
-            _plain_name(name): value if type(value) is float else _plain(f"jobs[{index}].variables.{_key(name)}", value)
+            _plain_name(name): value
+            if type(value) is float
+            else _plain(f"jobs[{index}].variables.{quote_name(name)}", value)
             for name, value in variables.items()
         }
     return JobSpec(
@@ -275,19 +277,19 @@ class _ExpectedValues:
                 if type(value) is int and -MAX_INTEGER <= value <= MAX_INTEGER:
                     continue
             if name in variables:
-                _check_value(f"jobs[{index}].variables.{_key(name)}", value, declared)
+                _check_value(f"jobs[{index}].variables.{quote_name(name)}", value, declared)
         if self._header.mappable:
             self._check_qubits(f"jobs[{index}].variables.qubits", variables["qubits"])
 
     def _check_names(self, index: int, variables: dict[Any, Any]) -> None:
         for name in variables:
             if name not in self._names:
-                self._refuse_name(f"jobs[{index}].variables.{_key(name)}", name)
+                self._refuse_name(f"jobs[{index}].variables.{quote_name(name)}", name)
         if self._header.needs_build:
             for name in self._header.variables:
                 if name not in variables:
                     raise InvalidInput(
-                        f"jobs[{index}].variables.{_key(name)}", "is missing; the sequence declares this variable"
+                        f"jobs[{index}].variables.{quote_name(name)}", "is missing; the sequence declares this variable"
                     )
             if self._header.mappable and "qubits" not in variables:
                 raise InvalidInput(
@@ -300,8 +302,8 @@ class _ExpectedValues:
             raise InvalidInput(field, "is only allowed with a mappable register; this register has fixed positions")
         if not self._names:
             raise InvalidInput(field, "is not a variable of the sequence, which declares none")
-        known = f"it declares {_listed(sorted(self._names))}"
-        raise InvalidInput(field, f"is not a variable of the sequence{near(name, self._names)}; {known}")
+        known = f"it declares {list_names(sorted(self._names))}"
+        raise InvalidInput(field, f"is not a variable of the sequence{suggest_name(name, self._names)}; {known}")
 
     def _check_qubits(self, field: str, places: object) -> None:
         """Apply the rules of Pulser's ``MappableRegister.build_register`` and ``RegisterLayout.define_register``."""
@@ -312,20 +314,20 @@ class _ExpectedValues:
         if places.keys() != set(first):
             for qubit in places.keys() - set(ids):
                 raise InvalidInput(
-                    f"{field}.{_key(qubit)}",
-                    f"is not a qubit of the register{near(qubit, ids)}; its qubits are {_listed(ids)}",
+                    f"{field}.{quote_name(qubit)}",
+                    f"is not a qubit of the register{suggest_name(qubit, ids)}; its qubits are {list_names(ids)}",
                 )
             raise InvalidInput(
-                field, f"must place the first {len(places)} qubits of the register, in any order: {_listed(first)}"
+                field, f"must place the first {len(places)} qubits of the register, in any order: {list_names(first)}"
             )
         taken: dict[int, str] = {}
         for qubit, trap in places.items():
             if type(trap) is not int or not 0 <= trap < traps:
                 raise InvalidInput(
-                    f"{field}.{_key(qubit)}", f"expected the id of a trap, 0 to {traps - 1}, got {_shown(trap)}"
+                    f"{field}.{quote_name(qubit)}", f"expected the id of a trap, 0 to {traps - 1}, got {_shown(trap)}"
                 )
             if trap in taken:
-                raise InvalidInput(f"{field}.{_key(qubit)}", f"trap {trap} is already taken by {taken[trap]}")
+                raise InvalidInput(f"{field}.{quote_name(qubit)}", f"trap {trap} is already taken by {taken[trap]}")
             taken[trap] = qubit
 
 
@@ -386,7 +388,7 @@ def _check_own_sequence(index: int, job: JobSpec, read_before: set[str], geometr
         if header.parametrized:
             raise InvalidInput(
                 "sequence",
-                f"needs values of {_listed(list(header.variables))}; a job's own sequence must be built first",
+                f"needs values of {list_names(list(header.variables))}; a job's own sequence must be built first",
             )
         check_register(header, geometry)
     read_before.add(str(text))
@@ -417,7 +419,7 @@ def _check_any_variables(index: int, variables: object) -> None:
             raise InvalidInput(field, f"names must be strings, got {_shown(name)}")
         check_characters(field, name)
         if type(value) is not float or not isfinite(value):
-            _check_json(f"{field}.{_key(name)}", value, MAX_VARIABLES_BYTES)
+            _check_json(f"{field}.{quote_name(name)}", value, MAX_VARIABLES_BYTES)
 
 
 def check_tags(tags: object) -> None:
@@ -485,7 +487,7 @@ def _check_json(whole: str, given: object, most: int) -> None:
         if depth > MAX_CONFIGURATION_DEPTH:
             raise InvalidInput(field, f"is nested more than {MAX_CONFIGURATION_DEPTH} levels deep")
         for key, item in _json_items(field, value):
-            pending.append((f"{whole}.{_key(key)}" if depth == 0 else field, item, depth + 1))
+            pending.append((f"{whole}.{quote_name(key)}" if depth == 0 else field, item, depth + 1))
     if isinstance(given, (str, list, tuple, dict)) and len(msgspec.json.encode(given)) > most:
         raise too_large
 
@@ -564,22 +566,16 @@ def _plain_qubit(qubit: Any) -> Any:
     return str(plain) if type(plain) is int else _plain_name(plain)
 
 
-def _key(name: object) -> str:
-    """Return a name as a part of a field's name; quoted and cut when it could be misread."""
-    if isinstance(name, str) and name.isprintable() and 0 < len(name) <= _COMPARED_LENGTH:
-        return str(name)
-    return _shown(name)
-
-
-def _listed(names: Sequence[str]) -> str:
-    listed = ", ".join(_key(name) for name in names[:_LISTED_NAMES])
+def list_names(names: Sequence[str]) -> str:
+    """Return names separated by commas; of many, the first and the number of the others."""
+    listed = ", ".join(quote_name(name) for name in names[:_LISTED_NAMES])
     return f"{listed} and {len(names) - _LISTED_NAMES} more" if len(names) > _LISTED_NAMES else listed
 
 
-def near(name: object, known: Collection[str]) -> str:
+def suggest_name(name: object, known: Collection[str]) -> str:
     """Return `` (did you mean …?)`` if a known name is close; '' for names that would take long to compare."""
-    if not isinstance(name, str) or len(name) > _COMPARED_LENGTH or len(known) > _COMPARED_NAMES:
+    if not isinstance(name, str) or len(name) > NAME_LENGTH or len(known) > _COMPARED_NAMES:
         return ""
-    candidates = {candidate.lower(): candidate for candidate in known if len(candidate) <= _COMPARED_LENGTH}
+    candidates = {candidate.lower(): candidate for candidate in known if len(candidate) <= NAME_LENGTH}
     matches = difflib.get_close_matches(name.lower(), candidates, n=1)
-    return f" (did you mean {_key(candidates[matches[0]])}?)" if matches else ""
+    return f" (did you mean {quote_name(candidates[matches[0]])}?)" if matches else ""

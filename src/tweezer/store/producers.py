@@ -31,7 +31,7 @@ from tweezer.model.checks import (
     check_key,
     check_tags,
     check_text,
-    near,
+    suggest_name,
 )
 from tweezer.model.configurations import check_older_options, configured_shots
 from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, QueueFull, Unavailable, Unreadable
@@ -233,7 +233,7 @@ class Admission:
         if device is None:
             names = await self._reader.device_names()
             known_names = f"the devices are {', '.join(names)}" if names else _NO_DEVICES
-            raise InvalidInput("device", f"there is no device {shown(name)}{near(name, names)}; {known_names}")
+            raise InvalidInput("device", f"there is no device {shown(name)}{suggest_name(name, names)}; {known_names}")
         self._devices.put(name, device)
         return device
 

@@ -378,12 +378,57 @@ async def test_a_bad_wait_is_refused(rig: ApiRig, wait_s: str) -> None:
     assert answer.json()["data"]["field"] == "wait_s"
 
 
-async def test_unknown_query_parameters_are_ignored(rig: ApiRig) -> None:
-    batch_id = await rig.submit(1)
-    assert (await rig.get(f"/api/v2/batches/{batch_id}?a=%ff&=&&a[]=1&{'b' * 3000}")).status_code == 200
+@pytest.mark.parametrize(
+    ("target", "field", "problem"),
+    [
+        ("/api/v2/jobs?limt=2", "limt", "is not a parameter of this route (did you mean limit?)"),
+        ("/api/v1/batches?tag=a&id[]=1", "id[]", "is not a parameter of this route (did you mean id?)"),
+        ("/api/v2/batches/{id}/events?kind=x", "kind", "; its parameters are after, limit, type, wait_s"),
+        ("/api/v2/batches/{id}?with_jobs=1", "with_jobs", "is not a parameter of this route; it has none"),
+        ("/api/v2/jobs/counts?Status=DONE", "Status", "(did you mean status?)"),
+        ("/api/v1/devices?%00=1", "'\\x00'", "is not a parameter of this route; its parameters are "),
+        ("/metrics?x", "x", "is not a parameter of this route; it has none"),
+        ("/api/v1/workloads?limit=2", "limit", "is not a parameter of this route; it has none"),
+    ],
+)
+async def test_an_unknown_query_parameter_is_refused_with_the_nearest_name(
+    rig: ApiRig, target: str, field: str, problem: str
+) -> None:
+    answer = await rig.get(target.replace("{id}", str(await rig.submit(1))))
+    assert_failure(answer, 422)
+    assert answer.json()["data"]["field"] == field
+    assert problem in answer.json()["data"]["description"]
 
 
-@pytest.mark.parametrize("path", ["/", "/api", "/api/v3/batches", f"/api/v2/batches/{ID}/", "/docs", "//", "/%ff"])
+async def test_a_long_unknown_parameter_is_not_repeated_and_empty_ones_are_ignored(rig: ApiRig) -> None:
+    path = f"/api/v2/batches/{await rig.submit(1)}"
+    assert_failure(await rig.get(f"{path}?{'b' * 3000}"), 422)
+    assert_failure(await rig.get(f"{path}?a=%ff"), 422)
+    assert (await rig.get(f"{path}?&&=&")).status_code == 200
+
+
+async def test_reads_of_pasqals_clients_may_have_unknown_parameters(rig: ApiRig) -> None:
+    batch_id, pasqals = await rig.submit(1), {"User-Agent": "PasqalCloudSDK/0.31.0"}
+    for path in ("/api/v2/jobs", f"/api/v2/batches/{batch_id}", "/api/v1/devices"):
+        assert (await rig.get(path, params={"new": 1}, headers=pasqals)).status_code == 200
+        assert (await rig.get(path, params={"new": 1}, headers={"User-Agent": "httpx"})).status_code == 422
+
+
+async def test_an_unknown_parameter_never_widens_a_change(rig: ApiRig) -> None:
+    batch_id = await rig.submit(2)
+    for agent in ("PasqalCloudSDK/0.31.0", "httpx"):
+        path = f"/api/v2/batches/{batch_id}/cancel/jobs"
+        answer = await rig.http.patch(path, params={"statuses": "ERROR"}, headers={"User-Agent": agent})
+        assert_failure(answer, 422)
+    assert (await rig.data(f"/api/v2/batches/{batch_id}"))["jobs_count_per_status"]["PENDING"] == 2
+
+
+async def test_probes_and_public_routes_may_have_unknown_parameters(rig: ApiRig) -> None:
+    for path in ("/health", "/ready", "/api/v1/devices/public-specs"):
+        assert (await rig.stranger.get(path, params={"probe": "lb-1"})).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/api", "/api/v3/batches", f"/api/v2/batches/{ID}/", "/docs/no", "//", "/%ff"])
 async def test_an_unknown_route_is_not_found(rig: ApiRig, path: str) -> None:
     assert_failure(await rig.get(f"http://127.0.0.1:8000{path}"), 404)
 
@@ -494,6 +539,13 @@ async def test_the_document_is_valid_and_its_schemas_have_plain_names(rig: ApiRi
     names = set(document["components"]["schemas"])
     assert {name for name in names if re.fullmatch("[A-Z][A-Za-z0-9]+", name) is None} == set()
     assert {"BatchBody", "JobBody", "BatchEnvelope", "DeviceListEnvelope", "JobPage", "NewWebhook"} <= names
+
+
+async def test_the_document_names_the_public_url_of_the_server(rig: ApiRig, ledger: Database) -> None:
+    assert "servers" not in rig.app.openapi()
+    public = ApiRig(Settings(api=ApiSettings(public_url="https://tweezer.example.org/lab/")), ledger)
+    assert public.app.openapi()["servers"] == [{"url": "https://tweezer.example.org/lab"}]
+    await public.close()
 
 
 async def test_responses_match_the_document(rig: ApiRig) -> None:

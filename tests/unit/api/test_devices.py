@@ -182,7 +182,7 @@ async def test_maintenance_is_planned_listed_and_cancelled(rig: ApiRig) -> None:
     soon = {"begins_at": format_time(now - timedelta(seconds=1)), "ends_at": format_time(now + timedelta(hours=1))}
     for body in (later, soon):
         answer = await rig.http.post(path, json={**body, "reason": "new lens"})
-        assert answer.status_code == 200, answer.text
+        assert answer.status_code == 201, answer.text
     listed = await rig.data(path, key=rig.key())
     assert [it["reason"] for it in listed] == ["new lens"] * 2
     ends = [datetime.fromisoformat(it["ends_at"]) for it in listed]
@@ -210,7 +210,7 @@ async def test_impossible_maintenance_and_callers_without_the_right_are_refused(
         ({"begins_at": "2020-01-01T00:00:00Z", "ends_at": "2020-01-02T00:00:00Z"}, "ends_at"),
     ):
         await refused(await rig.http.post(path, json=body | wrong), 400, field=field)
-    assert (await rig.http.post(path, json=body)).status_code == 200
+    assert (await rig.http.post(path, json=body)).status_code == 201
     assert "overlaps" in await refused(await rig.http.post(path, json=body), 409)
     await refused(await rig.http.post(f"{DEVICES}/{NONE}/maintenance", json=body), 404)
 

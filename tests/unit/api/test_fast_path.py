@@ -56,8 +56,9 @@ async def test_the_fast_path_and_the_normal_one_return_the_same(taken: list[str]
     assert len(taken) == 8
 
 
-def takes(method: str, path: str, *headers: bytes, kind: str = "http") -> bool:
-    scope: Scope = {"type": kind, "method": method, "path": path, "headers": [(name, b"") for name in headers]}
+def takes(method: str, path: str, *headers: bytes, kind: str = "http", query: bytes = b"") -> bool:
+    sent = [(name, b"") for name in headers]
+    scope: Scope = {"type": kind, "method": method, "path": path, "headers": sent, "query_string": query}
     return any(route.matches(scope)[0] is Match.FULL for route in fast_routes())
 
 
@@ -72,6 +73,7 @@ def test_only_a_get_of_an_id_takes_the_fast_path() -> None:
         for method in ("HEAD", "POST", "PATCH", "DELETE", "OPTIONS"):
             assert not takes(method, route.format(identity))
         assert not takes("GET", route.format(identity), kind="websocket")
+        assert not takes("GET", route.format(identity), query=b"a=1")
 
 
 def test_only_a_submit_without_an_idempotency_key_takes_the_fast_path() -> None:

@@ -400,6 +400,57 @@ async def test_one_key_cannot_fill_the_memory_with_bodies() -> None:
     assert not slow.state.bodies._held
 
 
+# --- unknown fields
+
+
+class Strict(msgspec.Struct, forbid_unknown_fields=True):
+    inner: list[Inner]
+    others: list[Inner] = []
+
+
+@pytest.fixture
+async def strict_and_not() -> AsyncIterator[httpx.AsyncClient]:
+    """Routes whose body is never valid for what they do with it."""
+    app = FastAPI()
+    app.state.bodies = BodyReader(1 << 20)
+    install_error_handlers(app)
+
+    @app.post("/{kind}")
+    async def read_and_reject(request: Request, kind: str) -> None:
+        await app.state.bodies.read(request, Strict if kind == "strict" else Outer, account="k")
+        raise InvalidInput("text", "is missing")
+
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://h") as http:
+        yield http
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "description"),
+    [
+        ("/any", {"inner": []}, "text", "text: is missing"),
+        ("/any", {"iner": []}, "inner", "inner: is missing; the body has unknown fields: iner (did you mean inner?)"),
+        ("/any", {"inner": [], "texts": 1}, "text", "text: is missing; the body has unknown fields: texts (did you m"),
+        (
+            "/any",
+            {"inner": [{"number": 1, "runs": 2}], "a": 1, "b": 1, "c": 1},
+            "text",
+            "text: is missing; the body has unknown fields: inner[0].runs, a, b",
+        ),
+        ("/strict", {"iner": []}, "iner", "iner: is not a known field (did you mean inner?)"),
+        ("/strict", {"inner": [], "x" * 3000: 1}, None, "is not a known field"),
+    ],
+)
+async def test_an_error_names_the_unknown_fields_of_the_body(
+    strict_and_not: httpx.AsyncClient, path: str, body: Any, field: str | None, description: str
+) -> None:
+    answer = await strict_and_not.post(path, json=body)
+    assert answer.status_code == 400
+    assert description in answer.json()["data"]["description"]
+    assert field is None or answer.json()["data"]["field"] == field
+    assert len(answer.content) < 2000
+
+
 # --- JSON
 
 

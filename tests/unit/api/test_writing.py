@@ -206,6 +206,13 @@ async def test_unknown_fields_are_ignored(rig: Doors) -> None:
     assert (await rig.done("POST", "/api/v1/batches", known))["jobs_count"] == 1
 
 
+async def test_a_refusal_names_unknown_fields_that_may_be_the_cause(rig: Doors) -> None:
+    answer = await rig.ask("POST", "/api/v1/batches", {"sequence": SEQUENCE, "jobs": [JOB | {"shots": 5}]})
+    assert (answer.status_code, answer.json()["data"]["field"]) == (400, "device_type")
+    named = "; the body has unknown fields: sequence (did you mean sequence_builder?), jobs[0].shots"
+    assert answer.json()["data"]["description"].endswith(named)
+
+
 async def test_only_jobs_and_a_sequence_are_needed(rig: Doors) -> None:
     batch = await rig.done("POST", "/api/v1/batches", {"sequence_builder": SEQUENCE, "jobs": [JOB]})
     assert (batch["project_id"], batch["device_type"], batch["open"]) == (OURS, DEVICE, False)

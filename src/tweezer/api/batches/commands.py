@@ -132,7 +132,21 @@ Tags = Annotated[
 ]
 
 
-@router.post("/api/v1/batches", summary="Submit a batch", **describe_route(BatchResponse, body=BatchBody))
+_JOBS_EXAMPLE = [{"runs": 100, "variables": {"omega": 4.0}}, {"runs": 100, "variables": {"omega": 6.0}}]
+_BATCH_EXAMPLE = {
+    "sequence_builder": "the text that Sequence.to_abstract_repr() returns",
+    "device_type": "EMU_FREE",
+    "jobs": _JOBS_EXAMPLE,
+    "name": "antiferromagnet",
+    "tags": ["sweep"],
+}
+
+
+@router.post(
+    "/api/v1/batches",
+    summary="Submit a batch",
+    **describe_route(BatchResponse, body=BatchBody, example=_BATCH_EXAMPLE),
+)
 async def create_batch(
     request: Request,
     caller: Submitter,
@@ -145,7 +159,8 @@ async def create_batch(
     """Submit a batch of jobs; the batch is written completely or not at all.
 
     The batch is checked before it is written. Only what needs Pulser, such as whether the device can play a pulse, is
-    checked later by a worker: the batch then ends with the status `ERROR`. Unknown fields of the body are ignored.
+    checked later by a worker: the batch then ends with the status `ERROR`. Unknown fields of the body are ignored, and
+    named if the batch is refused.
     """
     body = await bodies.read(request, BatchBody, account=caller.account)
     project = choose_project(caller, body.project_id)
@@ -163,7 +178,7 @@ async def create_batch(
 @router.post(
     "/api/v2/batches/{batch_id}/jobs",
     summary="Add jobs to an open batch",
-    **describe_route(ExtendedBatchResponse, 404, body=Jobs),
+    **describe_route(ExtendedBatchResponse, 404, body=Jobs, example=_JOBS_EXAMPLE),
 )
 async def add_jobs(
     request: Request,

@@ -27,7 +27,7 @@ class FastRoute(Route):
         self._method = method
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if scope["type"] != "http" or scope["method"] != self._method:
+        if scope["type"] != "http" or scope["method"] != self._method or scope.get("query_string"):
             return Match.NONE, {}
         match, child_scope = super().matches(scope)
         has_more = scope.get("query_string") or any(name == b"idempotency-key" for name, _ in scope["headers"])

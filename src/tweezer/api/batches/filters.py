@@ -1,22 +1,15 @@
-"""The query parameters of lists, with Pasqal's names and some more, and checks of the parameters of every route."""
+"""The query parameters of lists, with Pasqal's names and some more."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Self, get_origin
-from urllib.parse import unquote_to_bytes
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 from fastapi import Query
-from fastapi.dependencies.models import Dependant
-from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tweezer.ledger.queries.filters import LIMIT_MAX, BatchFilter, BatchOrder, JobFilter, JobOrder, Origin, PageRequest
 from tweezer.model.checks import MAX_NAME_LENGTH
@@ -237,57 +230,3 @@ JobParams = Annotated[JobQuery, Query()]
 BatchPageParams = Annotated[BatchPageQuery, Query()]
 JobPageParams = Annotated[JobPageQuery, Query()]
 DevicePageParams = Annotated[DevicePageQuery, Query()]
-
-
-class CheckedParameters:
-    """ASGI middleware of a route: reject parameters that FastAPI would change silently.
-
-    For a single-valued parameter that was sent several times FastAPI takes the last value, and for a header the first.
-    It replaces bytes that are not UTF-8 by U+FFFD.
-    """
-
-    def __init__(self, route: APIRoute) -> None:
-        self._app: ASGIApp = route.app
-        self._parameters = frozenset(_single_valued(route.dependant, "query_params"))
-        self._headers = {name.lower().encode(): name for name in _single_valued(route.dependant, "header_params")}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["query_string"]:
-            names = Counter(_parameter_names(scope["query_string"]))
-            _check_once("query", (name for name in self._parameters if names[name] > 1))
-        if self._headers:
-            sent = Counter(name for name, _ in scope["headers"])
-            _check_once("header", (shown for name, shown in self._headers.items() if sent[name] > 1))
-        await self._app(scope, receive, send)
-
-
-def _single_valued(dependant: Dependant, kind: str) -> Iterator[str]:
-    """Yield the names of single-valued parameters; multi-valued ones are declared as tuples."""
-    for parameter in getattr(dependant, kind):
-        annotation = parameter.field_info.annotation
-        is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        fields = annotation.model_fields if is_model else {parameter.alias: parameter.field_info}
-        yield from (name for name, field in fields.items() if get_origin(field.annotation) is not tuple)
-    for inner in dependant.dependencies:
-        yield from _single_valued(inner, kind)
-
-
-def _parameter_names(query: bytes) -> Iterator[str]:
-    """Yield the name of each parameter that was sent. Raises RequestValidationError for one that is not UTF-8."""
-    for part in query.split(b"&"):
-        name, _, value = (unquote_to_bytes(it.replace(b"+", b" ")) for it in part.partition(b"="))
-        shown = name.decode(errors="replace")
-        try:
-            (name + value).decode()
-        except UnicodeDecodeError:
-            raise _validation_error("query", shown, "is not UTF-8 text; encode it as UTF-8") from None
-        yield shown
-
-
-def _check_once(kind: str, repeated: Iterable[str]) -> None:
-    for name in sorted(repeated):
-        raise _validation_error(kind, name, "appears more than once; send it once")
-
-
-def _validation_error(kind: str, name: str, problem: str) -> RequestValidationError:
-    return RequestValidationError([{"type": "value_error", "loc": (kind, name), "msg": problem}])

@@ -26,7 +26,7 @@ from tweezer.api.devices.schemas import (
 )
 from tweezer.api.devices.statistics import QueueSizeResponse, QueueTimeResponse
 from tweezer.api.http.openapi import describe_list, describe_route
-from tweezer.api.http.responses import RequestRejected, page, success
+from tweezer.api.http.responses import RequestRejected, created, page, success
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.database import Database
 from tweezer.ledger.queries import statistics
@@ -141,7 +141,7 @@ async def get_maintenance(device: DeviceName, caller: Caller, live: LiveStore) -
 @router.post(
     "/api/v1/devices/{device}/maintenance",
     summary="Plan maintenance",
-    **describe_route(MaintenanceResponse, 404, 409, 422, body=MaintenanceBody),
+    **describe_route(MaintenanceResponse, 404, 409, 422, body=MaintenanceBody, creates=True),
 )
 async def plan_maintenance(
     device: DeviceName, request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
@@ -152,7 +152,7 @@ async def plan_maintenance(
     body = await bodies.read(request, MaintenanceBody, account=caller.account)
     window = new_window(body.begins_at, body.ends_at, body.reason, window_id=body.id)
     await queue.devices.plan(name, window)
-    return success(MaintenanceResponse.from_record(window))
+    return created(MaintenanceResponse.from_record(window))
 
 
 @router.delete(

@@ -61,7 +61,7 @@ class StatusesBody(msgspec.Struct, frozen=True):
     ] = None
 
 
-class MaintenanceBody(msgspec.Struct, frozen=True):
+class MaintenanceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A maintenance window to plan. Times need an offset from UTC."""
 
     begins_at: Annotated[datetime, _AWARE, doc("When the maintenance begins.", "2026-11-22T10:00:00Z")]

@@ -1,30 +1,34 @@
 """Read the bodies of requests: decompress them, check their limits, and convert their JSON to frozen structs.
 
-An error names the field at fault, and is raised before anything is written.
+An error names the field at fault, and is raised before anything is written. Fields that a type does not have are
+ignored, because clients add fields over time; but if the request is rejected, the error names them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import math
 import re
-import reprlib
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, TypeVar, cast
 
 import msgspec
+from msgspec import inspect
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Scope
 
 from tweezer.api.http.limits import ActiveCounts
-from tweezer.api.http.responses import RequestRejected
-from tweezer.model.arguments import conversion_error
+from tweezer.api.http.responses import EXPLAIN, RequestRejected
+from tweezer.model.arguments import conversion_error, quote_name
+from tweezer.model.checks import suggest_name
+from tweezer.model.errors import InvalidInput
 
 T = TypeVar("T")
 
@@ -38,7 +42,8 @@ MAX_RATIO = 200
 
 _STEP = 1 << 18  # bytes decompressed or decoded at once, which blocks the event loop
 _EXPLAINED = 1 << 20  # in bodies up to this size, the field that is not valid JSON is searched for
-_SHOWN_LENGTH = 100
+_EXAMINED = 20  # items of a list in which unknown fields are searched for
+_NAMED = 3  # unknown fields that an error names
 _PER_ACCOUNT, _IN_ALL = 2, 8  # bodies of the largest size that may be in memory at once
 _RETRY_AFTER = {"Retry-After": "1"}
 _DIGEST = "tweezer.body"
@@ -79,7 +84,9 @@ class BodyReader:
             unpack.finish()
             request.scope[_DIGEST] = digest.hexdigest()
             if len(data) <= _STEP:
-                return read_json(data, kind, root=root)
+                document = _decode(data, root)
+                request.scope[EXPLAIN] = functools.partial(_name_unknown, document, kind)
+                return _convert(document, kind, root)
             async with self._large:  # one at a time: its values take several times as much memory
                 return await asyncio.to_thread(read_json, data, kind, root=root)
         finally:
@@ -174,10 +181,14 @@ def _check_content_type(headers: Headers) -> None:
 
 
 def read_json(data: bytes | bytearray, kind: type[T], *, root: str = "body") -> T:
-    """Decode JSON text as a value of this type; unknown fields are ignored.
+    """Decode JSON text as a value of this type.
 
     Raises InvalidInput, and RequestRejected if it exceeds a limit.
     """
+    return _convert(_decode(data, root), kind, root)
+
+
+def _decode(data: bytes | bytearray, root: str) -> Any:
     keys = _check_size(data)
     if not data:
         raise RequestRejected(400, "not_json", "is empty; expected a JSON document", field="body")
@@ -192,10 +203,49 @@ def read_json(data: bytes | bytearray, kind: type[T], *, root: str = "body") -> 
         raise RequestRejected(
             400, "repeated_key", "appears twice in one object; send it once", field=_first_repeated_key(data)
         )
+    return document
+
+
+def _convert(document: Any, kind: type[T], root: str) -> T:
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
         raise conversion_error(error, root) from error
+
+
+def _name_unknown(document: Any, kind: Any, error: InvalidInput) -> InvalidInput:
+    """Return the error with the names of fields in the body that its type does not have."""
+    found = dict(islice(_find_unknown(document, _describe_type(kind)), _NAMED))
+    if error.field in found:
+        return InvalidInput(error.field, f"{error.problem}{found[error.field]}")
+    if not found:
+        return error
+    named = ", ".join(f"{place}{hint}" for place, hint in found.items())
+    return InvalidInput(error.field, f"{error.problem}; the body has unknown fields: {named}")
+
+
+_describe_type = functools.cache(inspect.type_info)
+
+
+def _find_unknown(value: Any, kind: inspect.Type, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the place of each field that its object's type does not have, and the name that is meant, if one is near.
+
+    Only the types of bodies are considered: objects, and lists of them.
+    """
+    match kind:
+        case inspect.Metadata():
+            yield from _find_unknown(value, kind.type, place)
+        case inspect.StructType() if type(value) is dict:
+            known = {field.encode_name: field.type for field in kind.fields}
+            for name, item in value.items():
+                inner = f"{place}.{quote_name(name)}" if place else quote_name(name)
+                if name in known:
+                    yield from _find_unknown(item, known[name], inner)
+                else:
+                    yield inner, suggest_name(name, known)
+        case inspect.ListType() if type(value) is list:
+            for index, item in enumerate(value[:_EXAMINED]):
+                yield from _find_unknown(item, kind.item_type, f"{place}[{index}]")
 
 
 _KEPT = b'"[]{},:'
@@ -257,7 +307,7 @@ def _first_repeated_key(data: bytes | bytearray) -> str:
 
     json.loads(data, object_pairs_hook=look)
     (name,) = repeated
-    return _name(name)
+    return quote_name(name)
 
 
 def _not_json(data: bytes | bytearray, problem: str, root: str) -> RequestRejected:
@@ -315,14 +365,9 @@ def _find_unsendable(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
             yield place, "has half of a surrogate pair, which is not valid Unicode text; remove it"
         case dict():
             for name, item in value.items():
-                inner = f"{place}.{_name(name)}"
+                inner = f"{place}.{quote_name(name)}"
                 yield from _find_unsendable(name, inner)
                 yield from _find_unsendable(item, inner)
         case list():
             for index, item in enumerate(value):
                 yield from _find_unsendable(item, f"{place}[{index}]")
-
-
-def _name(key: str) -> str:
-    """Return a key as part of a field's name; quoted and shortened if it could be misread."""
-    return key if key.isprintable() and 0 < len(key) <= _SHOWN_LENGTH else reprlib.repr(key)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from tweezer.api.http.responses import Failure, MalformedRequest, Pagination, doc
+from tweezer.api.http.responses import Failure, FailureData, MalformedRequest, Pagination, doc, failure
 from tweezer.model.json_schemas import schema_components
 
 LINES = "application/x-ndjson"
@@ -40,6 +43,20 @@ _DESCRIPTIONS = {
     503: "Redis or the database does not respond, or the service is overloaded. Try again after the time in "
     "`Retry-After`.",
 }
+_EXAMPLES: dict[int, FailureData] = {
+    400: FailureData("jobs[0].runs: expected a whole number from 1 to 1000, got 0", "invalid", "jobs[0].runs"),
+    401: FailureData("missing or invalid key; send `Authorization: Bearer twz_…`", "unauthorized"),
+    403: FailureData("role: read may not do this; use a key with the role user or operator", "forbidden"),
+    404: FailureData("there is no batch 0199f3a2-7c1e-8b1d-9f04-a1b2c3000000", "not_found"),
+    408: FailureData("body: arrived too slowly; send it again over a better connection", "body_too_slow", "body"),
+    409: FailureData("batch 0199f3a2-7c1e-8b1d-9f04-a1b2c3000000 has ended", "terminal"),
+    413: FailureData("jobs: at most 10000 jobs are allowed per request (got 20000)", "too_many_jobs", "jobs"),
+    415: FailureData("Content-Type: must be application/json; send a JSON body", "content_type", "Content-Type"),
+    422: FailureData("limt: is not a parameter of this route (did you mean limit?)", "malformed", "limt"),
+    429: FailureData("project lab sent more than 200 requests per second", "too_many_requests"),
+    500: FailureData("internal error: this is a bug in Tweezer", "internal"),
+    503: FailureData("Redis cannot be reached", "unavailable"),
+}
 
 
 TAGS = [
@@ -68,6 +85,8 @@ class DescribedAPI(FastAPI):
             for operations in document["paths"].values():
                 for operation in operations.values():
                     operation["responses"] |= _INTERNAL
+                    if "security" in operation:
+                        operation["responses"].setdefault("422", _MALFORMED)
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             for name, schema in _named.items():
                 known = schemas.setdefault(name, schema)  # an enum that parameters use
@@ -95,17 +114,32 @@ def describe_stream(kind: Any) -> Responses:
     return {200: {"description": "JSON values, one on each line.", "content": {LINES: {"schema": _describe(kind)}}}}
 
 
-def describe_route(kind: Any, *failures: int, body: Any = None, keyless: bool = False, **beside: Any) -> dict[str, Any]:
+def describe_route(
+    kind: Any,
+    *failures: int,
+    body: Any = None,
+    example: Any = None,
+    keyless: bool = False,
+    creates: bool = False,
+    **beside: Any,
+) -> dict[str, Any]:
     """Describe a route, as keyword arguments of its decorator.
 
     Args:
         kind: The type of ``data`` in a successful response.
         failures: The statuses of its errors, without those that all routes share.
         body: The type of the request body, if there is one; the errors about bodies are added.
+        example: A body that shows the usual fields; by default, one is made of the examples of all fields.
         keyless: Whether the route needs no key.
+        creates: Whether the route creates what it returns: its status is 201.
         beside: The types of additional members of the envelope.
     """
-    return _add_failures(_envelope(f"{_name(kind)}Envelope", kind, **beside), failures, body, keyless)
+    status = HTTPStatus.CREATED if creates else HTTPStatus.OK
+    success = _envelope(f"{_name(kind)}Envelope", kind, status, **beside)
+    described = _add_failures(success, failures, body, keyless, status=status)
+    if example is not None:
+        described["openapi_extra"]["requestBody"]["content"]["application/json"]["example"] = example
+    return described | ({"status_code": status.value} if creates else {})
 
 
 def describe_list(kind: Any, *failures: int) -> dict[str, Any]:
@@ -123,14 +157,26 @@ def describe_failures(*statuses: int, keyless: bool = False) -> Responses:
     """Describe the errors of a route. keyless: whether it needs no key."""
     docs: Responses = {}
     for status in (*statuses, *(() if keyless else (401, 403, 429, 503))):
-        docs |= describe_response(MalformedRequest if status == 422 else Failure, _DESCRIPTIONS[status], status=status)
+        docs |= _describe_failure(status)
     return docs
 
 
+@functools.cache
+def _describe_failure(status: int) -> Responses:
+    kind, data = MalformedRequest if status == 422 else Failure, _EXAMPLES[status]
+    described = describe_response(kind, _DESCRIPTIONS[status], status=status)
+    body = json.loads(bytes(failure(status, data.description, data.reason, field=data.field).body))
+    if status == 422:
+        problem = data.description.partition(": ")[2]
+        body["detail"] = [{"type": "value_error", "loc": ["query", data.field], "msg": problem}]
+    described[status]["content"]["application/json"]["example"] = body
+    return described
+
+
 def _add_failures(
-    success: dict[str, Any], failures: tuple[int, ...], body: Any = None, keyless: bool = False
+    success: dict[str, Any], failures: tuple[int, ...], body: Any = None, keyless: bool = False, *, status: int = 200
 ) -> dict[str, Any]:
-    responses: Responses = {200: {"description": "Success.", "content": _json(success)}}
+    responses: Responses = {status: {"description": "Success.", "content": _json(success)}}
     if body is None:
         return {"responses": responses | describe_failures(*failures, keyless=keyless)}
     return {
@@ -139,12 +185,12 @@ def _add_failures(
     }
 
 
-def _envelope(name: str, kind: Any, **beside: Any) -> dict[str, Any]:
+def _envelope(name: str, kind: Any, status: HTTPStatus = HTTPStatus.OK, **beside: Any) -> dict[str, Any]:
     if name not in _named:
         fields: list[Any] = [
             ("status", Annotated[Literal["success"], doc("Always `success`.", "success")], "success"),
-            ("message", Annotated[str, doc("Always `OK.`.", "OK.")], "OK."),
-            ("code", Annotated[str, doc("The HTTP status, as a string.", "200")], "200"),
+            ("message", Annotated[str, doc(f"Always `{status.phrase}.`.", f"{status.phrase}.")], f"{status.phrase}."),
+            ("code", Annotated[str, doc("The HTTP status, as a string.", str(status.value))], str(status.value)),
             ("data", Annotated[kind, doc("The content of the response.")]),
             *beside.items(),
         ]
@@ -179,5 +225,8 @@ def _json(schema: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
 
 
-_INTERNAL = {"500": describe_response(Failure, _DESCRIPTIONS[500], status=500)[500]}
+_MALFORMED = _describe_failure(422)[422]
+"""The error that every operation with a key can return: a query parameter that it does not have."""
+
+_INTERNAL = {"500": _describe_failure(500)[500]}
 """The error that every operation can return."""

@@ -35,6 +35,9 @@ from tweezer.model.quotas import QuotaExceeded
 
 log = structlog.get_logger(__name__)
 
+EXPLAIN = "tweezer.explain"
+"""Key in the scope of a request: a function that adds to an InvalidInput which fields of the body are unknown."""
+
 RETRY_AFTER_S = 2
 """``Retry-After`` of a 503, in seconds. Pasqal's clients do not retry a 503 by themselves."""
 
@@ -179,6 +182,11 @@ def success(data: object, **beside: object) -> Response:
     return json_response({"status": "success", "message": "OK.", "code": "200", "data": data, **beside})
 
 
+def created(data: object) -> Response:
+    """Return the response to a request that created what the data shows."""
+    return json_response({"status": "success", "message": "Created.", "code": "201", "data": data}, 201)
+
+
 def page(rows: Sequence[object], *, offset: int, total: int) -> Response:
     """Return a page of a list. The header ``Content-Range`` repeats its position for older clients."""
     end = offset + len(rows)
@@ -256,7 +264,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(TweezerError)
     async def handle_tweezer_error(request: Request, error: TweezerError) -> Response:
-        return error_response(error)
+        explain = request.scope.get(EXPLAIN) if isinstance(error, InvalidInput) else None
+        return error_response(explain(error) if explain else error)
 
     @app.exception_handler(HTTPException)
     async def handle_routing_error(request: Request, error: HTTPException) -> Response:

@@ -11,7 +11,7 @@ from tweezer.api.access.dependencies import Caller, ReadBodies, Submitter
 from tweezer.api.batches.bodies import choose_project
 from tweezer.api.batches.filters import Text
 from tweezer.api.http.openapi import describe_failures, describe_list, describe_route
-from tweezer.api.http.responses import page, success
+from tweezer.api.http.responses import created, page, success
 from tweezer.api.webhooks.schemas import (
     DeliveryPageQuery,
     DeliveryPageResponse,
@@ -95,7 +95,9 @@ async def list_webhooks(query: WebhookPageParams, caller: Caller, webhooks: Hook
 
 
 @router.post(
-    "/api/v2/webhooks", summary="Register an endpoint", **describe_route(MadeWebhookResponse, 404, 409, body=NewWebhook)
+    "/api/v2/webhooks",
+    summary="Register an endpoint",
+    **describe_route(MadeWebhookResponse, 404, 409, body=NewWebhook, creates=True),
 )
 async def create_webhook(request: Request, caller: Submitter, bodies: ReadBodies, webhooks: Hooks) -> Response:
     """Create an endpoint that receives the events of its project from now on. The response includes the secret with
@@ -112,7 +114,7 @@ async def create_webhook(request: Request, caller: Submitter, bodies: ReadBodies
             description=body.description,
         )
     secret = await webhooks.first_secret(made, ed25519=body.ed25519)
-    return success(
+    return created(
         MadeWebhookResponse(webhook=WebhookResponse.from_record(made), secret=WebhookSecretResponse.from_record(secret))
     )
 

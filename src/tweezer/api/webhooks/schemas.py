@@ -36,7 +36,7 @@ _GIVEN_TYPES = doc(
 _GIVEN_DESCRIPTION = doc(f"A description for people, at most {DESCRIPTION_MAX} characters.", "the lab's")
 
 
-class NewWebhook(msgspec.Struct, frozen=True):
+class NewWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An endpoint to register, which receives the events of a project."""
 
     url: Annotated[str, _GIVEN_URL]
@@ -48,7 +48,7 @@ class NewWebhook(msgspec.Struct, frozen=True):
     ed25519: Annotated[bool, doc("Whether deliveries are also signed with an ed25519 key (`v1a`).")] = False
 
 
-class WebhookChange(msgspec.Struct, frozen=True):
+class WebhookChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Changes to an endpoint; null leaves a field unchanged."""
 
     url: Annotated[str | None, _GIVEN_URL] = None
@@ -56,7 +56,7 @@ class WebhookChange(msgspec.Struct, frozen=True):
     description: Annotated[str | None, _GIVEN_DESCRIPTION] = None
 
 
-class ResendBody(msgspec.Struct, frozen=True):
+class ResendBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The deliveries of an endpoint to resend."""
 
     since: Annotated[
