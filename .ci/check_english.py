@@ -21,6 +21,7 @@ EXCLUDED = {
     ".ci/check_english.py": "it contains the table",
     "tests/unit/test_english.py": "its examples contain the words",
     "deploy/constraints": "a program writes these files",
+    "src/tweezer/api/pages/files/swagger-ui": "files of another project",
 }
 EXCLUDED_TYPES = {".json", ".ipynb"}
 

@@ -37,6 +37,7 @@ _SECRET_KEY = re.compile(
     r"|cookie|(access|refresh|id|auth|bearer)[_-]token)s?$",
     re.IGNORECASE,
 )
+_URL_PARAMETERS = re.compile(r"""([?&](?:ticket|signature)=)[^&#\s"']+""")
 _URL_CREDENTIALS = re.compile(r"""(\b[a-z][a-z0-9+.-]*://)[^/\s"'@]*@""", re.IGNORECASE)
 
 # Libraries with their own handlers, which would print a line twice or in another format.
@@ -116,8 +117,8 @@ def _without_secrets(value: Any) -> Any:
 
 
 def _cut_credentials(logger: WrappedLogger, method: str, line: Any) -> Any:
-    """Remove user and password from all URLs in the finished line, including its traceback."""
-    return _URL_CREDENTIALS.sub(rf"\1{REDACTED}@", line)
+    """Remove user, password, tickets and signatures from all URLs in the finished line, including its traceback."""
+    return _URL_PARAMETERS.sub(rf"\1{REDACTED}", _URL_CREDENTIALS.sub(rf"\1{REDACTED}@", line))
 
 
 def _console_renderer(stream: TextIO) -> Processor:

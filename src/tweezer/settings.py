@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -70,6 +71,20 @@ def _public_url(url: str) -> str:
     if url and (parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment):
         raise ValueError("must be a URL such as https://tweezer.example.org")
     return url
+
+
+_ORIGIN = re.compile(r"https?://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+
+
+def _origins(text: str) -> str:
+    """Return the origins as browsers send them: in lower case, and without the usual port."""
+    origins = [origin.strip().lower() for origin in text.split(",") if origin.strip()]
+    if not all(_ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError(
+            "must be exact origins such as https://app.example.org, separated by commas: no `*`, and nothing after the "
+            "host and port"
+        )
+    return ",".join(it.removesuffix(":443" if it.startswith("https") else ":80") for it in origins)
 
 
 def _setting(default: Any, read_by: str, **constraints: Any) -> Any:
@@ -212,6 +227,9 @@ class ApiSettings(_Group):
     trusted_proxies: str = _setting("", "api")
     """Addresses or networks of proxies in front of the API, separated by commas, whose ``X-Forwarded-For`` and
     ``X-Forwarded-Proto`` headers are trusted; ``*`` trusts all clients."""
+    cors_origins: Annotated[str, AfterValidator(_origins)] = _setting("", "api")
+    """Origins of web applications whose scripts may call the API in a [browser][browsers], such as
+    ``https://app.example.org``, separated by commas. Empty: none."""
     connections_per_address: int = _setting(1000, "api", ge=1, le=65_536)
     """Maximum number of connections from one address (for IPv6, one /64 network) to an API process; trusted proxies
     have no limit. Never more than half of the process's limit on open files, which it raises at its start as far as the

@@ -43,10 +43,15 @@ _SUBSTITUTES = (
     (re.compile(r"\bkey [a-z2-7]{12}\b"), "key k3v9q2m7x4ab"),
     (re.compile(r"\bissued=\d+&expires=\d+&signature=[\w=%-]+"), "issued=1795341602&expires=1795345202&signature=…"),
     (re.compile(r"(?<=/maintenance/)[0-9a-f]{8}"), "5f3a90c1"),
+    (re.compile(r"(?<=\?ticket=)[\w-]{43}"), "R4nd0m…"),
     (re.compile(r"\b1\d{15}\b"), "1795341602000000"),
     (re.compile(r"\b1\d{12}-\d+\b"), "1795341602000-0"),
 )
-_WHOLE = ((re.compile(r"[a-z2-7]{12}"), "k3v9q2m7x4ab"), (re.compile(r"[0-9a-f]{8}"), "5f3a90c1"))
+_WHOLE = (
+    (re.compile(r"[a-z2-7]{12}"), "k3v9q2m7x4ab"),
+    (re.compile(r"[0-9a-f]{8}"), "5f3a90c1"),
+    (re.compile(r"[\w-]{43}"), "R4nd0m…"),
+)
 _OFFSETS_S = {"start": 1, "running": 1, "updated": 3, "end": 3, "ends": 7200, "until": 7200, "expires": 86_400}
 _DURATIONS = {"queue_s": 1.0, "idle_s": 0.0, "average_queue_time": 1, "preparation_s": 0.5, "device_s": 1.5}
 _WHOLE_SECONDS = ("begins_at", "ends_at", "since", "datetime")
@@ -322,6 +327,8 @@ async def _call_events(examples: Examples) -> None:
     batch_id = await _submit(examples)
     await examples.call("GET /api/v2/batches/{batch_id}/events", query={"wait_s": 0}, batch_id=batch_id)
     await examples.call("GET /api/v2/events", query={"type": "batch.error", "limit": 1, "wait_s": 0})
+    await examples.call("POST /api/v2/events/stream/ticket", status=201)
+    await examples.call("POST /api/v2/batches/{batch_id}/events/stream/ticket", status=201, batch_id=batch_id)
     await examples.stream("GET /api/v2/events/stream", _submit(examples))
     cancel = examples.call("PATCH /api/v2/batches/{batch_id}/cancel", batch_id=batch_id)
     await examples.stream("GET /api/v2/batches/{batch_id}/events/stream", cancel, batch_id=batch_id)

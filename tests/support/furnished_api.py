@@ -44,7 +44,9 @@ class FurnishedApi:
 
 
 @asynccontextmanager
-async def furnished_api(redis_url: str, folder: Path, ledger_template: Path) -> AsyncIterator[FurnishedApi]:
+async def furnished_api(
+    redis_url: str, folder: Path, ledger_template: Path, **settings: object
+) -> AsyncIterator[FurnishedApi]:
     """Run the API, with a worker of the null device, until the block ends."""
     database_url = f"sqlite:///{shutil.copy(ledger_template, folder / 'ledger.db')}"
     database = Database.open(OpenDatabase(url=database_url))
@@ -59,7 +61,7 @@ async def furnished_api(redis_url: str, folder: Path, ledger_template: Path) -> 
     rates = {"api_requests_per_s": 10_000, "api_longpoll_s": 0}
     async with Site(redis_url, folder, database_url=database_url, data_dir=folder, **rates) as site:
         await site.workers(1)
-        _, url = await site.api()
+        _, url = await site.api(**settings)
         batches, webhooks, pings = [], [], []
         async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as http:
             for key, more in itertools.product(("ours", "theirs"), (False, True)):

@@ -79,6 +79,7 @@ _USERS_OF_PARTS = {
     "devices": RedisUser.API,
     "quotas": RedisUser.RECORDER,
     "failed_logins": RedisUser.API,
+    "stream_tickets": RedisUser.API,
     "recent_calls": RedisUser.API,
     "admission": RedisUser.PRODUCER,
     "news": RedisUser.WORKER,

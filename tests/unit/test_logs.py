@@ -148,6 +148,17 @@ def test_credentials_in_urls_are_masked_everywhere(format: logs.LogFormat, strea
     assert "ConnectionError" in text
 
 
+@pytest.mark.parametrize("format", ["json", "console"])
+def test_tickets_and_signatures_in_urls_are_masked(format: logs.LogFormat, stream: io.StringIO) -> None:
+    logs.configure(format, stream=stream)
+    log = structlog.get_logger("tweezer")
+    log.warning("refused", url="http://h/api/v2/events/stream?after=now&ticket=hush1&type=a", ticket="t7")
+    log.warning("refused", path="/api/v1/jobs/1/results?expires=1&signature=hush2")
+    text = stream.getvalue()
+    assert "hush" not in text
+    assert all(shown in text for shown in ("after=now&ticket=***&type=a", "expires=1&signature=***", "t7"))
+
+
 def test_text_that_only_resembles_credentials_is_unchanged(stream: io.StringIO) -> None:
     logs.configure("json", stream=stream)
     structlog.get_logger("tweezer").info("sent", url="http://lab.example:8000/a@b", to="ada@lab.example")

@@ -43,8 +43,8 @@ def test_every_setting_has_a_docstring() -> None:
         assert isinstance(following.value, ast.Constant), f"{setting.key} has no docstring"
 
 
-def test_there_are_at_most_45_settings() -> None:
-    assert len(SETTINGS) <= 45
+def test_there_are_at_most_46_settings() -> None:
+    assert len(SETTINGS) <= 46
 
 
 def test_no_two_settings_have_the_same_variable() -> None:
@@ -95,6 +95,18 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
         ("TWEEZER_LOG_FORMAT", "xml", "'auto', 'json' or 'console'"),
         ("TWEEZER_LOG_LEVEL", "LOUD", "'DEBUG', 'INFO'"),
         ("TWEEZER_CONFIG", "absent.toml", "the file absent.toml does not exist"),
+        *(
+            ("TWEEZER_API_CORS_ORIGINS", value, "must be exact origins such as https://app.example.org")
+            for value in (
+                "*",
+                "null",
+                "https://*.example.org",
+                "https://a.org/",
+                "a.org",
+                "https://u@a.org",
+                "ftp://a.org",
+            )
+        ),
     ],
 )
 def test_a_wrong_value_gives_one_sentence_with_its_variable(
@@ -107,6 +119,13 @@ def test_a_wrong_value_gives_one_sentence_with_its_variable(
     assert raised.value.message.startswith(f"{variable}: ")
     assert says in raised.value.message
     assert "\n" not in raised.value.message
+
+
+def test_origins_are_written_as_browsers_send_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "TWEEZER_API_CORS_ORIGINS", " https://App.example.org:443, http://localhost:5173,http://[::1]:80,"
+    )
+    assert load().api.cors_origins == "https://app.example.org,http://localhost:5173,http://[::1]"
 
 
 @pytest.mark.parametrize(("lease_s", "heartbeat_s"), [(15, 2), (4, 1), (3600, 2)])

@@ -10,6 +10,7 @@ from functools import partial
 import msgspec
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
 
 from tweezer.api import pasqal, service
@@ -32,6 +33,7 @@ from tweezer.api.http.responses import install_error_handlers
 from tweezer.api.http.security_headers import SecurityHeadersMiddleware
 from tweezer.api.http.server import serve
 from tweezer.api.metrics import AnswerTimes, Metrics, TimingMiddleware
+from tweezer.api.pages.routes import page_routes
 from tweezer.api.pasqal import PathPrefixMiddleware
 from tweezer.api.read_model import ReadModel
 from tweezer.api.webhooks import routes as webhooks_routes
@@ -51,8 +53,9 @@ _ABOUT = """Submit batches of jobs to Tweezer, follow them and fetch their resul
 work unchanged.
 
 Requests need an API key or an access token: send `Authorization: Bearer twz_…`. The exceptions are `/health`, `/ready`,
-`/openapi.json`, `/oauth/token`, `/api/v1/devices/public-specs` and signed links to results. A key gives access to its
-own projects, called the projects of the caller; anything in another project is reported as not found (404).
+`/openapi.json`, `/docs`, `/oauth/token`, `/api/v1/devices/public-specs`, signed links to results, and streams with a
+ticket. A key gives access to its own projects, called the projects of the caller; anything in another project is
+reported as not found (404).
 
 Responses are JSON in a JSend envelope (`status`, `message`, `code`, `data`), errors included. Only results, metrics,
 streams of events and responses with access tokens are sent without it. In an error, `data.reason` is a code for
@@ -118,10 +121,10 @@ def create_app(
         version=version,
         description=_ABOUT,
         openapi_tags=TAGS,
-        lifespan=lifespan,
-        docs_url=None,  # these pages load scripts from other sites
-        redoc_url=None,
         servers=[{"url": settings.api.public_url.rstrip("/")}] if settings.api.public_url else None,
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from other sites; tweezer.api.pages has its own
+        redoc_url=None,
         redirect_slashes=False,  # a redirect has no JSON body, which clients expect
     )
     app.state.authenticator = authenticator
@@ -147,9 +150,17 @@ def create_app(
     # The middleware that is added last runs first.
     rates = RateLimiter(settings.api.requests_per_s, max(1, round(BURST_S * settings.api.requests_per_s)))
     app.add_middleware(ResponseLimitsMiddleware)
-    app.add_middleware(AuthenticationMiddleware, authenticator=authenticator, rates=rates)
+    app.add_middleware(AuthenticationMiddleware, authenticator=authenticator, tickets=store.stream_tickets, rates=rates)
     limits = RequestLimits(settings.api.body_max_kb << 10, small_bodies={"/oauth/token": access_routes.FORM_MAX})
     app.add_middleware(RequestLimitsMiddleware, limits=limits)
+    if settings.api.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.api.cors_origins.split(","),
+            allow_methods=("GET", "POST", "PUT", "PATCH", "DELETE"),
+            allow_headers=("Authorization", "Content-Encoding", "Content-Type", "Idempotency-Key", "Last-Event-ID"),
+            expose_headers=("Content-Range", "Retry-After"),
+        )
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(TimingMiddleware, times=times)
     app.add_middleware(ReplayGuardMiddleware, guard=app.state.replay_guard)
@@ -183,7 +194,7 @@ def _routes() -> list[BaseRoute]:
         if isinstance(route, APIRoute) and not isinstance(route.app, CheckedParameters):
             route.operation_id = route.name
             route.app = CheckedParameters(route)
-    return [*fast_routes(), *found]
+    return [*fast_routes(), *found, *page_routes()]
 
 
 def run_api(settings: Settings, *, version: str = "0") -> None:

@@ -158,7 +158,8 @@ def _rights(user: RedisUser) -> Rights:
             return rights | _connection() | _reads()
         case RedisUser.API:
             logins = _direct("exec get incrby multi pttl set", Key.LOGINS)
-            return rights | _connection() | _reads() | _alarms() | logins | _direct("set", Key.PROCESS)
+            own = logins | _direct("getdel set", Key.STREAM_TICKET) | _direct("set", Key.PROCESS)
+            return rights | _connection() | _reads() | _alarms() | own
         case RedisUser.WORKER:
             waits = _direct("blpop wait", Key.BATCH, Key.DEVICE)
             return rights | _connection() | _reads() | waits | _direct("dbsize del psetex zcard")

@@ -23,7 +23,7 @@ from tweezer.model.errors import InvalidInput
 from tweezer.model.summaries import abridge
 from tweezer.store.batch_index import BatchIndex
 from tweezer.store.devices import Devices
-from tweezer.store.guards import FailedLogins, RecentCalls
+from tweezer.store.guards import FailedLogins, RecentCalls, StreamTickets
 from tweezer.store.job_logs import JobLogs
 from tweezer.store.keys import Keys
 from tweezer.store.measures import Processes, Quotas
@@ -295,6 +295,7 @@ class Store:
         self.quotas = Quotas(scripts)
         self.processes = Processes(scripts)
         self.failed_logins = FailedLogins(scripts)
+        self.stream_tickets = StreamTickets(scripts)
         self.admission = Admission(self.commands, self.reader)
         self.news = News(scripts)
         self.events = EventStream(scripts)

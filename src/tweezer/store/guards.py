@@ -1,4 +1,5 @@
-"""State of recent requests that API processes share: failed log-ins, and calls without an idempotency key.
+"""State of recent requests that API processes share: failed log-ins, stream tickets, and calls without an idempotency
+key.
 
 A client without keys repeats a call whose response was lost. If a call took effect and was abandoned, the next equal
 one is another attempt at it, and gets its answer. The API decides which calls are abandoned; an attempt whose lease is
@@ -74,6 +75,36 @@ class FailedLogins:
 
     def _key(self, source: LoginSource) -> str:
         return self._keys(Key.LOGINS, source.by, hashlib.sha256(source.value.encode(errors="replace")).hexdigest())
+
+
+STREAM_TICKET_S = 60
+"""How long a stream ticket is valid."""
+
+
+class StreamTickets:
+    """Tickets that open one stream each, for browsers, whose ``EventSource`` cannot send a key.
+
+    Redis has only their digests.
+    """
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._redis = scripts.redis
+        self._keys = scripts.keys
+
+    async def issue(self, key: str, path: str) -> str:
+        """Return a ticket for the stream at this path. key: id of the caller's key. Raises Unavailable, QueueFull."""
+        ticket = secrets.token_urlsafe(32)
+        await ask(self._redis.set(self._key(ticket), f"{key} {path}", ex=STREAM_TICKET_S))
+        return ticket
+
+    async def redeem(self, ticket: str, path: str) -> str | None:
+        """Use a ticket up; return the id of its key, or None if it is not valid for this path. Raises Unavailable."""
+        found: bytes | None = await ask(self._redis.getdel(self._key(ticket)))
+        key, _, stream = (found or b"").decode().partition(" ")
+        return key if stream == path else None
+
+    def _key(self, ticket: str) -> str:
+        return self._keys(Key.STREAM_TICKET, hashlib.sha256(ticket.encode(errors="replace")).hexdigest())
 
 
 EXPIRES_S = 10.0

@@ -48,6 +48,7 @@ class Key(StrEnum):
     IDEMPOTENCY = "idempotency:%s:%s"  # string, expiring: digest and result of a call
     CALLS = "calls:%s"  # hash, expiring: calls with this digest and without an idempotency key
     LOGINS = "logins:%s:%s"  # string, expiring: failed log-ins by a name, or from an address
+    STREAM_TICKET = "stream_ticket:%s"  # string, expiring: id of a key, and the path of the stream that it may open
     # of the ledger
     LEDGER = "ledger"  # string: exists since a recorder first read the stream
     INSTALLATION = "installation"  # string: id of the installation, the same as in its ledger

@@ -168,7 +168,7 @@ class HttpSession:
         if key:
             headers["Idempotency-Key"] = key
         async with self._answer(method, path, query, content, headers, limit) as answer:
-            if answer.status != 200:
+            if answer.status not in (200, 201):
                 await self._raise_failure(answer)
             text = await _read(answer, _ANSWER_MAX)
         try:

@@ -294,7 +294,7 @@ async def test_a_hold_for_events_ends_after_its_time(rig: ApiRig) -> None:
 class Stream:
     """A stream of server-sent events, called as by a server; ``frames`` are those received, without comments."""
 
-    def __init__(self, rig: ApiRig, path: str, key: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, rig: ApiRig, path: str, key: str | None, headers: dict[str, str] | None = None) -> None:
         path, _, query = path.partition("?")
         self._scope = {
             "type": "http",
@@ -307,7 +307,7 @@ class Stream:
             "query_string": query.encode(),
             "headers": [
                 (name.lower().encode(), value.encode())
-                for name, value in {"Host": "here", **bearer(key), **(headers or {})}.items()
+                for name, value in {"Host": "here", **(bearer(key) if key else {}), **(headers or {})}.items()
             ],
             "server": ("here", 80),
             "client": ("there", 1),
@@ -525,3 +525,101 @@ async def test_a_stream_that_is_interrupted_misses_nothing(rig: ApiRig, monkeypa
     ]
     assert sequences == list(range(1, 1 + 1 + 1 + 2 * 30 + 1))
     assert ": Redis or the ledger does not respond\n\n" in stream.text
+
+
+# -- tickets ------------------------------------------------------------------------------------------------
+
+
+async def issue(rig: ApiRig, key: str, path: str = "/api/v2/events/stream") -> str:
+    """Return the URL of the stream with a ticket, without the server's address."""
+    answer = await rig.http.post(f"{path}/ticket", headers=bearer(key))
+    assert answer.status_code == 201, answer.text
+    body = answer.json()
+    assert (body["code"], body["message"]) == ("201", "Created.")
+    assert body["data"]["url"] == f"http://127.0.0.1:8000{path}?ticket={body['data']['ticket']}"
+    return str(body["data"]["url"]).removeprefix("http://127.0.0.1:8000")
+
+
+@pytest.mark.parametrize("role", [Role.USER, Role.READ])
+async def test_a_ticket_opens_its_stream_once_with_the_rights_of_its_key(rig: ApiRig, role: Role) -> None:
+    await rig.submit(1)
+    url = await issue(rig, rig.key(role))
+    async with Stream(rig, f"{url}&after=now", None) as stream:
+        await until(lambda: rig.holding() == 1)
+        await rig.submit(0, open=True, project="another")
+        await rig.run()
+        await stream.until(len(RAN))
+    assert stream.types() == RAN
+    async with Stream(rig, url, None) as again:
+        await again.ends()
+    assert (again.status, json.loads(again.text)["data"]["reason"]) == (401, "unauthorized")
+
+
+async def test_a_ticket_opens_no_other_stream_and_no_other_route(rig: ApiRig) -> None:
+    batch_id, other, key = await rig.submit(1), await rig.submit(1), rig.key()
+    path = f"/api/v2/batches/{batch_id}/events/stream"
+    foreign = (
+        f"/api/v2/batches/{other}/events/stream",
+        "/api/v2/events/stream",
+        f"/api/v2/batches/{batch_id}/events",
+        f"/api/v2/batches/{batch_id}",
+    )
+    for wrong in foreign:
+        _, _, query = (await issue(rig, key, path)).partition("?")
+        assert (await rig.stranger.get(f"{wrong}?{query}")).status_code == 401
+    for query in ("ticket=", "ticket=x", f"ticket={'x' * 5000}", "ticket=%ff", "ticket=a&ticket=b"):
+        assert (await rig.stranger.get(f"{path}?{query}")).status_code == 401
+    await rig.store.commands.cancel(batch_id, project=None)
+    async with Stream(rig, await issue(rig, key, path), None) as stream:
+        await stream.ends()
+    assert (stream.status, stream.types()[0], stream.types()[-1]) == (200, "batch.created", "end")
+
+
+async def test_a_ticket_is_issued_for_what_its_caller_can_read(rig: ApiRig) -> None:
+    batch_id = await rig.submit(1, project="another")
+    path = f"/api/v2/batches/{batch_id}/events/stream/ticket"
+    assert (await rig.http.post(path, headers=bearer(rig.key()))).status_code == 404
+    metrics = rig.key(Role.METRICS, project=None)
+    assert (await rig.http.post("/api/v2/events/stream/ticket", headers=bearer(metrics))).status_code == 403
+    assert (await rig.stranger.post("/api/v2/events/stream/ticket")).status_code == 401
+
+
+async def test_a_ticket_expires_after_a_minute_and_redis_has_only_its_digest(rig: ApiRig) -> None:
+    url = await issue(rig, rig.key())
+    redis: Any = rig.store.redis
+    (name,) = await redis.keys("tweezer:stream_ticket:*")
+    assert 50_000 < await redis.pttl(name) <= 60_000
+    assert url.partition("ticket=")[2].encode() not in name + await redis.get(name)
+    await redis.delete(name)  # as after a minute
+    assert (await rig.stranger.get(url)).status_code == 401
+
+
+async def test_a_stream_with_a_ticket_ends_when_its_key_is_revoked(
+    rig: ApiRig, ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_LOOK_S", 0.01)
+    key = rig.key()
+    url, late = await issue(rig, key), await issue(rig, key)
+    async with Stream(rig, url, None) as stream:
+        await until(lambda: rig.holding() == 1)
+        with ledger.write() as connection:
+            revoke_key(connection, key_id(key) or "")
+        await stream.ends()
+    assert (await rig.stranger.get(late)).status_code == 401
+
+
+async def test_tickets_count_towards_the_limits_of_their_key(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "STREAMS_MAX", 1)
+    key = rig.key()
+    url = await issue(rig, key)
+    async with Stream(rig, "/api/v2/events/stream?after=now", key):
+        await until(lambda: rig.holding() == 1)
+        assert (await rig.stranger.get(url)).status_code == 429
+
+
+async def test_without_redis_there_are_no_tickets(rig: ApiRig) -> None:
+    url = await issue(rig, rig.key())
+    rig.server.connected = False
+    assert (await rig.http.post("/api/v2/events/stream/ticket")).status_code == 503
+    assert (await rig.stranger.get(url)).status_code == 503
+    rig.server.connected = True

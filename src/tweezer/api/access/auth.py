@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from hmac import compare_digest
 from typing import NamedTuple, cast
+from urllib.parse import parse_qsl
 from uuid import UUID
 
 import structlog
@@ -29,18 +30,25 @@ from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database, sharing
 from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.model.lru import CachedCalls
+from tweezer.store.guards import StreamTickets
 
 REMEMBERED_S = 1.0
 """How long a look-up is cached: a revoked key works for at most this long, and a key works this long without the
 database."""
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/openapi.json", "/oauth/token", "/api/v1/devices/public-specs"})
-"""Paths that need no key. Signed links to results need none either: see :func:`is_signed`."""
+OPEN_PATHS = frozenset(
+    {"/", "/docs", "/health", "/ready", "/openapi.json", "/oauth/token", "/api/v1/devices/public-specs"}
+)
+"""Paths that need no key. Files of the pages and signed links to results need none either: see :func:`_is_open`."""
 
 _CALLER = "tweezer.caller"
 _REMEMBERED_MAX = 10_000
 _SIGNED = "/api/v1/jobs/"
 _SIGNED_ENDS = tuple(f"/{what}" for what in Linked)
+_PAGE_FILES = "/docs/"
+
+STREAM_END = "/events/stream"
+"""End of the paths of streams, which a ticket can open in place of a key."""
 _NO_DIGEST = b""  # matches no key
 
 
@@ -69,13 +77,18 @@ class Authenticator:
     async def principal(self, key: str) -> Principal | None:
         """Return the principal of a key; None when it is not valid. Raises Unavailable."""
         identity = key_id(key)
-        if identity is None:
-            return None
+        return None if identity is None else await self.holder(identity, key)
+
+    async def holder(self, identity: str, key: str | None = None) -> Principal | None:
+        """Return the principal of the key with this id; None when it is not valid. Raises Unavailable.
+
+        key: the whole key, if the caller has sent it.
+        """
         known = await self._known.get(identity)
         if known.until < time.monotonic():
             self._known.forget(identity)
             known = await self._known.get(identity)
-        if known.principal is None or not compare_digest(key_digest(key), known.digest):
+        if known.principal is None or (key is not None and not compare_digest(key_digest(key), known.digest)):
             return None
         self._used.add(identity)
         return known.principal
@@ -86,8 +99,8 @@ class Authenticator:
 
     async def still_knows(self, scope: Scope) -> bool:
         """Return whether the key of a request still belongs to the same principal. Raises Unavailable."""
-        key = _bearer(scope)
-        return key is not None and await self.principal(key) == get_caller(scope)
+        caller = get_caller(scope)
+        return caller is not None and await self.holder(caller.key) == caller
 
     async def write_used(self) -> None:
         """Record which keys were used since the last call. Raises Unavailable."""
@@ -120,18 +133,20 @@ class AuthenticationMiddleware:
     """ASGI middleware: authenticate the caller for :func:`get_caller`. Respond with 401 without a valid key, and with
     429 above the rate limit."""
 
-    def __init__(self, app: ASGIApp, *, authenticator: Authenticator, rates: RateLimiter) -> None:
+    def __init__(
+        self, app: ASGIApp, *, authenticator: Authenticator, tickets: StreamTickets, rates: RateLimiter
+    ) -> None:
         self._app = app
         self._authenticator = authenticator
+        self._tickets = tickets
         self._rates = rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or is_signed(scope):
+        if scope["type"] != "http" or _is_open(scope):
             await self._app(scope, receive, send)
             return
         try:
-            key = _bearer(scope)
-            caller = None if key is None else await self._authenticator.principal(key)
+            caller = await self._identify(scope)
             if caller is None:
                 raise unauthorized_error()
             self._rates.spend(caller.account)
@@ -143,6 +158,13 @@ class AuthenticationMiddleware:
             send = self._checked(scope, receive, send)
         with sharing(caller.account):
             await self._app(scope, receive, send)
+
+    async def _identify(self, scope: Scope) -> Principal | None:
+        key, ticket = _bearer(scope), _stream_ticket(scope)
+        if key is not None:
+            return await self._authenticator.principal(key)
+        identity = None if ticket is None else await self._tickets.redeem(ticket, scope["path"])
+        return None if identity is None else await self._authenticator.holder(identity)
 
     def _checked(self, scope: Scope, receive: Receive, send: Send) -> Send:
         """Check the key again before the response is sent: it may have been revoked while the request was held."""
@@ -172,10 +194,12 @@ class _Known(NamedTuple):
     until: float
 
 
-def is_signed(scope: Scope) -> bool:
-    """Return whether the request is for results or logs by a signed link. The route checks the signature."""
+def _is_open(scope: Scope) -> bool:
+    """Return whether the request needs no key. The route of results or logs checks the signature of a link."""
     path: str = scope["path"]
-    return path.endswith(_SIGNED_ENDS) and path.startswith(_SIGNED) and b"signature=" in scope["query_string"]
+    has_signed_path = path.endswith(_SIGNED_ENDS) and path.startswith(_SIGNED)
+    is_signed = has_signed_path and b"signature=" in scope["query_string"]
+    return is_signed or path in OPEN_PATHS or path.startswith(_PAGE_FILES)
 
 
 def _bearer(scope: Scope) -> str | None:
@@ -184,6 +208,14 @@ def _bearer(scope: Scope) -> str | None:
         return None
     scheme, _, key = found[0].partition(b" ")
     return key.strip().decode("latin-1") if scheme.lower() == b"bearer" else None
+
+
+def _stream_ticket(scope: Scope) -> str | None:
+    """Return the ticket in the URL of a stream."""
+    if not scope["path"].endswith(STREAM_END) or not scope["query_string"]:
+        return None
+    found = [value for name, value in parse_qsl(scope["query_string"].decode("latin-1")) if name == "ticket"]
+    return found[0] if len(found) == 1 else None
 
 
 _ACCOUNTS_KEPT = 10_000
@@ -231,7 +263,11 @@ class SignedLinks:
     async def link(self, request: Request, job_id: UUID, what: Linked = Linked.RESULTS) -> str:
         """Return the URL of the job's results or logs. Raises InvalidInput("Host", …), Unavailable."""
         signer = await self._links.signer()
-        return signer.link(self._links.base_url or get_origin(request.scope), str(job_id), what=what).url
+        return signer.link(self.find_base(request), str(job_id), what=what).url
+
+    def find_base(self, request: Request) -> str:
+        """Return the URL of the API as clients reach it. Raises InvalidInput("Host", …)."""
+        return self._links.base_url or get_origin(request.scope)
 
     async def prepare(self) -> None:
         """Create the key that signs links, or adopt that of an older version; log the reason if that fails."""

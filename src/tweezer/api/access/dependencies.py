@@ -175,3 +175,24 @@ class _LinkOrKey(_NeedsKey):
 
 
 ResultsReader = Annotated[Principal, Depends(_LinkOrKey())]
+
+
+class _TicketOrKey(_NeedsKey):
+    """The dependency on the caller of a stream, who may have sent a ticket."""
+
+    async def __call__(
+        self,
+        request: Request,
+        ticket: Annotated[
+            str | None,
+            Query(
+                max_length=200,
+                description="A ticket from the route of the same path with `/ticket`, which replaces a key in "
+                "browsers. It is valid for 60 seconds and opens one stream.",
+            ),
+        ] = None,
+    ) -> Principal:
+        return require_role(request, READERS)
+
+
+StreamReader = Annotated[Principal, Depends(_TicketOrKey())]

@@ -14,15 +14,26 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
-from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, WaitSeconds, part
+from tweezer.api.access.auth import STREAM_END
+from tweezer.api.access.dependencies import (
+    BatchId,
+    Caller,
+    LiveStore,
+    Queue,
+    ResultsLinks,
+    StreamReader,
+    WaitSeconds,
+    part,
+)
 from tweezer.api.batches.filters import VALUES_MAX, Text
 from tweezer.api.events.streams import FeedFollowers, FollowedEvents
 from tweezer.api.http.openapi import Responses, describe_failures, describe_route
-from tweezer.api.http.responses import Moment, doc, success
+from tweezer.api.http.responses import Moment, created, doc, success
 from tweezer.ledger.positions import Cursor
 from tweezer.ledger.queries.feed import LIMIT_MAX, PAGE_LIMIT, Selection
 from tweezer.model.errors import InvalidInput
 from tweezer.model.webhooks import EventType
+from tweezer.store.guards import STREAM_TICKET_S
 
 router = APIRouter(tags=["events"], responses=describe_failures(422, 503))
 
@@ -45,6 +56,22 @@ class EventResponse(msgspec.Struct, frozen=True):
     type: Annotated[EventType, doc("Type of the event.", "job.done")]
     timestamp: Annotated[Moment, doc("When the event happened.")]
     data: Annotated[dict[str, Any], doc("Data of the event.", {"batch_id": _BATCH_ID, "status": "DONE", "sequence": 5})]
+
+
+class StreamTicketResponse(msgspec.Struct, frozen=True):
+    """A ticket that opens a stream once."""
+
+    ticket: Annotated[str, doc("The ticket; send it as the parameter `ticket` of the stream.", "R4nd0m…")]
+    url: Annotated[
+        str,
+        doc(
+            "Absolute URL of the stream with the ticket. More parameters may follow, such as `&after=now`.",
+            "http://127.0.0.1:8000/api/v2/events/stream?ticket=R4nd0m…",
+        ),
+    ]
+    expires_in: Annotated[
+        int, doc("How long the ticket is valid, in seconds; a stream that it has opened continues.", STREAM_TICKET_S)
+    ]
 
 
 _NEXT = Annotated[str, doc("Cursor: send it as `after` to get the events that follow these.", "1795341602000-0")]
@@ -143,7 +170,7 @@ async def list_batch_events(
 @router.get("/api/v2/events/stream", summary="Stream events", response_class=Response, responses=_STREAM_DOCS)
 async def stream_events(
     query: Annotated[ProjectEventsQuery, Query()],
-    caller: Caller,
+    caller: StreamReader,
     following: Followers,
     request: Request,
     last_event_id: LastEventId = None,
@@ -171,7 +198,7 @@ async def stream_events(
 async def stream_batch_events(
     batch_id: BatchId,
     query: Annotated[EventsQuery, Query()],
-    caller: Caller,
+    caller: StreamReader,
     live: LiveStore,
     following: Followers,
     request: Request,
@@ -188,6 +215,37 @@ async def stream_batch_events(
     if await following.is_over(watched, cursor, query.types):
         return Response(status_code=204)
     return _EventStream(following, caller.account, following.stream(watch, cursor, query.types, request.scope))
+
+
+@router.post(
+    "/api/v2/events/stream/ticket",
+    summary="Get a ticket for the stream of events",
+    **describe_route(StreamTicketResponse, 400, creates=True),
+)
+async def create_stream_ticket(request: Request, caller: Caller, queue: Queue, links: ResultsLinks) -> Response:
+    """Return a ticket with which a browser opens `GET /api/v2/events/stream` once, because its `EventSource` cannot
+    send a key. The stream has the rights of the key of this request, and ends when the key is revoked."""
+    return await _issue_ticket(request, caller, queue, links, f"/api/v2{STREAM_END}")
+
+
+@router.post(
+    "/api/v2/batches/{batch_id}/events/stream/ticket",
+    summary="Get a ticket for the stream of a batch",
+    **describe_route(StreamTicketResponse, 400, 404, creates=True),
+)
+async def create_batch_stream_ticket(
+    request: Request, batch_id: BatchId, caller: Caller, live: LiveStore, queue: Queue, links: ResultsLinks
+) -> Response:
+    """Return a ticket with which a browser opens `GET /api/v2/batches/{batch_id}/events/stream` once, as for the stream
+    of all events."""
+    batch = await live.batch(caller, batch_id)
+    return await _issue_ticket(request, caller, queue, links, f"/api/v2/batches/{batch.id}{STREAM_END}")
+
+
+async def _issue_ticket(request: Request, caller: Caller, queue: Queue, links: ResultsLinks, path: str) -> Response:
+    url = f"{links.find_base(request)}{path}"
+    ticket = await queue.stream_tickets.issue(caller.key, path)
+    return created(StreamTicketResponse(ticket, f"{url}?ticket={ticket}", STREAM_TICKET_S))
 
 
 async def _answer_page(

@@ -270,8 +270,8 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def handle_routing_error(request: Request, error: HTTPException) -> Response:
         descriptions = {
-            404: "no such route; see /openapi.json for the list",
-            405: "this route does not support the method; see /openapi.json for those it does",
+            404: "no such route; see /docs or /openapi.json for the list",
+            405: "this route does not support the method; see /docs or /openapi.json for those it does",
         }
         reasons = {404: "no_such_route", 405: "no_such_method"}
         status = error.status_code

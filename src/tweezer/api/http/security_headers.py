@@ -1,7 +1,8 @@
 """Security headers of every response, a check of the Host header, and a log line per request.
 
 Credentials are bearer tokens. A browser never sends them by itself, so a page of another origin cannot act for the
-user. The headers also forbid browsers to embed, sniff or cache responses, and no CORS headers are sent.
+user. The headers also forbid browsers to embed, sniff or cache responses. CORS headers are sent only to the origins in
+``TWEEZER_API_CORS_ORIGINS``, and never allow credentials that a browser would add.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class SecurityHeadersMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update(_HEADERS)
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         answer = self._app
