@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 import redis
 import yaml
@@ -23,14 +25,16 @@ from packaging.requirements import Requirement
 
 from tweezer.cli import main
 from tweezer.cli.local.redis_server import RedisServer, find_server
-from tweezer.settings import SETTINGS, load
+from tweezer.settings import SETTINGS, Settings, load
 from tweezer.store.acl import RedisUser
+from tweezer.store.records import WorkerRecord
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 
 OPTIONS = {
+    "workers": {"--json"},
     "api": {"--host", "--port"},
     "worker": {"--device", "--lanes"},
     "scheduler": set[str](),
@@ -39,7 +43,7 @@ OPTIONS = {
     "db": set[str](),
     "up": {"--port", "--data"},
 }
-"""The commands that keep running, and the options that deployed files may pass to them."""
+"""The commands in deployed files, and the options that these may pass to them."""
 
 USERS = {
     "api": RedisUser.API,
@@ -258,15 +262,48 @@ def test_compose_starts_the_servers_and_a_service_for_each_process() -> None:
     services = compose()["services"]
     assert set(services) == {
         *("redis", "postgres", "upgrade", "recorder", "courier", "api", "worker", "scheduler", "operator"),
+        "worker-torch",
     }
     assert services["operator"]["profiles"] == ["operator"], "no service that runs"
-    for name in ("recorder", "courier", "api", "worker", "scheduler"):
-        assert check_command(services[name]["command"]) == name
+    assert services["worker-torch"]["profiles"] == ["torch"], "only where it is asked for"
+    for name in ("recorder", "courier", "api", "worker", "scheduler", "worker-torch"):
+        process = name.partition("-")[0]
+        assert check_command(services[name]["command"]) == process
         assert services[name]["depends_on"]["redis"]["condition"] == "service_healthy"
         assert services[name]["init"] is True
-        user = USERS[name]
+        user = USERS[process]
         assert services[name]["environment"]["TWEEZER_REDIS_URL"] == f"redis://tweezer-{user}@redis:6379/0"
         assert services[name]["secrets"][0] == {"source": f"redis_{user}", "target": "redis_password"}
+
+
+def test_workers_of_compose_differ_in_their_device_and_image_only() -> None:
+    services = compose()["services"]
+    plain, torch = services["worker"], services["worker-torch"]
+    assert {name for name in torch if torch[name] != plain.get(name)} == {"command", "image", "build", "profiles"}
+    device = torch["command"][torch["command"].index("--device") + 1]
+    assert Settings().binding(device).adapter == "emu-mps"
+
+
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_a_health_check_of_compose_calls_what_exists(name: str, tmp_path: Path) -> None:
+    kind, *command = compose()["services"][name]["healthcheck"]["test"]
+    if name == "api":
+        assert kind == "CMD"
+        assert "http://127.0.0.1:8000/health" in command[-1]
+        compile(command[-1], "health check", "exec")
+        return
+    assert kind == "CMD-SHELL"
+    (script,) = command
+    assert check_command(shlex.split(script.partition(" | ")[0])) == "workers"
+    stub = tmp_path / "tweezer"
+    stub.write_text('#!/bin/sh\ncat "$(dirname "$0")/workers"\n')
+    stub.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOSTNAME": "0f3c"}
+    for host, status in (("0f3c", 0), ("0f3c1", 1), ("a0f3c", 1)):
+        worker = WorkerRecord("w", "EMU_FREE", 2, 0, host, "0.1.0", 2, draining=False, started=datetime.now(UTC))
+        (tmp_path / "workers").write_bytes(msgspec.json.format(msgspec.json.encode([worker])))
+        checked = subprocess.run(["sh", "-c", script.replace("$$", "$")], env=environment, timeout=60, check=False)
+        assert checked.returncode == status, host
 
 
 def test_compose_upgrades_the_ledger_before_what_uses_it() -> None:
@@ -313,8 +350,13 @@ def gigabytes(service: dict[str, Any]) -> int:
 
 def test_images_have_exact_tags() -> None:
     images = {service["image"] for service in compose()["services"].values()}
-    bases = re.findall(r"(?m)^FROM (\S+)", (DEPLOY / "Dockerfile").read_text())
+    stages = re.findall(r"(?m)^FROM (\S+) AS (\S+)$", (DEPLOY / "Dockerfile").read_text())
+    named = [name for _, name in stages]
+    bases = [base for base, _ in stages if base not in named]
     assert len(set(bases)) == 1
+    assert named[-1] == "tweezer", "without a target, docker builds the last stage"
+    for service in compose()["services"].values():
+        assert service.get("build", {}).get("target", "tweezer") in named
     for image in images | set(bases):
         assert re.search(r":\d+\.\d+(\.\d+)?(-|$)", image), image
 
@@ -354,7 +396,7 @@ def test_settings_of_compose_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert settings.locate_ledger().url == "postgresql://tweezer:hush@postgres/tweezer"
     postgres = services["postgres"]["environment"]
     assert (postgres["POSTGRES_USER"], postgres["POSTGRES_DB"]) == ("tweezer", "tweezer")
-    for name in ("api", "worker", "recorder", "scheduler"):
+    for name in ("api", "worker", "worker-torch", "recorder", "scheduler"):
         assert services[name]["volumes"] == [f"results:{settings.results_dir}"]
 
 
@@ -382,7 +424,7 @@ def test_the_redis_of_compose_starts_and_lets_users_in(redis_server: RedisServer
 
 
 def test_compose_gives_workers_time_to_drain() -> None:
-    for name in ("worker", "scheduler"):
+    for name in ("worker", "worker-torch", "scheduler"):
         service = compose()["services"][name]
         assert seconds(service["stop_grace_period"]) > float(service["environment"]["TWEEZER_WORKER_DRAIN_S"])
 
@@ -397,20 +439,75 @@ def test_compose_names_files_that_exist() -> None:
     assert mounted.split(":")[1] in content["services"]["redis"]["command"]
 
 
-def test_the_image_copies_files_that_exist_and_does_not_run_as_root() -> None:
-    dockerfile = (DEPLOY / "Dockerfile").read_text()
-    copied = [
+def copied_files() -> list[str]:
+    """Return what the image copies from its build context."""
+    return [
         source
-        for line in dockerfile.splitlines()
+        for line in (DEPLOY / "Dockerfile").read_text().splitlines()
         if line.startswith("COPY ") and "--from" not in line
         for source in line.split()[1:-1]
     ]
+
+
+def test_the_build_context_is_what_the_image_copies() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*", "everything else stays outside, passwords above all"
+    kept = [rule.removeprefix("!") for rule in rules if rule.startswith("!")]
+    assert all((ROOT / path).exists() for path in kept)
+    for source in copied_files():
+        assert any(source == path or source.startswith(f"{path}/") for path in kept), source
+    assert all(any(source.startswith(path) for source in copied_files()) for path in kept), "nothing needless"
+
+
+def test_the_image_with_torch_has_the_tested_versions() -> None:
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    tested = re.findall(r"'torch==(\S+)'", (ROOT / ".ci" / "prepare").read_text())
+    assert re.findall(r"(?m)^ARG TORCH_VERSION=(\S+)$", dockerfile) == tested
+    plain, with_torch = pinned("all"), pinned("torch")
+    differing = {name for name in plain.keys() & with_torch.keys() if plain[name] != with_torch[name]}
+    assert differing == set(), "the image installs one over the other"
+
+
+def test_the_image_copies_files_that_exist_and_does_not_run_as_root() -> None:
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    copied = copied_files()
     assert copied
     assert all((ROOT / source).exists() for source in copied)
     assert re.search(r"(?m)^USER tweezer$", dockerfile)
     started = re.search(r"(?m)^CMD \[(.*)\]$", dockerfile)
     assert started is not None
     assert check_command([word.strip(' "') for word in started[1].split(",")]) == "worker"
+
+
+# -- upgrades ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_upgrade_never_removes_the_command(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "operations" / "upgrades.md").read_text("utf-8")
+    (switch,) = re.findall(r"( +ln -s (\S+) /opt/tweezer\.new\n +mv -T \S+ \S+\n)", page)
+    script, new = switch[0].replace("/opt/", f"{tmp_path}/"), switch[1]
+    for version in ("tweezer-0.1.0", new):
+        command = tmp_path / version / "bin" / "tweezer"
+        command.parent.mkdir(parents=True)
+        command.write_text(version)
+    link = tmp_path / "tweezer"
+    link.symlink_to("tweezer-0.1.0")
+    found = set[str]()
+    with subprocess.Popen(["sh", "-ec", script * 200]) as switching:
+        while switching.poll() is None:
+            found.add((link / "bin" / "tweezer").read_text())  # raises FileNotFoundError while there is no command
+    assert switching.returncode == 0
+    assert (link / "bin" / "tweezer").read_text() == new
+    assert found <= {"tweezer-0.1.0", new}
+
+
+def test_the_installation_page_makes_the_environment_that_services_use() -> None:
+    page = (ROOT / "docs" / "operations" / "installation.md").read_text("utf-8")
+    (target, link) = re.findall(r"(?m)^ +ln -s (\S+) (\S+)$", page)[0]
+    assert f"python3 -m venv /opt/{target}\n" in page
+    for path in UNITS:
+        assert unit_of(path)["Service"]["ExecStart"].startswith(f"{link}/bin/tweezer ")
 
 
 # -- pinned dependencies -----------------------------------------------------------------------------------------------
