@@ -14,7 +14,7 @@ import griffe
 
 from tweezer.sync import _ASYNC_WORDS
 
-_MADE = re.compile(r"_(?:blocking|iterating|waiting|returning_batch|opening)\((?P<name>[\w.]+)\)")
+_MADE = re.compile(r"_(?:blocking|iterating|waiting|returning_batch|listing_batches|opening)\((?P<name>[\w.]+)\)")
 _ROLE = re.compile(r":\w+:`~?([^`]+)`")
 
 

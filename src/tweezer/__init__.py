@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from tweezer.model.messages import Limits, Priority, Result
     from tweezer.model.quotas import QuotaExceeded
     from tweezer.model.signatures import Webhook, WebhookInvalid, verify_webhook
+    from tweezer.store.job_logs import JobLog
     from tweezer.sync import Batch, Queue, connect
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ __all__ = [
     "Job",
     "JobFailed",
     "JobList",
+    "JobLog",
     "JobStatus",
     "Limits",
     "ListedBatch",
@@ -104,6 +106,7 @@ _MODULES = {
     "tweezer.model.messages": ("Limits", "Priority", "Result"),
     "tweezer.model.quotas": ("QuotaExceeded",),
     "tweezer.model.signatures": ("Webhook", "WebhookInvalid", "verify_webhook"),
+    "tweezer.store.job_logs": ("JobLog",),
     "tweezer.sync": ("Batch", "Queue", "connect"),
 }
 _PLACES = {name: (module, name) for module, names in _MODULES.items() for name in names}
