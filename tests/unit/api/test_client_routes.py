@@ -192,6 +192,17 @@ async def test_a_repeated_cancel_with_a_key_succeeds_after_the_end(rig: Routes) 
     assert (await rig.ask("PATCH", path)).status_code == 409
 
 
+async def test_a_pause_records_who_paused_the_batch_and_why(rig: Routes) -> None:
+    path = f"/api/v2/batches/{await rig.submit(1)}"
+    pause = (await rig.done("PATCH", f"{path}/pause?by=alice&reason=new%20lens"))["pause"]
+    assert pause["by"].startswith("alice (key ")
+    assert pause["reason"] == "new lens"
+    assert (await rig.done("PATCH", f"{path}/pause"))["pause"] == pause
+    assert (await rig.done("PATCH", f"{path}/pause?reason=dust"))["pause"]["reason"] == "dust"
+    assert (await rig.ask("PATCH", f"{path}/pause?reason={'x' * 501}")).status_code == 422
+    assert (await rig.done("PATCH", f"{path}/resume"))["pause"] is None
+
+
 async def test_a_batch_is_paused_and_resumed(rig: Routes) -> None:
     batch_id = await rig.submit(1)
     path = f"/api/v2/batches/{batch_id}"
