@@ -131,10 +131,12 @@ async def test_the_library_continues_the_trace_of_its_program(
         batch = await site.submit([{}])
         trace_id = f"{page.get_span_context().trace_id:032x}"
     (submit,) = [span for span in exporter.get_finished_spans() if span.name == "tweezer.submit"]
+    own = submit.get_span_context()
+    assert own is not None
     assert submit.parent is not None
     assert submit.parent.span_id == page.get_span_context().span_id
     record = await batch.record()
-    assert record.doc.trace == f"00-{trace_id}-{submit.get_span_context().span_id:016x}-01"
+    assert record.doc.trace == f"00-{trace_id}-{own.span_id:016x}-01"
     await until(lambda: ("tweezer-worker", "tweezer.job") in collector.of_trace(trace_id), "the spans of the worker")
 
 

@@ -353,7 +353,7 @@ def test_progress_is_shown_until_the_job_ends() -> None:
     started = Word("PR", range(2))
     read_progress([started, JobNews(0, Stage.ON_DEVICE, 40), JobNews(1, Stage.PREPARING, None)], progress)
     assert progress == {0: 0.4}
-    news = [JobNews(1, Stage.ON_DEVICE, 7.5), Word("RD", range(1)), Word("PR", range(2, 3))]
+    news: list[Word | JobNews] = [JobNews(1, Stage.ON_DEVICE, 7.5), Word("RD", range(1)), Word("PR", range(2, 3))]
     assert read_progress(news, progress) == []
     assert progress == {1: 0.075}
     ended = [Word("RE", range(1, 2)), Word("RE", range(5, 7)), Word("RD", range(7, 8))]

@@ -26,7 +26,8 @@ class Terminal(io.TextIOWrapper):
     """A standard error that may be a terminal."""
 
     def __init__(self, *, is_live: bool = True, encoding: str = "utf-8") -> None:
-        super().__init__(io.BytesIO(), encoding=encoding)
+        self._bytes = io.BytesIO()
+        super().__init__(self._bytes, encoding=encoding)
         self._is_live = is_live
 
     def isatty(self) -> bool:
@@ -34,8 +35,7 @@ class Terminal(io.TextIOWrapper):
 
     @property
     def written(self) -> str:
-        self.buffer.seek(0)
-        return self.buffer.read().decode(self.encoding)
+        return self._bytes.getvalue().decode(self.encoding)
 
 
 def show(monkeypatch: pytest.MonkeyPatch, terminal: Terminal, *records: BatchRecord) -> str:

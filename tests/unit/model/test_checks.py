@@ -37,7 +37,7 @@ from tweezer.model.checks import (
     check_jobs,
     check_text,
     list_jobs,
-    near,
+    suggest_name,
 )
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import (
@@ -383,9 +383,9 @@ def test_limits_may_be_a_dictionary() -> None:
 
 
 def test_names_are_compared_without_case() -> None:
-    assert near("emu_fre", ["EMU_FREE", "FRESNEL"]) == " (did you mean EMU_FREE?)"
-    assert near("Fresnel", ["EMU_FREE", "FRESNEL"]) == " (did you mean FRESNEL?)"
-    assert near("QPU", ["EMU_FREE", "FRESNEL"]) == ""
+    assert suggest_name("emu_fre", ["EMU_FREE", "FRESNEL"]) == " (did you mean EMU_FREE?)"
+    assert suggest_name("Fresnel", ["EMU_FREE", "FRESNEL"]) == " (did you mean FRESNEL?)"
+    assert suggest_name("QPU", ["EMU_FREE", "FRESNEL"]) == ""
 
 
 def test_an_array_of_no_dimension_is_a_number_and_one_of_two_is_refused() -> None:
