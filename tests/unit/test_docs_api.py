@@ -17,7 +17,7 @@ from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.settings import ApiSettings, Settings
 
-ALSO_IN = {"", "Pasqal's API", "pasqal-cloud", "Pasqal's API, pasqal-cloud"}
+ALSO_IN = {"", "Pasqal's API", "pasqal-cloud", "Pasqal's API, pasqal-cloud", "Tweezer's Python API"}
 ROLES = {
     "none",
     "user, read, operator",

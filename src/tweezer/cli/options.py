@@ -12,14 +12,12 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, asyn
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from uuid import UUID
 
 import click
 
 from tweezer.cli import show
 from tweezer.data_folder import API_URL, REDIS_URL
 from tweezer.model.errors import InvalidInput, TweezerError, Unavailable, install_command
-from tweezer.model.ids import split_job_id
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -286,6 +284,10 @@ _JOB = re.compile(r"(.+)/(\d{1,8})", re.ASCII)
 
 def split_job(text: str) -> tuple[str, int | None]:
     """Split ``BATCH/3``, or the id of a job, into the batch and the number of the job; None for a batch."""
+    from uuid import UUID
+
+    from tweezer.model.ids import split_job_id
+
     if match := _JOB.fullmatch(text):
         return match[1], int(match[2])
     with contextlib.suppress(ValueError):

@@ -215,7 +215,7 @@ finally:
     heavy = {{name.split(".")[0] for name in sys.modules}} & {HEAVY!r}
     ours = {{name for name in sys.modules if name.startswith("tweezer.")}}
     assert not heavy, heavy
-    modules = ["cli", "cli.group", "cli.options", "cli.show", "model", "model.errors"]
+    modules = ["cli", "cli.group", "cli.options", "cli.show", "data_folder", "model", "model.errors"]
     assert ours == {{f"tweezer.{{name}}" for name in modules}}
 """
     ran = run_python("-c", program)
