@@ -302,7 +302,8 @@ def _is_id(text: str) -> bool:
 
 
 def _text(file: BinaryIO) -> str:
-    text = decode_text(file.name, file.read())
+    name = getattr(file, "name", "<stdin>")
+    text = decode_text(name, file.read())
     if not text.strip():
-        raise InvalidInput(file.name, "is empty")
+        raise InvalidInput(name, "is empty")
     return text

@@ -252,11 +252,11 @@ def _accept_anywhere(command: click.Command, options: Sequence[click.Option]) ->
             late.name = f"{_LATE}{option.name}"  # arguments of commands may have its name
             late.hidden, late.expose_value, late.callback = True, False, _set_late
             command.params.append(late)
+    if options:
+        command.epilog = _GLOBAL
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             _accept_anywhere(inner, options)
-    elif options:
-        command.epilog = _GLOBAL
 
 
 def _set_late(ctx: click.Context, param: click.Parameter, value: Any) -> None:

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tweezer.model.summaries import rank
-
 if TYPE_CHECKING:
     from tweezer.model.lifecycle import BatchStatus, JobStatus
 
@@ -100,6 +98,8 @@ def histogram(
     counter: Mapping[str, int], *, top: int, columns: int, marked: Collection[str] = (), indent: str = "  "
 ) -> list[str]:
     """Return the most frequent bitstrings, one line each, and one for the rest; ``marked`` ones are coloured."""
+    from tweezer.model.summaries import rank
+
     total = sum(counter.values())
     if not total:
         return [f"{indent}no shots"]

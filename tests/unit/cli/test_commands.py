@@ -452,7 +452,7 @@ def test_a_flag_may_be_given_twice_and_an_option_with_many_values_too() -> None:
         (("stop",), "No such command 'stop'. Did you mean 'cancel' or 'drain'?"),
         (("xyzzy",), "No such command 'xyzzy'."),
         (("keys", "lst"), "No such command 'lst'. Did you mean 'list'?"),
-        (("submit", "--priorty", "high"), "No such option '--priorty'. Did you mean '--priority'?"),
+        (("submit", "--idempotency", "x"), "No such option '--idempotency'. Did you mean '--idempotency-key'?"),
         (("devices", "--projct", "x"), "No such option '--projct'. Did you mean '--project'?"),
     ],
 )
@@ -531,7 +531,7 @@ def test_commands_and_options_are_completed() -> None:
     assert completed("tweezer keys ro") == ["rotate", "rotate-links"]
     assert completed("tweezer submit --pri") == ["--priority"]
     assert completed("tweezer --proj") == ["--project"]
-    assert completed("tweezer submit --priority H") == ["HIGH"]
+    assert completed("tweezer submit --priority H") == ["high"]
     assert completed("tweezer nonsense ") == completed("tweezer ")
 
 

@@ -109,7 +109,7 @@ _LOG_BYTES = 8 << 20
 _LOG_LINES = 10
 _WARNINGS = 5  # shown at once
 _LOUD = re.compile(
-    r"""^\S+\ \[(?P<level>warning|error|critical)\ *\]\ (?P<event>.*?)\s*\[[\w.]+\]\s*(?P<about>.*)$"""
+    r"""^\S+\ \[(?P<level>warning|error|critical)\ *\]\ (?P<event>.*?)\ *\[[\w.]+\]\ *(?P<about>.*)$"""
     r"""|^\{.*"level":\ ?"(?:warning|error|critical)".*$""",
     re.MULTILINE | re.VERBOSE,
 )
