@@ -135,7 +135,7 @@ class ApiRig:
         return await self.store.commands.submit(new_batch_id(), project, doc, specs, **options)
 
     async def take(self) -> Grant:
-        (grant,) = (await self.store.tickets.take(DEVICE, ["lane"], lease_s=LEASE_S)).grants
+        (grant,) = (await self.store.tickets.take(DEVICE, ["lane:0"], lease_s=LEASE_S)).grants
         return grant
 
     async def run(self, *outcomes: Outcome) -> None:

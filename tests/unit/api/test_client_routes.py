@@ -39,7 +39,7 @@ class Routes(ApiRig):
 
     async def done(self, method: str, path: str, content: Any = None, **options: Any) -> Any:
         response = await self.ask(method, path, content, **options)
-        assert response.status_code == 200, response.text
+        assert response.is_success, response.text
         return response.json()["data"]
 
     async def lines(self, path: str) -> list[Any]:
