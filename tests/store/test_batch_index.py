@@ -87,6 +87,7 @@ async def test_a_damaged_record_does_not_hide_the_others(rig: StoreRig) -> None:
     docs = dict.fromkeys((damaged, good), BatchDoc("EMU"))
     current = await rig.store.index.current(docs)
     assert [(record.id, record.status) for record in current.values()] == [(good, BatchStatus.PENDING)]
+    await rig.commands.discard(damaged)
 
 
 async def test_batches_of_an_older_release_are_added(rig: StoreRig) -> None:

@@ -102,6 +102,7 @@ async def test_a_forgotten_batch_is_no_longer_listed(rig: StoreRig) -> None:
         await rig.redis.delete(name)
     await rig.recovery.forget({batch_id: 2}, least_age_s=0)
     assert await rig.recovery.ended(least_age_s=0, most=10) == []
+    await rig.redis.delete(rig.keys(Key.BATCHES, "a"))
 
 
 async def test_a_forgotten_project_leaves_nothing_behind(rig: StoreRig) -> None:

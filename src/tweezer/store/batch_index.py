@@ -34,13 +34,20 @@ class BatchIndex:
         ``without`` the batches of that millisecond that were returned.
         """
         name, until = self._keys(Key.BATCHES, project), "+inf" if until_ms is None else until_ms
-        most = _PAGE + len(without)
-        rows = await ask(self._redis.zrevrangebyscore(name, until, since_ms, start=0, num=most, withscores=True))
-        found: list[tuple[int, UUID]] = []
-        for batch_id, created_ms in rows:
-            with contextlib.suppress(ValueError):  # not an id: Tweezer did not add it
-                found.append((int(created_ms), UUID(batch_id.decode())))
-        return [it for it in found if it[1] not in without][:_PAGE]
+        most, start = _PAGE + len(without), 0
+        while True:
+            rows = await ask(
+                self._redis.zrevrangebyscore(name, until, since_ms, start=start, num=most, withscores=True)
+            )
+            found: list[tuple[int, UUID]] = []
+            for batch_id, created_ms in rows:
+                with contextlib.suppress(ValueError):  # not an id: Tweezer did not add it
+                    found.append((int(created_ms), UUID(batch_id.decode())))
+            if found := [it for it in found if it[1] not in without][:_PAGE]:
+                return found
+            if len(rows) < most:
+                return []
+            start += most
 
     async def add(self, ids: AsyncIterable[UUID]) -> None:
         """Add batches that are missing in the index, because an older release wrote them."""
