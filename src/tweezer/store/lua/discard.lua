@@ -20,6 +20,9 @@ if b then
   end
   count(b.device, 'pending', -b.pending)
   count(b.device, 'running', -b.running)
+  count_use(b.project, 'jobs', -b.charged)
+  count_use(b.project, 'bytes', -b.bytes)
+  count_use(b.project, 'results', -b.results)
   save_counts()
 end
 unlink_batch(batch_id)
