@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +49,10 @@ def all_about(database: Database) -> list[list[tuple[object, ...]]]:
     """Return everything that the database knows about its tables."""
     queries = [_SQLITE] if database.is_sqlite else [_COLUMNS, f"{_INDEXES} ORDER BY 1", f"{_CONSTRAINTS} ORDER BY 1, 2"]
     with database.read() as connection:
-        return [[tuple(row) for row in connection.execute(text(query))] for query in queries]
+        found = [[tuple(row) for row in connection.execute(text(query))] for query in queries]
+    if database.is_sqlite:  # an added column is at the end of the statement: compare the words
+        return [[(kind, name, tuple(sorted(re.split(r"[\s,()]+", sql or "")))) for kind, name, sql in found[0]]]
+    return found
 
 
 def set_step(database: Database, step: str) -> None:
