@@ -7,8 +7,8 @@
 A change breaks clients if an operation, a parameter, a field of a body or of a response disappears, if a parameter or a
 field becomes required, if unknown fields are refused, if a field of a response may be absent, or if a type, the values
 of an enum or a limit changes so that what was valid is not. To accept such a change, write its line into
-tests/data/api/openapi-breaks.txt, with the reason, and describe it in the changelog. tests/unit/test_api_changes.py runs
-the comparison.
+tests/data/api/openapi-breaks.txt, with the reason, and describe it in the changelog. tests/unit/test_api_changes.py
+runs the comparison.
 """
 
 from __future__ import annotations
