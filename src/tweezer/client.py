@@ -825,9 +825,12 @@ class AsyncQueue(Handle):
             Conflict: Several batches match; the message lists them.
             Unavailable: Redis or the API did not answer.
         """
+        return await self._find("batch", batch)
+
+    async def _find(self, field: str, batch: UUID | str) -> AsyncBatch:
         if isinstance(batch, UUID):
             return AsyncBatch(self, batch)
-        text = check_text("batch", batch, MAX_NAME_LENGTH)
+        text = check_text(field, batch, MAX_NAME_LENGTH)
         with contextlib.suppress(ValueError):
             return AsyncBatch(self, UUID(text))
         return AsyncBatch(self, await self.ask(lambda: self.transport.find(text)))
@@ -961,7 +964,8 @@ class AsyncQueue(Handle):
         """
         self._require_home()
         errors, who = {}, _checked_by(by)
-        for batch in [await self.find(batch_id) for batch_id in check_list("batch_ids", batch_ids, "ids of batches")]:
+        texts = check_list("batch_ids", batch_ids, "ids of batches")
+        for batch in [await self._find("batch_ids", text) for text in texts]:
             try:
                 await batch.cancel(by=who)
             except TweezerError as error:

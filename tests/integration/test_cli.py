@@ -490,8 +490,9 @@ def test_ctrl_c_ends_watch(up: Up) -> None:
     watching.send_signal(signal.SIGINT)
     _, output = watching.communicate(timeout=PATIENCE_S)
     assert watching.returncode == 130
-    assert output.splitlines() == [
-        f"The batch continues. To follow it again: tweezer watch {batch}; to stop it: tweezer cancel {batch}"
+    shown = short(batch)
+    assert output.strip().splitlines() == [
+        f"The batch continues. To follow it again: tweezer watch {shown}; to stop it: tweezer cancel {shown}"
     ]
     up.call("cancel", batch)
 

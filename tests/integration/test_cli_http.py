@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from click.testing import CliRunner, Result
@@ -14,6 +15,7 @@ from tests.support.redis_users import as_user
 from tests.support.waiting import wait_until
 
 from tweezer.cli import main
+from tweezer.model.ids import short_id
 from tweezer.store.acl import RedisUser
 
 Run = Callable[..., Result]
@@ -77,7 +79,7 @@ def test_a_user_with_a_key_needs_no_access_to_redis(run: Run, tmp_path: Path) ->
 
 def test_a_batch_is_filled_paused_and_cancelled(run: Run) -> None:
     batch = run("submit", "-", "--device", NULL, "--open", input="{}").stdout.strip()
-    assert run("pause", batch).stdout == f"{batch} paused\n"
+    assert run("pause", batch).stdout == f"{short_id(UUID(batch))} paused\n"
     assert run("add", batch, "--job", "runs=1", "--job", "runs=1").stdout == "0\n"
     assert run("cancel", batch, "--job", "1", "--by", "alice").stdout == "job 1 canceled\n"
     assert "alice (key " in run("status", batch).stdout

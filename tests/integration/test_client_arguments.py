@@ -73,6 +73,7 @@ SUBMIT: dict[str, list[Any]] = {
     "not_before": NO_TIME,
     "idempotency_key": NO_TEXT_AT_ALL,
 }
+NO_TEXTS = [it for it in NO_TEXT_AT_ALL if it != ["text"]]
 BATCH: dict[str, dict[str, list[Any]]] = {
     "record": {},
     "waits_for": {},
@@ -97,10 +98,17 @@ QUEUE: dict[str, dict[str, list[Any]]] = {
     "close": {},
     "submit": SUBMIT,
     "batch": {"batch_id": NO_ID},
+    "find": {"batch": NO_TEXT_AT_ALL},
+    "batches": {
+        "status": [*NO_TEXT_AT_ALL, "QUEUED", ["DONE", "QUEUED"], [7], ELEMENTS, NESTED],
+        **{name: [*NO_TEXTS, ["a", 7], ELEMENTS, NESTED] for name in ("device", "tag", "name", "user")},
+        "since": NO_TIME,
+        "until": NO_TIME,
+    },
     "job": {"job_id": NO_ID},
     "logs": {"job_id": NO_ID, "after": [None, -1, 1.5, True, "1", math.nan, 2**70, [], object()]},
     "result": {"job_id": NO_ID},
-    "cancel_many": {"batch_ids": [*NO_LIST, *([it] for it in NO_ID), NESTED], "by": NO_TEXT_AT_ALL},
+    "cancel_many": {"batch_ids": [*NO_LIST, *([it] for it in NO_TEXT_AT_ALL), NESTED], "by": NO_TEXT_AT_ALL},
     "devices": {},
     "device": {"name": NO_TEXT_AT_ALL},
     "workers": {},
@@ -138,9 +146,6 @@ VALID: dict[str, dict[str, Any]] = {
 LONG = 2000
 """A message with more characters is too long to read."""
 
-FIELDS = {"batch_ids": "batch_id"}
-"""Fields whose name differs from that of the argument."""
-
 
 def cases(functions: dict[str, dict[str, list[Any]]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for name, arguments in functions.items():
@@ -163,7 +168,7 @@ async def events(url: str) -> int:
 
 def complaint(error: Exception | None, name: str, argument: str, given: dict[str, Any]) -> str | None:
     """Return what is wrong with the error of a call; None for InvalidInput with the right field."""
-    if isinstance(error, tweezer.InvalidInput) and error.field.startswith((argument, FIELDS.get(argument, argument))):
+    if isinstance(error, tweezer.InvalidInput) and error.field.startswith(argument):
         return None if len(str(error)) < LONG else f"{name}({argument}): {len(str(error))} characters"
     return f"{name}({argument}={reprlib.repr(given[argument])}): {type(error).__name__}: {error}"
 
@@ -244,6 +249,8 @@ def test_synchronous_calls_refuse_wrong_arguments(real_redis_url: str) -> None:
 
 JOB_ID = "01a22a95-f4fa-8e78-bcf7-757a82000000"
 CALLS: dict[str, dict[str, Any]] = VALID | {
+    "device": {"name": DEVICE},
+    "find": {"batch": "@last"},
     "job": {"job_id": JOB_ID},
     "result": {"job_id": JOB_ID},
     "resume_device": {"name": DEVICE},

@@ -65,7 +65,7 @@ async def site(
 
 async def test_output_is_read_over_the_api_and_by_the_command(site: LoggedSite) -> None:
     _, url = await site.api()
-    batch = await site.act("print", "hello\x1b[31m\n")
+    batch = await site.act("print", r"hello\x1b[31m\n")
     await batch.wait(PATIENCE_S)
     silent = await site.act("none")
     await silent.wait(PATIENCE_S)
@@ -119,7 +119,7 @@ async def test_of_a_flood_the_end_is_kept_and_the_rest_is_counted(site: LoggedSi
 
 
 async def test_a_log_of_another_project_is_not_found(site: LoggedSite) -> None:
-    batch = await site.act("print", "secret\n")
+    batch = await site.act("print", r"secret\n")
     await batch.wait(PATIENCE_S)
     async with site.connect("theirs") as queue:
         with pytest.raises(tweezer.NotFound):
@@ -133,7 +133,7 @@ async def test_a_log_of_another_project_is_not_found(site: LoggedSite) -> None:
 
 async def test_a_full_results_folder_does_not_fail_a_job_because_of_its_output(site: LoggedSite) -> None:
     site.results.write_text("in the way")
-    batch = await site.act("print", "lost\n")
+    batch = await site.act("print", r"lost\n")
     await batch.wait(PATIENCE_S)
     assert (await batch.record()).counts[tweezer.JobStatus.DONE] == 1
     (worker,) = site.processes

@@ -40,7 +40,7 @@ class MisbehavingBackend:
             case "echo":
                 print("output " * 1000, flush=True)  # noqa: T201  # as above
             case "print":
-                print(value, end="")  # noqa: T201  # as above
+                print(value.encode().decode("unicode_escape"), end="")  # noqa: T201  # as above
                 os.write(2, b"an error\n")
                 ctypes.CDLL(None).puts(b"a library in C")
             case "write":

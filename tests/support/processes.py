@@ -77,6 +77,7 @@ SOFT_CANCEL_S = "TWEEZER_TEST_SOFT_CANCEL_S"
 OWNED = (
     *("tweezer:settings", "tweezer:device", "tweezer:events", "tweezer:scheduler", "tweezer:intake", "arq:"),
     *("tweezer:ended", "tweezer:server", "tweezer:ledger", "tweezer:installation", "tweezer:project:"),
+    "tweezer:batches:",
 )
 """The prefixes of keys that remain when all work is done."""
 

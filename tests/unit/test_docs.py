@@ -266,9 +266,8 @@ def log_events() -> set[str]:
 
 
 def test_every_log_event_is_explained() -> None:
-    logs = re.sub(r"```.*?```", "", (DOCS / "operations/monitoring.md").read_text(), flags=re.DOTALL).split("## Logs")[
-        1
-    ]
+    page = re.sub(r"```.*?```", "", (DOCS / "operations/monitoring.md").read_text(), flags=re.DOTALL)
+    logs = page.split("## Logs")[1]
     explained = {event for event in _SPAN.findall(logs) if _EVENT.fullmatch(event)}
     assert log_events() <= explained
     sources = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))

@@ -153,7 +153,7 @@ class Admission:
             project,
             doc,
             _with_runs_shown(specs, doc),
-            priority=_priority(submission.priority),
+            priority=check_priority(submission.priority),
             open=submission.open,
             not_before=submission.not_before,
             again=again,
@@ -265,7 +265,7 @@ def _listed(devices: Sequence[DeviceRecord]) -> str:
     return ", ".join(names)
 
 
-def _priority(priority: str) -> Priority:
+def check_priority(priority: str) -> Priority:
     try:
         return Priority(priority)
     except ValueError:

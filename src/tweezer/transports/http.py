@@ -23,7 +23,7 @@ from tweezer.model.lru import Recent
 from tweezer.model.webhooks import EventMessage
 from tweezer.model.windows import Window, check_time
 from tweezer.store.job_logs import JobLog
-from tweezer.store.producers import CancelAnswer, Submission
+from tweezer.store.producers import CancelAnswer, Submission, check_priority
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 from tweezer.store.streams.batch_events import LastEvent
 from tweezer.transports.http_records import (
@@ -98,7 +98,7 @@ class HttpTransport:
             "sequence_builder": doc.sequence,
             "jobs": _jobs(it.jobs),
             "device_type": it.device,
-            "queue_priority": it.priority,
+            "queue_priority": check_priority(it.priority),
             "open": it.open,
             "name": it.name,
             "tags": it.tags,
