@@ -15,7 +15,7 @@ import msgspec
 from tweezer.duties import Backoff, end_tasks
 from tweezer.ledger.queries.filters import BatchFilter
 from tweezer.model.cancels import as_ranges, show_ranges
-from tweezer.model.checks import MAX_INTEGER, as_job_spec, check_batch, check_jobs
+from tweezer.model.checks import MAX_INTEGER, MAX_REASON_LENGTH, as_job_spec, check_batch, check_jobs, check_text
 from tweezer.model.errors import NotFound, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.events import Event, JobNews, Word
 from tweezer.model.lifecycle import Stage
@@ -298,6 +298,10 @@ class HttpTransport:
         return (await self._http.call(list[WorkerRecord], "GET", "/api/v2/workers")).data
 
     async def pause_device(self, name: str, reason: str, *, until: datetime | None) -> None:
+        if reason != "":
+            check_text("reason", reason, MAX_REASON_LENGTH)
+        if until is not None:
+            check_time("until", until)
         await self._set_status(name, {"status": "DOWN", "reason": reason, "until": until})
 
     async def resume_device(self, name: str) -> None:
