@@ -137,5 +137,5 @@ async def test_a_full_results_folder_does_not_fail_a_job_because_of_its_output(s
     await batch.wait(PATIENCE_S)
     assert (await batch.record()).counts[tweezer.JobStatus.DONE] == 1
     (worker,) = site.processes
-    (warning,) = await worker.wait_logged("output.not_stored")
+    warning, *_ = await worker.wait_logged("output.not_stored")
     assert "cannot be written" in warning["error"]
