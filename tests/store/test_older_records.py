@@ -60,7 +60,7 @@ async def test_a_change_rewrites_an_older_record(rig: StoreRig, change: str) -> 
         await CHANGES[change](rig, reference)
         ours, theirs = await read_record(rig.store, batch_id), await read_record(rig.store, reference)
         differing = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
-        assert differing <= {"created", "updated", "ended", "cancels"}
+        assert differing <= {"created", "updated", "ended", "cancels", "paused"}
 
 
 async def test_an_older_batch_runs_to_its_end(rig: StoreRig) -> None:
