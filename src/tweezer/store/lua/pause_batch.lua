@@ -12,10 +12,9 @@ exempt_from_maxmemory()
 local b, none = load_own_batch(batch_id, project)
 if not b then return { none } end
 if is_over(b) then return { 'over' } end
-if b.status ~= 'S' or reason ~= '' then
-  redis.call('HSET', key(KEY.batch, batch_id), 'paused', NOW_MS .. ' ' .. by .. '\n' .. reason)
-  touch(b)
-end
+if b.status == 'S' and reason == '' then return { 'ok' } end
+redis.call('HSET', key(KEY.batch, batch_id), 'paused', NOW_MS .. ' ' .. by .. '\n' .. reason)
+touch(b)
 if b.status ~= 'S' then move_batch(b, 'S') end
 finish(b)
 return { 'ok' }
