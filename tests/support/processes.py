@@ -456,10 +456,14 @@ class Site:
         All keys must expire, except those of devices and events, and those of batches that the recorder will forget.
         """
         redis: Any = self.store.redis
+        ended = set(await redis.zrange("tweezer:ended", 0, -1))
         kept = {
             f"tweezer:batch:{raw.decode()}{part}"
-            for raw in await redis.zrange("tweezer:ended", 0, -1)
+            for raw in ended
             for part in ("", ":spec", ":state", ":result", ":fault", ":remote")
+        }
+        kept |= {
+            raw.decode() for raw in await redis.keys("tweezer:batches:*") if ended >= set(await redis.zrange(raw, 0, -1))
         }
         found = []
         for raw in await redis.keys("*"):
