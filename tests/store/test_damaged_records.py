@@ -13,13 +13,14 @@ from tweezer.model.errors import NewerRecord, NotFound, Unreadable
 from tweezer.model.messages import OutcomeKind
 from tweezer.store.keys import Key
 from tweezer.store.reader import Lookups
+from tweezer.store.records import NO_TIMES
 
 
 async def put(rig: StoreRig, name: str, field: str, value: bytes) -> bytes:
     key = rig.keys.prefix + name
-    was: bytes = await rig.redis.hget(key, field)
+    was: bytes | None = await rig.redis.hget(key, field)
     await rig.redis.hset(key, field, value)
-    return was
+    return NO_TIMES if was is None else was
 
 
 async def test_every_command_names_the_version_of_a_batch_that_a_newer_tweezer_wrote(rig: StoreRig) -> None:

@@ -13,7 +13,7 @@ from tweezer.model.messages import RECORD_VERSION, BatchDoc, JobSpec, Priority
 from tweezer.store import records
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
-from tweezer.store.records import RECORD, RECORD_VALUES, BatchRecord, JobRecord, unpack_record
+from tweezer.store.records import NO_TIMES, RECORD, RECORD_VALUES, BatchRecord, JobRecord, unpack_record
 
 VERSION, OLDER, NEWER = str(RECORD_VERSION), records.OLDER.decode(), str(RECORD_VERSION + 1)
 
@@ -29,7 +29,7 @@ async def change_record(store: Store, batch_id: UUID | str, **values: int) -> No
     redis: Any = store.redis
     name = store.keys(Key.BATCH, batch_id)
     for part, names in RECORD.items():
-        packed = msgspec.json.decode(b"[%b]" % await redis.hget(name, part))
+        packed = msgspec.json.decode(b"[%b]" % (await redis.hget(name, part) or NO_TIMES))
         packed += [0] * (len(names) - len(packed))
         changed = [values.get(field, value) for field, value in zip(names, packed, strict=True)]
         await redis.hset(name, part, msgspec.json.encode(changed)[1:-1])

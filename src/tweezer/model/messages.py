@@ -246,9 +246,34 @@ def pack_lasting(doc: BatchDoc) -> bytes:
     return _encoder.encode(msgspec.structs.astuple(doc)[:-1])
 
 
+_SHORTENED: dict[type[BatchDoc | JobSpec], list[tuple[str, Any, bytes]]] = {
+    type(blank): [
+        (field.name, getattr(blank, field.name), _encoder.encode(getattr(blank, field.name)))
+        for field in reversed(msgspec.structs.fields(blank))
+        if not field.required
+    ]
+    for blank in (BatchDoc(device=""), JobSpec())
+}
+"""The fields with a default by type, last first: name, default, and the packed default."""
+
+
+def shorten(record: BatchDoc | JobSpec, packed: bytes) -> bytes:
+    """Leave out the last fields of a packed record as far as they have their default, which decoding adds again.
+
+    These defaults must therefore never change.
+    """
+    end, omitted = len(packed), 0
+    for name, default, written in _SHORTENED[type(record)]:
+        if getattr(record, name) != default or not packed.endswith(written, 0, end):
+            break
+        end -= len(written)
+        omitted += 1
+    return bytes((packed[0] - omitted,)) + packed[1:end]
+
+
 def encode_doc(doc: BatchDoc) -> bytes:
     """Encode a doc for Redis."""
-    return compress(pack(doc))
+    return compress(shorten(doc, pack(doc)))
 
 
 def decode_doc(data: bytes) -> BatchDoc:
@@ -257,7 +282,7 @@ def decode_doc(data: bytes) -> BatchDoc:
 
 def encode_spec(spec: JobSpec) -> bytes:
     """Encode a job for Redis."""
-    return compress(pack(spec))
+    return compress(shorten(spec, pack(spec)))
 
 
 def decode_spec(data: bytes) -> JobSpec:

@@ -50,6 +50,7 @@ from tweezer.model.messages import (
     encode_fault,
     pack,
     pack_lasting,
+    shorten,
 )
 from tweezer.model.quotas import QuotaExceeded
 from tweezer.model.sequence import SequenceHeader, read_sequence, sequence_text
@@ -414,7 +415,7 @@ class Commands:
         due_ms = 0 if not_before is None else round(not_before.timestamp() * 1000)
         head = (doc.device, priority.value, str(int(open)))
         digest = _digest([*head, pack_lasting(doc), str(due_ms), *packed]) if idempotency_key else ""
-        stored_doc, *stored = await _compressed([packed_doc, *packed])
+        stored_doc, *stored = await _compressed([shorten(doc, packed_doc), *map(shorten, jobs, packed)])
         identity, created_us = await self._call_once(
             "submit",
             batch_id,
@@ -451,7 +452,7 @@ class Commands:
         check_key(idempotency_key)
         packed = _packed_jobs(jobs)
         digest = _digest([str(batch_id), *packed]) if idempotency_key else ""
-        stored = await _compressed(packed)
+        stored = await _compressed(list(map(shorten, jobs, packed)))
         first, _ = await self._call_once(
             "add_jobs",
             batch_id,

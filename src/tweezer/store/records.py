@@ -59,7 +59,7 @@ MADE_FIELDS = (
     "not_before",  # ms, its tickets wait until then
 )
 TIME_FIELDS = (
-    "updated",  # ms
+    "updated",  # ms; 0 if nothing has changed since it was created
     "started",  # ms, when its first job began
     "ended",  # ms
     "token",  # the last token that was issued: at least the time of a take, in µs
@@ -95,14 +95,18 @@ RARE_FIELDS = (
 RECORD: Mapping[str, Sequence[str]] = {"made": MADE_FIELDS, "times": TIME_FIELDS, "now": (*NOW_FIELDS, *RARE_FIELDS)}
 """The record of a batch: fields of its hash, and the values in each of them, as a JSON array without brackets.
 
-``made`` never changes. ``now`` ends before the rare values if these are 0. Each field is usually shorter than 64 bytes,
-so that Redis stores a small hash compactly. New values are appended to ``now``; a record without them has zeros. A
-process that does not know them sets them to zero, so a value that must not be lost needs a new version.
+``made`` never changes. ``times`` is missing while its values are 0. ``now`` ends before the rare values if these are 0.
+Each field is usually shorter than 64 bytes, so that Redis stores a small hash compactly. New values are appended to
+``now``; a record without them has zeros. A process that does not know them sets them to zero, so a value that must not
+be lost needs a new version.
 
 The hash also has ``v``, ``project``, ``doc``, a field ``t:<n>`` for each ticket, ``fault``, ``tags`` (JSON, once they
 were replaced), ``children`` (ids of the batches that repeat it), ``cancels`` (cancel requests, a line each; see
 :mod:`tweezer.model.cancels`) and ``paused`` (see :meth:`BatchPause.read`). In version 1, each value of the record was a
 field of the hash."""
+
+NO_TIMES = b",".join(b"0" for _ in TIME_FIELDS)
+"""The value of ``times`` where it is missing."""
 
 OLDER = b"1"
 """The version in which each value is a field of the hash. The ledger stores records in this form."""
@@ -125,6 +129,7 @@ def unpack_record(row: dict[str, bytes]) -> dict[str, bytes]:
         if len(values) < len(names) - (len(RARE_FIELDS) if part == "now" else 0):
             raise ValueError(f"the field {part!r} is too short")
         fields.update((name, str(value).encode()) for name, value in zip(names, values, strict=False) if value)
+    fields.setdefault("updated", fields["created"][:-3])
     return fields
 
 

@@ -32,6 +32,7 @@ from tweezer.model.quotas import BATCH_BYTES, JOB_BYTES, MEMORY_SHARES, QUOTAS
 from tweezer.store.keys import Key, Keys
 from tweezer.store.records import (
     MADE_FIELDS,
+    NO_TIMES,
     NOW_FIELDS,
     OLDER,
     RARE_FIELDS,
@@ -122,6 +123,7 @@ def _record() -> str:
     rare = " + ".join(f"b.{name}" for name in RARE_FIELDS)
     return f"""
 local VERSION, OLDER = '{RECORD_VERSION}', '{OLDER.decode()}'
+local NO_TIMES = '{NO_TIMES.decode()}'
 local USUAL_VALUES = {len(RECORD_VALUES) - len(RARE_FIELDS)}
 local function read_batch(id, raw)
   return {{ id = id, events = {{}}, asked = {{}}, changed = {{}}, {", ".join(values)} }}

@@ -156,7 +156,8 @@ async def test_only_an_equal_call_is_a_retry(rig: Ours) -> None:
     assert await rig.id_of() == first
 
 
-async def test_concurrent_equal_calls_are_separate_calls(rig: Ours) -> None:
+async def test_concurrent_equal_calls_are_separate_calls(rig: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "CALL_LEASE_S", 60.0)  # a busy machine may need longer to mark the calls
     assert len(set(await asyncio.gather(*(rig.id_of(wire=Wire()) for _ in range(20))))) == 20
     assert await rig.left() == []
 

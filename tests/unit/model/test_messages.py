@@ -30,6 +30,7 @@ from tweezer.model.messages import (
     encode_fault,
     encode_result,
     encode_spec,
+    pack,
 )
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -120,11 +121,11 @@ def test_a_batch_of_an_older_version_has_the_defaults_of_the_fields_it_lacks() -
 
 def test_fields_appended_by_a_newer_version_are_ignored() -> None:
     spec = JobSpec(runs=5, variables={"t": 1.0}, seed=3, sequence="s")
-    appended = [*msgspec.msgpack.decode(encode_spec(spec)), "new", {"field": 1}]
+    appended = [*msgspec.msgpack.decode(pack(spec)), "new", {"field": 1}]
     assert decode_spec(msgspec.msgpack.encode(appended)) == spec
 
     doc = BatchDoc(device="EMU", sequence="s", limits=Limits(1, 2, 3))
-    fields = msgspec.msgpack.decode(encode_doc(doc))
+    fields = msgspec.msgpack.decode(pack(doc))
     limits = fields.index([1, 2, 3])
     fields[limits] = [1, 2, 3, "new"]
     assert decode_doc(msgspec.msgpack.encode([*fields, "new"])) == doc
@@ -166,3 +167,30 @@ def test_a_derived_seed_is_the_same_each_time_and_differs_between_jobs() -> None
     assert seeds == [derived_seed(UUID(int=batch_id.int + index)) for index in range(1000)]
     assert len(set(seeds)) == 1000
     assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("record", "length"),
+    [
+        (JobSpec(), 1),
+        (JobSpec(runs=100), 2),
+        (JobSpec(runs=100, runs_shown=192), 8),
+        (JobSpec(runs=192, variables={"a": 0.5}), 15),
+        (BatchDoc("D"), 3),
+        (BatchDoc("D", limits=Limits(3600, 300, 3)), 17),  # whole numbers are written differently
+        (BatchDoc("D", tags=("a",)), 8),
+        (BatchDoc("D", parent_id="\xc0"), 33),
+    ],
+)
+def test_stored_records_leave_out_trailing_defaults(record: BatchDoc | JobSpec, length: int) -> None:
+    stored = encode_doc(record) if isinstance(record, BatchDoc) else encode_spec(record)
+    assert len(stored) == length
+    assert (decode_doc if isinstance(record, BatchDoc) else decode_spec)(stored) == record
+
+
+def test_the_defaults_of_stored_records_do_not_change() -> None:
+    """Stored records leave them out, so a change would change what is stored."""
+    assert decode_spec(b"\x90") == JobSpec(None, {}, None, None, None, None)
+    assert decode_doc(b"\x91\xa1D") == BatchDoc(
+        "D", None, None, (), None, None, None, Limits(3600.0, 300.0, 3), None, None
+    )

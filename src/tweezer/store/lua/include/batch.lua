@@ -4,7 +4,7 @@
 -- Returns the values of a record; nil if it is damaged. A record of the older version has each value in a field.
 local function unpack_record(version, name, made, times, now)
   if version == OLDER then return read_older(name) end
-  local is_read, raw = pcall(cjson.decode, '[' .. (made or '') .. ',' .. (times or '') .. ',' .. (now or '') .. ']')
+  local is_read, raw = pcall(cjson.decode, '[' .. (made or '') .. ',' .. (times or NO_TIMES) .. ',' .. (now or '') .. ']')
   return is_read and #raw >= USUAL_VALUES and raw or nil
 end
 

@@ -24,14 +24,15 @@ local function save(b)
   count_use(b.project, 'jobs', b.pending - b.charged)
   count_use(b.project, 'bytes', b.bytes - b.was_bytes)
   b.charged = b.pending
-  b.updated = NOW
+  if b.first_event ~= 1 then b.updated = NOW end
   local name = key(KEY.batch, b.id)
   if b.is_older then
     drop_older(name)
     put(b.changed, 'v', VERSION)
     put(b.changed, 'made', pack_made(b))
   end
-  put(b.changed, 'times', pack_times(b))
+  local times = pack_times(b)
+  if times ~= NO_TIMES then put(b.changed, 'times', times) end
   put(b.changed, 'now', pack_now(b))
   redis.call('HSET', name, unpack(b.changed))
   count(b.device, 'pending', b.pending - b.was_pending)
