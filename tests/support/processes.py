@@ -463,7 +463,9 @@ class Site:
             for part in ("", ":spec", ":state", ":result", ":fault", ":remote")
         }
         kept |= {
-            raw.decode() for raw in await redis.keys("tweezer:batches:*") if ended >= set(await redis.zrange(raw, 0, -1))
+            raw.decode()
+            for raw in await redis.keys("tweezer:batches:*")
+            if ended >= set(await redis.zrange(raw, 0, -1))
         }
         found = []
         for raw in await redis.keys("*"):
