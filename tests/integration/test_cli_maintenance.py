@@ -88,6 +88,7 @@ def terminal(real_redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     for name in os.environ:
         if name.startswith("TWEEZER_"):
             monkeypatch.delenv(name)
+    monkeypatch.delenv("COLUMNS", raising=False)  # a table is not wrapped then
     monkeypatch.chdir(tmp_path)
     terminal = Terminal(real_redis_url)
     terminal.announce()

@@ -124,6 +124,7 @@ class Terminal:
             "ends": "2040-01-31T09:00",
             "reason": "new lens",
             "letters": "1",
+            "shell": "bash",
             "delivery": "5f0c6b0e-3f1a-4c1e-9a41-0f6b5d7e8c21",
         }
         return [values[str(parameter.name)]]
@@ -218,7 +219,7 @@ def complaint(command: Command, parameter: click.Parameter, name: str, value: st
     is_path = isinstance(parameter.type, (click.Path, click.File))
     if ran.exception is not None and not isinstance(ran.exception, SystemExit):
         return f"raised {type(ran.exception).__name__}"
-    if ran.exit_code in (0, 130):
+    if ran.exit_code in (0, 130) or (ran.exit_code == 1 and not ran.stderr):  # `doctor` has found problems
         return "was accepted" if name in NEVER_ACCEPTED and not is_path else ""
     if ran.exit_code not in (1, 2):
         return f"exited with {ran.exit_code}"

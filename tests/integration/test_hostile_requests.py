@@ -130,6 +130,7 @@ class Rig(ApiRig):
                 "configuration": {"dt": 1},
             },
             "JobBody": jobs,
+            "IndicesBody": {"indices": [0]},
             "": ["a"],  # tags
             "BatchesBody": {"batch_ids": [str(uuid4())]},
             "BatchStatusBody": {"status": "ERROR"},
@@ -232,7 +233,10 @@ class Rig(ApiRig):
         return httpx.Request(operation.method, url, headers=headers, content=content)
 
     async def send(self, request: httpx.Request) -> httpx.Response:
-        return await asyncio.wait_for(self.http.send(request), PATIENCE_S)
+        try:
+            return await asyncio.wait_for(self.http.send(request), PATIENCE_S)
+        except TimeoutError:
+            raise AssertionError(f"no answer to {request.method} {request.url}"[:500]) from None
 
     async def everything(self) -> dict[Any, Any]:
         """Return everything in Redis and the ledger, except the responses that are kept for repeated calls."""

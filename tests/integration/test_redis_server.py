@@ -122,9 +122,8 @@ def test_a_given_port_that_is_taken_is_named_in_the_error(kind: ServerKind, tmp_
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(TweezerError, match=f"port {port} is in use") as raised:
+        with pytest.raises(TweezerError, match=f"port {port} is in use; choose another one"):
             RedisServer(tmp_path, kind=kind, port=port).start()
-    assert "redis.log" in raised.value.message
 
 
 def test_another_server_on_the_port_is_not_mistaken_for_ours(
