@@ -140,6 +140,18 @@ async def test_the_last_words_of_a_process_that_dies_are_passed_on(lane: ChildLa
         assert b"last words" in output or b"Segmentation fault" in output  # from Python's fault handler
 
 
+async def test_what_is_written_after_a_run_was_abandoned_is_not_passed_on(lane: ChildLane) -> None:
+    chunks: list[bytes] = []
+    await lane.prepare(batch())
+    lane.on_output = chunks.append
+    running = asyncio.create_task(lane.run(job("print and wait"), ignore))
+    await until(lambda: bool(chunks))
+    running.cancel()
+    await asyncio.wait([running])
+    assert lane._child is not None
+    assert lane._child.on_output is None
+
+
 async def test_a_flood_of_output_neither_blocks_the_worker_nor_is_lost(lane: ChildLane) -> None:
     longest_s, before, over = 0.0, time.monotonic(), asyncio.Event()
 

@@ -7,7 +7,9 @@ job, or ran out of memory; the batch is then prepared again before the next job.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import assert_never
 
@@ -183,19 +185,25 @@ class ChildLane:
             if self._cancel_requested:
                 return Outcome(OutcomeKind.CANCELED, began=False)
             warming_s = time.monotonic() - began
-            serial = self._next_serial()
-            child.collect_output()  # of the preparation, which is not the job's
-            child.on_output = self.on_output
-            child.send(Run(serial, job, measured))
-            limit_s = self._batch.doc.limits.job_timeout_s
-            answer = await self._await_answer(child, serial, limit_s, describe_timeout(limit_s), report)
-            outcome = await self._outcome(answer, warming_s, time.monotonic() - began)
-            if child.alive:
-                child.collect_output()
-            child.on_output = None
-            return outcome
+            serial, limit_s = self._next_serial(), self._batch.doc.limits.job_timeout_s
+            with self._passing_on(child):
+                child.send(Run(serial, job, measured))
+                answer = await self._await_answer(child, serial, limit_s, describe_timeout(limit_s), report)
+                return await self._outcome(answer, warming_s, time.monotonic() - began)
         finally:
             self._running = False
+
+    @contextlib.contextmanager
+    def _passing_on(self, child: ChildProcess) -> Iterator[None]:
+        """Pass on what the process writes within the block."""
+        child.collect_output()  # of the preparation, which is not the job's
+        child.on_output = self.on_output
+        try:
+            yield
+            if child.alive:
+                child.collect_output()
+        finally:
+            child.on_output = None
 
     async def cancel(self) -> None:
         """Ask the running job to stop and return. If it does not stop within ``soft_cancel_s``, it is killed."""
