@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import contextlib
 import re
-import secrets
 from pathlib import Path
 from uuid import UUID
 
@@ -19,6 +17,7 @@ import msgspec
 
 from tweezer.model.errors import ResultUnavailable
 from tweezer.model.ids import split_job_id
+from tweezer.store.results import batch_folder, write_file
 
 KEPT_BYTES = 64 << 10
 """How much of a job's output is kept; of more, the end."""
@@ -46,11 +45,11 @@ class JobLog(msgspec.Struct, frozen=True):
 class OutputBuffer:
     """Collects the output of a job as clean text, of which it keeps the end."""
 
-    def __init__(self, before: JobLog | None = None) -> None:
+    def __init__(self, before: JobLog = JobLog()) -> None:  # noqa: B008  immutable
         """before: what earlier attempts wrote."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._text = b"" if before is None else before.text.encode()
-        self._start = 0 if before is None else before.cut
+        self._text = before.text.encode()
+        self._start = before.cut
         self._after_return = False
 
     def add(self, chunk: bytes) -> None:
@@ -97,7 +96,7 @@ class JobLogs:
         """Replace the log of a job. It may be lost in a power failure."""
         path = self._path(job)
         try:
-            await asyncio.to_thread(_write, path, content)
+            await asyncio.to_thread(write_file, path, content, durable=False)
         except OSError as error:
             raise ResultUnavailable(f"the log of job {job} cannot be written to {path}: {error.strerror}") from error
 
@@ -125,23 +124,11 @@ class JobLogs:
                 "them from the API, GET /api/v2/jobs/{id}/logs"
             )
         batch_id = split_job_id(job)[0]
-        return self._root / batch_id.hex[24:26] / str(batch_id) / f"{job}.log"
+        return batch_folder(self._root, batch_id) / f"{job}.log"
 
 
 def _escape(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(8)}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _read(path: Path) -> bytes:

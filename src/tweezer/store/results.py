@@ -51,10 +51,9 @@ class ResultsFolder:
     def put(self, job: UUID, content: bytes) -> ResultFile:
         """Store the content durably: it survives a power loss after this returns."""
         digest = hashlib.sha256(content)
-        path = self._of_batch(split_job_id(job)[0]) / f"{job}-{digest.hexdigest()}.json.gz"
+        path = batch_folder(self._root, split_job_id(job)[0]) / f"{job}-{digest.hexdigest()}.json.gz"
         try:
-            _make(path.parent)
-            _write(path, content)
+            write_file(path, content)
         except OSError as error:
             raise ResultUnavailable(
                 f"the result of job {job} ({len(content)} bytes) cannot be written to {path.parent}: "
@@ -93,17 +92,13 @@ class ResultsFolder:
 
     def delete_batch(self, batch_id: UUID) -> None:
         """Remove all files of a batch, if there are any."""
-        folder = self._of_batch(batch_id)
+        folder = batch_folder(self._root, batch_id)
         try:
             shutil.rmtree(folder)
         except FileNotFoundError:
             return
         except OSError as error:
             raise ResultUnavailable(f"the results in {folder} cannot be removed: {error.strerror}") from error
-
-    def _of_batch(self, batch_id: UUID) -> Path:
-        """Return the folder of a batch. The two digits of a batch id before its zeros are random."""
-        return self._root / batch_id.hex[24:26] / str(batch_id)
 
 
 class Results:
@@ -175,6 +170,11 @@ def _is_quick(result: Result) -> bool:
     return size <= _QUICK
 
 
+def batch_folder(root: Path, batch_id: UUID) -> Path:
+    """Return the folder of a batch. The two digits of a batch id before its zeros are random."""
+    return root / batch_id.hex[24:26] / str(batch_id)
+
+
 def _make(folder: Path) -> None:
     """Create the folder and its parents durably."""
     if folder.is_dir():
@@ -185,20 +185,23 @@ def _make(folder: Path) -> None:
     _sync(folder.parent)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write the file atomically and durably."""
+def write_file(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write the file atomically. Its folder is always durable, because other files may follow."""
+    _make(path.parent)
     temporary = path.with_name(f".{secrets.token_hex(8)}")
     try:
         with temporary.open("xb") as stream:
             stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    _sync(path.parent)
+    if durable:
+        _sync(path.parent)
 
 
 def _sync(folder: Path) -> None:

@@ -9,7 +9,7 @@ import structlog
 
 from tweezer.model.errors import ResultUnavailable
 from tweezer.model.messages import JobWork
-from tweezer.store.job_logs import KEPT_BYTES, JobLogs, OutputBuffer
+from tweezer.store.job_logs import KEPT_BYTES, JobLog, JobLogs, OutputBuffer
 
 log = structlog.get_logger(__name__)
 
@@ -62,16 +62,26 @@ class JobOutput:
             return
         try:
             if self._buffer is None:
-                before = await self._logs.read(self._job.job_id) if self._job.attempt > 1 else None
-                self._buffer = OutputBuffer(before)
-                if before is not None and before.text:
-                    self._buffer.add_line(f"--- attempt {self._job.attempt} ---")
+                self._buffer = await self._continue_log()
             if skipped:
                 self._buffer.skip(skipped)
             self._buffer.add(added)
             await self._logs.write(self._job.job_id, self._buffer.content)
         except ResultUnavailable as error:
             self._note_failure(error.message)
+
+    async def _continue_log(self) -> OutputBuffer:
+        """Return a buffer with what earlier attempts wrote. If that cannot be read, this attempt replaces it."""
+        before = JobLog()
+        if self._job.attempt > 1:
+            try:
+                before = await self._logs.read(self._job.job_id)
+            except ResultUnavailable as error:
+                self._note_failure(error.message)
+        buffer = OutputBuffer(before)
+        if before.text:
+            buffer.add_line(f"--- attempt {self._job.attempt} ---")
+        return buffer
 
     def _note_failure(self, problem: str) -> None:
         log.warning("output.not_stored", jobs=str(self._job.index), error=problem)

@@ -9,8 +9,10 @@ import pytest
 
 from tweezer.model.errors import ResultUnavailable
 from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.messages import JobSpec, JobWork
 from tweezer.store.job_logs import KEPT_BYTES, JobLog, JobLogs, OutputBuffer
 from tweezer.store.results import Results, ResultsFolder
+from tweezer.worker.output import JobOutput
 
 BATCH = new_batch_id()
 JOB = job_id(BATCH, 3)
@@ -115,6 +117,14 @@ async def test_a_damaged_log_is_an_error_that_names_the_file(logs: JobLogs, cont
     await logs.write(JOB, content)
     with pytest.raises(ResultUnavailable, match=f"{JOB}.log is damaged"):
         await logs.read(JOB)
+
+
+async def test_a_damaged_log_of_an_earlier_attempt_is_replaced(logs: JobLogs) -> None:
+    await logs.write(JOB, b"\0\0\0")  # as after a power loss
+    output = JobOutput(logs, JobWork(JOB, 3, JobSpec(), seed=1, attempt=2))
+    output.add(b"fine\n")
+    await output.close()
+    assert await logs.read(JOB) == JobLog("fine\n", 5, 0)
 
 
 async def test_a_folder_that_cannot_be_written_is_an_error() -> None:

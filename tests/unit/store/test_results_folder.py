@@ -28,6 +28,7 @@ from tweezer.model.messages import (
     result_file,
     result_json,
 )
+from tweezer.store.job_logs import JobLogs
 from tweezer.store.results import Results, ResultsFolder
 
 LARGE = Result(counter={"01": 7}, serialised_results=os.urandom(20_000).hex(), provenance=Provenance(backend="b"))
@@ -237,6 +238,20 @@ async def test_a_result_is_on_the_disk_before_its_name_is_given(
     assert synced[:3] == [".", "results", shard]
     assert Path(synced[3]).name.startswith(".")
     assert synced[4:] == [f"{shard}/{batch_id}"]
+
+
+async def test_a_folder_that_a_log_creates_is_on_the_disk_before_results_are_added(
+    packing: Results, batch_id: UUID, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(root.parent)))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    await JobLogs(root).write(job_id(batch_id, 0), b"log")
+    shard = f"results/{batch_id.hex[24:26]}"
+    assert synced == [".", "results", shard]
 
 
 def test_a_file_is_opened_by_what_put_returns(root: Path) -> None:
