@@ -10,8 +10,10 @@ the id of the batch.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -26,6 +28,7 @@ log = structlog.get_logger(__name__)
 _COLLECTORS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _OFF: AbstractContextManager[None] = nullcontext()
 _SAMPLED = 1
+_EXIT_S = 5.0  # how long the end of a process may wait until its last spans are exported
 
 
 def configure(process: str) -> None:
@@ -43,9 +46,19 @@ def configure(process: str) -> None:
         return
     name = os.environ.get("OTEL_SERVICE_NAME") or f"tweezer-{process}"
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))  # it is shut down, and flushed, at exit
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    provider.add_span_processor(BatchSpanProcessor(exporter := OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
+    exiting = threading.Event()
+    atexit.register(exiting.set)  # called before the provider's own, which was registered earlier
+    threading.Thread(target=_give_up, args=(exporter, exiting), name="tracing-exit", daemon=True).start()
     log.info("tracing.started", service=name)
+
+
+def _give_up(exporter: Any, exiting: threading.Event) -> None:
+    """End the exports of an ending process after some seconds, because a collector may not answer."""
+    exiting.wait()
+    time.sleep(_EXIT_S)
+    exporter.shutdown()
 
 
 def is_on() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from uuid import UUID
 
 import pytest
@@ -36,6 +37,28 @@ def test_opentelemetry_is_not_imported_unless_a_collector_is_configured(endpoint
     )
     assert done.returncode == 0, done.stderr
     assert ("tracing.not_installed" in done.stderr) is bool(endpoint)
+
+
+def test_a_collector_that_does_not_answer_delays_the_end_of_a_process_for_seconds_only() -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    code = (
+        "from tweezer import tracing\n"
+        "tracing._EXIT_S = 0.5\n"
+        "tracing.configure('worker')\n"
+        "for _ in range(2000):\n"
+        "    with tracing.span('a'): pass\n"
+        "print('over', flush=True)\n"
+    )
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "PYTHONPATH": ":".join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        while "over" not in (line := process.stdout.readline()):
+            assert line
+        began = time.monotonic()
+        process.communicate(timeout=60)
+    assert time.monotonic() - began < 8, "without a limit it takes ten seconds for each of four exports"
 
 
 @pytest.mark.parametrize(
