@@ -139,3 +139,13 @@ async def test_a_full_results_folder_does_not_fail_a_job_because_of_its_output(s
     (worker,) = site.processes
     warning, *_ = await worker.wait_logged("output.not_stored")
     assert "cannot be written" in warning["error"]
+
+
+async def test_a_job_on_a_qpu_has_no_log_and_is_not_followed(site: LoggedSite) -> None:
+    about = {"adapter": "qpu", "exclusive": 1, "reattaches": 1, "max_runs": 1000}
+    beat = {"lanes": 1, "started": 1, "host": "here", "version": "0", "record_version": 1}
+    await site.store.tickets.heartbeat("w", "FRESNEL", ttl_s=60, about_device=about, about_worker=beat)
+    batch = await site.submit([{}], device="FRESNEL")
+    for options in ([], ["--follow"]):
+        said = await asyncio.to_thread(site.call, "logs", *options, str(batch.id))
+        assert said == ("", "FRESNEL is a QPU or another server, so its jobs have no logs here.\n")

@@ -22,7 +22,7 @@ _LOOK_S = 0.5
 def logs(options: Options, *, job: str, follow: bool, as_json: bool) -> None:
     """Show what the emulator wrote while a job ran. Without a number it is job 0 of the batch.
 
-    Of more than 64 KiB the end is kept.
+    Of more than 64 KiB the end is kept. A job on a QPU or on another server has no log here.
     """
     named, index = split_job(job)
 
@@ -36,7 +36,13 @@ def logs(options: Options, *, job: str, follow: bool, as_json: bool) -> None:
             show.echo(line)
 
     async def run(queue: AsyncQueue) -> None:
-        identity = (await queue.job(f"{(await queue.find(named)).id}/{index or 0}")).id
+        batch = await queue.find(named)
+        identity = (await queue.job(f"{batch.id}/{index or 0}")).id
+        if not as_json and not (await queue.logs(identity)).next:
+            device = await queue.device((await batch.record()).device)
+            if device is not None and device.reattaches:
+                show.echo(f"{device.name} is a QPU or another server, so its jobs have no logs here.", err=True)
+                return
         after, ended = 0, False
         while not ended:
             ended = (await queue.job(identity)).status.terminal  # first, so that the last part is read, too
