@@ -185,7 +185,7 @@ async def test_a_forgotten_batch_is_found(bench: LedgerRig, reader: BatchReader)
 
 
 @pytest.mark.parametrize(
-    "text", ["@last~1", "@last~9999", "@first", "second", "First", "5m2q0xw8kd", "", "%", "\0", "x" * 300]
+    "text", ["@last~1", "@last~9999", "@first", "second", "First", "5m2q0xw8kd", "", "%", "\0", "\udc80", "x" * 300]
 )
 async def test_an_unknown_name_is_not_found(bench: LedgerRig, any_reader: BatchReader, text: str) -> None:
     await bench.rig.submit(about={"name": "first"})

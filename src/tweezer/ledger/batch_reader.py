@@ -34,6 +34,7 @@ _CANDIDATES_MAX = 10  # that an error lists
 _SLACK_MS = 1000  # maximum difference between the creation of a batch and the position of its first entry
 LAST_PATTERN = r"@last(?:~([0-9]{1,4}))?"
 _LAST = re.compile(LAST_PATTERN)
+_UNNAMEABLE = re.compile(r"[\0\ud800-\udfff]")  # characters that no name has, and that databases reject
 
 
 class AskRedis(Protocol):
@@ -158,7 +159,7 @@ class BatchReader:
             if len(last) == number:
                 return last[-1].id
             raise NotFound("batch", text)
-        if "\0" in text:  # which PostgreSQL would reject
+        if _UNNAMEABLE.search(text):
             raise NotFound("batch", repr(text))
         short = read_short_id(text)
         ways = [BatchFilter(names=(text,), projects=projects)]
