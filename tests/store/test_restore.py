@@ -436,6 +436,23 @@ async def test_a_lost_pause_or_resume_is_restored(rig: StoreRig, paused: bool) -
     assert await run_the_rest(rig, batch_id) == ([] if paused else [0, 1])
 
 
+@pytest.mark.parametrize("lost", [True, False])
+async def test_the_later_one_of_two_pauses_is_restored(rig: StoreRig, lost: bool) -> None:
+    batch_id = await rig.submit(1)
+    await rig.commands.pause(batch_id, project="a", by="ada", reason="earlier")
+    await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "paused", "1 ada\nearlier")
+    first, saved = await recorded(rig.store, batch_id), await checkpoint(rig.store)
+    await rig.commands.pause(batch_id, project="a", by="bob", reason="later")
+    ledger = first
+    if lost:
+        ledger = await recorded(rig.store, batch_id)
+        await fall_back(rig.store, saved)
+    await restore(rig, ledger)
+    pause = (await rig.batch(batch_id)).pause
+    assert pause is not None
+    assert (pause.by, pause.reason) == ("bob", "later")
+
+
 async def test_a_restored_cancel_of_a_batch_completes(rig: StoreRig) -> None:
     batch_id = await rig.submit(5)
     grant = await rig.take()

@@ -36,6 +36,10 @@ local function create()
   count_use(ledger.project, 'bytes', bytes)
 end
 
+local function paused_at(text)
+  return tonumber(string.match(text or '', '^%d+')) or 0
+end
+
 -- Final states of the ledger are final here; other fields are taken over unless Redis has newer ones.
 local function follow(b)
   if ledger.open ~= '1' then b.open = 0 end
@@ -44,7 +48,9 @@ local function follow(b)
   if ledger.cancels and #ledger.cancels > redis.call('HSTRLEN', record, 'cancels') then
     redis.call('HSET', record, 'cancels', ledger.cancels)
   end
-  if ledger.paused then redis.call('HSETNX', record, 'paused', ledger.paused) end
+  if paused_at(ledger.paused) > paused_at(redis.call('HGET', record, 'paused')) then
+    redis.call('HSET', record, 'paused', ledger.paused)
+  end
   if ledger.tags then redis.call('HSET', record, 'tags', ledger.tags) end
   if b.started == 0 then b.started = tonumber(ledger.started or 0) end
   b.worked = math.max(b.worked, tonumber(ledger.worked or 0))
