@@ -422,7 +422,7 @@ class Tickets:
         memory: bytes that Redis has for work, 0 if unlimited; None if unknown.
         """
         found = await self._scripts.call("sweep", most=most, memory="" if memory is None else str(memory))
-        _, timed_out, readied, *reclaimed = found
+        _, timed_out, readied, reclaimed = found
         return SweepResult(int(timed_out), int(readied), LostLease.read(reclaimed))
 
     async def trim(self, before: str) -> int:

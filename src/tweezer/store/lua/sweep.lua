@@ -3,7 +3,7 @@
 --
 -- KEYS[1] namespace
 -- ARGV most:int items of each kind per call   memory:str, bytes that Redis has for work, or '' if unknown
--- Returns {'ok', timed out, made ready, {ticket taken back, the lane that held it}, …}
+-- Returns {'ok', timed out, made ready, {{ticket taken back, the lane that held it}, …}}
 -- Events  the notices device.paused and device.up of planned maintenance, and device.up at the end of a pause;
 --     batch.idle: half its idle limit, at most a minute, before it times out; batch.timed_out; those of reclaims:
 --     job.pending, job.canceled, job.error, batch.*
@@ -48,4 +48,4 @@ for _, device in ipairs(redis.call('SMEMBERS', key(KEY.devices))) do
   end
 end
 save_totals()
-return { 'ok', timed_out, readied, unpack(reclaimed) }
+return { 'ok', timed_out, readied, reclaimed }
