@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _POLL_S = 1.0  # between checks for arq messages when idle
+_INDEX_S = 3600.0
 _HOURLY_POLL_S = 10.0  # between checks for hourly jobs
 
 
@@ -61,11 +62,16 @@ class Scheduler:
         log.info("scheduler.started")
         async with Duties() as duties:
             duties.start("presence", self._report, every_s=REPORT_S, backoff=backoff)
+            duties.start("index", self._index, every_s=_INDEX_S, backoff=backoff)
             duties.start("sweep", Sweeper(self.store, self._config).sweep, every_s=SWEEP_S, backoff=backoff)
             await work(self._workers, stopping, doing="scheduler", drain_s=self._config.drain_s, backoff=backoff)
 
     async def _report(self) -> None:
         await self.store.processes.report(ProcessKind.SCHEDULER, self._id)
+
+    async def _index(self) -> None:
+        """Add batches of older producers, which may still run during an upgrade, to the index."""
+        await self.store.index.add(self.store.snapshots.batch_ids())
 
     async def close(self) -> None:
         await self.store.close()
@@ -73,7 +79,6 @@ class Scheduler:
 
     async def _workers(self) -> tuple[Worker, Worker]:
         await self.store.tickets.publish_settings(self._config.store)
-        await self.store.index.add(self.store.snapshots.batch_ids())
         return self._intake_worker(), self._hourly_worker()
 
     def _intake_worker(self) -> Worker:

@@ -8,7 +8,11 @@
 
 exempt_from_maxmemory()
 for at = batches_first, batches_last do
-  local b = load_batch(ARGV[at])
-  if b then redis.call('ZADD', key(KEY.batches, b.project), 'NX', int(tonumber(b.created) / 1000), b.id) end
+  local id = ARGV[at]
+  local project = redis.call('HGET', key(KEY.batch, id), 'project')
+  if project and not redis.call('ZSCORE', key(KEY.batches, project), id) then
+    local b = load_batch(id)
+    if b then redis.call('ZADD', key(KEY.batches, project), int(tonumber(b.created) / 1000), id) end
+  end
 end
 return { 'ok' }
