@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql
 
 from tweezer.model.ids import short_id
 from tweezer.model.messages import decode_doc
+from tweezer.store.records import DAMAGED
 
 revision = "0006"
 down_revision = "0005"
@@ -47,6 +48,14 @@ def _fill(connection: sa.Connection) -> None:
         for batch, project, about in rows:
             short = short_id(UUID(bytes=batch) if isinstance(batch, bytes) else batch)
             found.append({"project": project, "kind": "S", "name": short, "batch": batch})
-            if name := (decode_doc(about).name or "").replace("\0", "")[:_NAME_MAX]:
+            if name := _read_name(about):
                 found.append({"project": project, "kind": "N", "name": name, "batch": batch})
         connection.execute(sa.insert(names), found)
+
+
+def _read_name(about: bytes) -> str:
+    """Return the name of a batch; empty if it has none, or if its row is damaged, which must not stop an upgrade."""
+    try:
+        return (decode_doc(about).name or "").replace("\0", "")[:_NAME_MAX]
+    except DAMAGED:
+        return ""
