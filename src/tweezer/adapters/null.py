@@ -56,6 +56,7 @@ class NullLane:
             return _done(job.spec.runs)
         if variables.get("crash"):
             os._exit(1)
+        began = time.monotonic()
         if "sleep_s" in variables:
             stopped = await self._sleep(float(variables["sleep_s"]), report)
             if stopped is not None:
@@ -64,7 +65,7 @@ class NullLane:
             return _failed(OutcomeKind.ERROR, FaultKind.USER, str(variables["fail"]))
         if "retry" in variables:
             return _failed(OutcomeKind.RETRY, FaultKind.TRANSIENT, str(variables["retry"]))
-        return _done(job.spec.runs)
+        return _done(job.spec.runs, time.monotonic() - began)
 
     async def cancel(self) -> None:
         if self._stop is not None:
@@ -113,8 +114,9 @@ class NullAdapter:
 
 
 @functools.lru_cache(maxsize=64)
-def _done(runs: int | None) -> Outcome:
-    return Outcome(OutcomeKind.DONE, result=Result(counter={"0": runs or 1}, provenance=_PROVENANCE))
+def _done(runs: int | None, device_s: float = 0.0) -> Outcome:
+    result = Result(counter={"0": runs or 1}, provenance=_PROVENANCE)
+    return Outcome(OutcomeKind.DONE, result=result, device_s=device_s)
 
 
 def _failed(kind: OutcomeKind, cause: FaultKind, message: str) -> Outcome:
