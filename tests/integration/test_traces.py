@@ -136,7 +136,8 @@ async def test_the_library_continues_the_trace_of_its_program(
     assert submit.parent is not None
     assert submit.parent.span_id == page.get_span_context().span_id
     record = await batch.record()
-    assert record.doc.trace == f"00-{trace_id}-{own.span_id:016x}-01"
+    assert record.doc.trace == f"00-{trace_id}-{own.span_id:016x}-{own.trace_flags:02x}"
+    assert own.trace_flags.sampled
     await until(lambda: ("tweezer-worker", "tweezer.job") in collector.of_trace(trace_id), "the spans of the worker")
 
 

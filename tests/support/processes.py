@@ -31,7 +31,7 @@ from tests.support.usage import expected_counts, found_counts
 from tests.support.waiting import PATIENCE_S, until, wait_until
 
 import tweezer
-from tweezer import logs
+from tweezer import logs, tracing
 from tweezer.adapters import registry
 from tweezer.adapters.lane.lane import LaneOptions
 from tweezer.adapters.null import NullAdapter, NullLane
@@ -510,6 +510,7 @@ def _run_process(arguments: Sequence[str]) -> None:
     serve_devices_of_the_tests()
     settings = load()
     logs.configure(settings.log.format, settings.log.level)
+    tracing.configure(arguments[0])
     if harm := os.environ.get(HARM):
         _harm_a_duty(*harm.split(":"))
     match arguments:
