@@ -10,7 +10,7 @@ import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import msgspec
@@ -105,7 +105,7 @@ async def in_chunks(*chunks: bytes) -> AsyncIterator[bytes]:
         yield chunk
 
 
-GOOD = b'{"inner":[{"number":1}],"text":"\xc3\xa9","unknown":[1]}'
+GOOD = b'{"inner":[{"number":1}],"text":"\xc3\xa9"}'
 READ = {"inner": [{"number": 1, "anything": None}], "text": "é"}
 
 
@@ -403,52 +403,51 @@ async def test_one_key_cannot_fill_the_memory_with_bodies() -> None:
 # --- unknown fields
 
 
-class Strict(msgspec.Struct, forbid_unknown_fields=True):
-    inner: list[Inner]
-    others: list[Inner] = []
+class Item(msgspec.Struct, frozen=True):
+    runs: int | None = None
+    values: dict[str, Any] | None = None
 
 
-@pytest.fixture
-async def strict_and_not() -> AsyncIterator[httpx.AsyncClient]:
-    """Routes whose body is never valid for what they do with it."""
-    app = FastAPI()
-    app.state.bodies = BodyReader(1 << 20)
-    install_error_handlers(app)
-
-    @app.post("/{kind}")
-    async def read_and_reject(request: Request, kind: str) -> None:
-        await app.state.bodies.read(request, Strict if kind == "strict" else Outer, account="k")
-        raise InvalidInput("text", "is missing")
-
-    transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://h") as http:
-        yield http
+class Whole(msgspec.Struct, frozen=True):
+    items: Annotated[list[Item], msgspec.Meta(max_length=50_000)] = []
+    limits: Item | None = None
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "field", "description"),
+    ("document", "kind", "field", "problem"),
     [
-        ("/any", {"inner": []}, "text", "text: is missing"),
-        ("/any", {"iner": []}, "inner", "inner: is missing; the body has unknown fields: iner (did you mean inner?)"),
-        ("/any", {"inner": [], "texts": 1}, "text", "text: is missing; the body has unknown fields: texts (did you m"),
-        (
-            "/any",
-            {"inner": [{"number": 1, "runs": 2}], "a": 1, "b": 1, "c": 1},
-            "text",
-            "text: is missing; the body has unknown fields: inner[0].runs, a, b",
-        ),
-        ("/strict", {"iner": []}, "iner", "iner: is not a known field (did you mean inner?)"),
-        ("/strict", {"inner": [], "x" * 3000: 1}, None, "is not a known field"),
+        ({"item": []}, Whole, "item", "is not a known field (did you mean items?)"),
+        ({"items": [{"runs": 1}, {"run": 2}]}, Whole, "items[1].run", "is not a known field (did you mean runs?)"),
+        ({"items": [{"runs": "x"}], "zzz": 1}, Whole, "zzz", "is not a known field"),
+        ({"limits": {"shots": 1}}, Whole, "limits.shots", "is not a known field"),
+        ({"": 1}, Whole, "''", "is not a known field"),
+        ({"x" * 3000: 1}, Whole, "'xxxxxxxxxxxx...xxxxxxxxxxxxx'", "is not a known field"),
+        ([{}, {"values": {}, "value": 1}], list[Item], "jobs[1].value", "is not a known field (did you mean values?)"),
+        ({"items": [{}] * 40_000 + [{"a": 1}]}, Whole, "items[40000].a", "is not a known field"),
     ],
 )
-async def test_an_error_names_the_unknown_fields_of_the_body(
-    strict_and_not: httpx.AsyncClient, path: str, body: Any, field: str | None, description: str
+def test_an_unknown_field_is_refused_with_the_name_that_may_be_meant(
+    document: Any, kind: Any, field: str, problem: str
 ) -> None:
-    answer = await strict_and_not.post(path, json=body)
-    assert answer.status_code == 400
-    assert description in answer.json()["data"]["description"]
-    assert field is None or answer.json()["data"]["field"] == field
-    assert len(answer.content) < 2000
+    data = json.dumps(document).encode()
+    with pytest.raises(InvalidInput) as caught:
+        read_json(data, kind, root="jobs" if isinstance(document, list) else "body")
+    assert (caught.value.field, caught.value.problem) == (field, problem)
+
+
+@pytest.mark.parametrize("document", [{"items": [{"values": {"any": 1}}], "limits": None}, {"limits": {}}, {}])
+def test_known_fields_and_free_keys_are_accepted(document: Any) -> None:
+    assert isinstance(read_json(json.dumps(document).encode(), Whole), Whole)
+
+
+@pytest.mark.parametrize("document", [1, [], {"items": 1}, {"items": [1, {"run": 1}]}, {"limits": [], "items": {}}])
+def test_a_value_of_another_kind_is_refused_too(document: Any) -> None:
+    with pytest.raises(InvalidInput):
+        read_json(json.dumps(document).encode(), Whole)
+
+
+def test_unknown_fields_are_ignored_where_that_is_allowed() -> None:
+    assert read_json(b'{"items":[{"a":1}],"b":2}', Whole, is_open=True) == Whole([Item()])
 
 
 # --- JSON

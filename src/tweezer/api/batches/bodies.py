@@ -1,7 +1,6 @@
 """The request bodies that submit work, their project, and the submission that the queue gets.
 
-The bodies are those of Pasqal's clients, with a few additional fields. Unknown fields are ignored, because clients add
-fields over time.
+The bodies are those of Pasqal's clients, with a few additional fields.
 """
 
 from __future__ import annotations

@@ -159,8 +159,8 @@ async def create_batch(
     """Submit a batch of jobs; the batch is written completely or not at all.
 
     The batch is checked before it is written. Only what needs Pulser, such as whether the device can play a pulse, is
-    checked later by a worker: the batch then ends with the status `ERROR`. Unknown fields of the body are ignored, and
-    named if the batch is refused.
+    checked later by a worker: the batch then ends with the status `ERROR`. Unknown fields of the body are rejected,
+    except from Pasqal's clients.
     """
     body = await bodies.read(request, BatchBody, account=caller.account)
     project = choose_project(caller, body.project_id)

@@ -79,7 +79,7 @@ async def set_batch_status(
     closes it. `ERROR` ends its pending jobs at once, and the batch when its running jobs have ended. `TIMED_OUT` ends
     an open batch that has no pending or running jobs."""
     batch = await live.batch(caller, batch_id)
-    body = await bodies.read(request, BatchStatusBody, account=caller.account)
+    body = await bodies.read(request, BatchStatusBody, account=caller.account, is_open=True)
     check_characters("reason", body.reason or "", lines=True)
     if body.status is not batch.status:
         if batch.status.terminal:
@@ -105,7 +105,8 @@ async def set_job_status(
     and queues it for another attempt. `RUNNING` and `DONE` are rejected: only the worker that holds the job reports
     them. `progress` sets the progress of a running job."""
     job = await live.job(caller, job_id)
-    await _report(queue, live, caller, job, await bodies.read(request, JobStatusBody, account=caller.account))
+    body = await bodies.read(request, JobStatusBody, account=caller.account, is_open=True)
+    await _report(queue, live, caller, job, body)
     return await get_job(job_id, caller, live)
 
 
@@ -120,7 +121,7 @@ async def post_job_errors(
     """For operators. Report the errors of a job. The job shows them until it ends, and keeps them
     unless it ends as `DONE`. Report them before the final status, or together with it."""
     job = await live.job(caller, job_id)
-    body = await bodies.read(request, JobErrorsBody, account=caller.account)
+    body = await bodies.read(request, JobErrorsBody, account=caller.account, is_open=True)
     await _report(queue, live, caller, job, JobStatusBody(errors=body.errors))
     return await get_job(job_id, caller, live)
 

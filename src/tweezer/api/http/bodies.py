@@ -1,7 +1,7 @@
 """Read the bodies of requests: decompress them, check their limits, and convert their JSON to frozen structs.
 
 An error names the field at fault, and is raised before anything is written. Fields that a type does not have are
-ignored, because clients add fields over time; but if the request is rejected, the error names them.
+rejected, except those of Pasqal's clients, because newer ones send more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from tweezer.api.http.limits import ActiveCounts
-from tweezer.api.http.responses import EXPLAIN, RequestRejected
+from tweezer.api.http.responses import RequestRejected
 from tweezer.model.arguments import conversion_error, quote_name
 from tweezer.model.checks import suggest_name
 from tweezer.model.errors import InvalidInput
@@ -42,11 +42,10 @@ MAX_RATIO = 200
 
 _STEP = 1 << 18  # bytes decompressed or decoded at once, which blocks the event loop
 _EXPLAINED = 1 << 20  # in bodies up to this size, the field that is not valid JSON is searched for
-_EXAMINED = 20  # items of a list in which unknown fields are searched for
-_NAMED = 3  # unknown fields that an error names
 _PER_ACCOUNT, _IN_ALL = 2, 8  # bodies of the largest size that may be in memory at once
 _RETRY_AFTER = {"Retry-After": "1"}
 _DIGEST = "tweezer.body"
+_PASQALS = b"PasqalCloudSDK/"
 
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -54,6 +53,11 @@ _HALF = re.compile("[\ud800-\udfff]")
 def body_digest(scope: Scope) -> str:
     """Return the SHA-256 of the request's decompressed body; '' if it was not read."""
     return cast(str, scope.get(_DIGEST, ""))
+
+
+def is_pasqals(scope: Scope) -> bool:
+    """Return whether one of Pasqal's clients sent the request. Newer ones send more than this version knows."""
+    return any(name == b"user-agent" and value.startswith(_PASQALS) for name, value in scope["headers"])
 
 
 class BodyReader:
@@ -64,10 +68,13 @@ class BodyReader:
         self._held = ActiveCounts()
         self._large = asyncio.Lock()
 
-    async def read(self, request: Request, kind: type[T], *, account: str, root: str = "body") -> T:
-        """Return the body as a value of this type. root: its name in errors without a field.
+    async def read(
+        self, request: Request, kind: type[T], *, account: str, root: str = "body", is_open: bool = False
+    ) -> T:
+        """Return the body as a value of this type.
 
-        Raises RequestRejected and InvalidInput.
+        root: its name in errors without a field. is_open: unknown fields are ignored. Raises RequestRejected and
+        InvalidInput.
         """
         _check_content_type(request.headers)
         unpack = _choose_unpacker(request.headers)
@@ -83,12 +90,11 @@ class BodyReader:
                         await asyncio.sleep(0)
             unpack.finish()
             request.scope[_DIGEST] = digest.hexdigest()
+            is_open = is_open or is_pasqals(request.scope)
             if len(data) <= _STEP:
-                document = _decode(data, root)
-                request.scope[EXPLAIN] = functools.partial(_name_unknown, document, kind)
-                return _convert(document, kind, root)
+                return read_json(data, kind, root=root, is_open=is_open)
             async with self._large:  # one at a time: its values take several times as much memory
-                return await asyncio.to_thread(read_json, data, kind, root=root)
+                return await asyncio.to_thread(read_json, data, kind, root=root, is_open=is_open)
         finally:
             self._held.add(account, -len(data))
 
@@ -180,12 +186,18 @@ def _check_content_type(headers: Headers) -> None:
 # --- JSON
 
 
-def read_json(data: bytes | bytearray, kind: type[T], *, root: str = "body") -> T:
-    """Decode JSON text as a value of this type.
+def read_json(data: bytes | bytearray, kind: type[T], *, root: str = "body", is_open: bool = False) -> T:
+    """Decode JSON text as a value of this type. is_open: unknown fields are ignored.
 
     Raises InvalidInput, and RequestRejected if it exceeds a limit.
     """
-    return _convert(_decode(data, root), kind, root)
+    document = _decode(data, root)
+    if not is_open:
+        _refuse_unknown(document, _find_shape(cast(Any, kind)), "" if root == "body" else root)
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        raise conversion_error(error, root) from error
 
 
 def _decode(data: bytes | bytearray, root: str) -> Any:
@@ -206,46 +218,44 @@ def _decode(data: bytes | bytearray, root: str) -> Any:
     return document
 
 
-def _convert(document: Any, kind: type[T], root: str) -> T:
-    try:
-        return msgspec.convert(document, kind)
-    except msgspec.ValidationError as error:
-        raise conversion_error(error, root) from error
+_Shape = dict[str, Any] | tuple[Any] | None
+"""The fields of an object with their shapes, or the shape of each item of a list; None if any value may be there."""
 
 
-def _name_unknown(document: Any, kind: Any, error: InvalidInput) -> InvalidInput:
-    """Return the error with the names of fields in the body that its type does not have."""
-    found = dict(islice(_find_unknown(document, _describe_type(kind)), _NAMED))
-    if error.field in found:
-        return InvalidInput(error.field, f"{error.problem}{found[error.field]}")
-    if not found:
-        return error
-    named = ", ".join(f"{place}{hint}" for place, hint in found.items())
-    return InvalidInput(error.field, f"{error.problem}; the body has unknown fields: {named}")
+@functools.cache
+def _find_shape(kind: Any) -> _Shape:
+    return _as_shape(inspect.type_info(kind))
 
 
-_describe_type = functools.cache(inspect.type_info)
-
-
-def _find_unknown(value: Any, kind: inspect.Type, place: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the place of each field that its object's type does not have, and the name that is meant, if one is near.
-
-    Only the types of bodies are considered: objects, and lists of them.
-    """
+def _as_shape(kind: inspect.Type) -> _Shape:
     match kind:
         case inspect.Metadata():
-            yield from _find_unknown(value, kind.type, place)
-        case inspect.StructType() if type(value) is dict:
-            known = {field.encode_name: field.type for field in kind.fields}
-            for name, item in value.items():
-                inner = f"{place}.{quote_name(name)}" if place else quote_name(name)
-                if name in known:
-                    yield from _find_unknown(item, known[name], inner)
-                else:
-                    yield inner, suggest_name(name, known)
-        case inspect.ListType() if type(value) is list:
-            for index, item in enumerate(value[:_EXAMINED]):
-                yield from _find_unknown(item, kind.item_type, f"{place}[{index}]")
+            return _as_shape(kind.type)
+        case inspect.UnionType():
+            return next((shape for shape in map(_as_shape, kind.types) if shape), None)
+        case inspect.StructType():
+            return {field.encode_name: _as_shape(field.type) for field in kind.fields}
+        case inspect.ListType():
+            inner = _as_shape(kind.item_type)
+            return None if inner is None else (inner,)
+        case _:
+            return None
+
+
+def _refuse_unknown(value: Any, shape: _Shape, place: str = "") -> None:
+    """Raise InvalidInput for a field that its object should not have, with the name that may be meant."""
+    match shape:
+        case dict() if type(value) is dict:
+            if not value.keys() <= shape.keys():
+                name = next(name for name in value if name not in shape)
+                problem = f"is not a known field{suggest_name(name, shape)}"
+                raise InvalidInput(f"{place}.{quote_name(name)}".removeprefix("."), problem)
+            for name, inner in shape.items():
+                if inner is not None and name in value:
+                    _refuse_unknown(value[name], inner, f"{place}.{name}".removeprefix("."))
+        case (inner,) if type(value) is list:
+            for index, item in enumerate(value):
+                _refuse_unknown(item, inner, f"{place}[{index}]")
 
 
 _KEPT = b'"[]{},:'

@@ -13,10 +13,9 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tweezer.api.access.auth import get_caller
+from tweezer.api.http.bodies import is_pasqals
 from tweezer.model.arguments import quote_name
 from tweezer.model.checks import list_names, suggest_name
-
-_PASQALS = b"PasqalCloudSDK/"
 
 
 class CheckedParameters:
@@ -40,7 +39,7 @@ class CheckedParameters:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["query_string"]:
             names = Counter(_parameter_names(scope["query_string"]))
-            if get_caller(scope) is not None and (self._selects or not _is_pasqals(scope)):
+            if get_caller(scope) is not None and (self._selects or not is_pasqals(scope)):
                 self._refuse_unknown(names)
             _check_once("query", (name for name, is_single in self._known.items() if is_single and names[name] > 1))
         if self._headers:
@@ -63,10 +62,6 @@ def _find_parameters(dependant: Dependant, kind: str) -> Iterator[tuple[str, boo
         yield from ((name, get_origin(field.annotation) is not tuple) for name, field in fields.items())
     for inner in dependant.dependencies:
         yield from _find_parameters(inner, kind)
-
-
-def _is_pasqals(scope: Scope) -> bool:
-    return any(name == b"user-agent" and value.startswith(_PASQALS) for name, value in scope["headers"])
 
 
 def _parameter_names(query: bytes) -> Iterator[str]:

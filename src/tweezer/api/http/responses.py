@@ -35,9 +35,6 @@ from tweezer.model.quotas import QuotaExceeded
 
 log = structlog.get_logger(__name__)
 
-EXPLAIN = "tweezer.explain"
-"""Key in the scope of a request: a function that adds to an InvalidInput which fields of the body are unknown."""
-
 RETRY_AFTER_S = 2
 """``Retry-After`` of a 503, in seconds. Pasqal's clients do not retry a 503 by themselves."""
 
@@ -259,13 +256,22 @@ def describe_outage(error: TweezerError) -> str:
     return error.message if isinstance(error, QueueFull) else error.message.partition(": ")[0]
 
 
+async def handle_defect(request: Request, error: Exception) -> Response:
+    """Return the response to an exception that nothing else handles."""
+    return failure(
+        500,
+        "internal error: this is a bug in Tweezer; report it, with the details in the log of the API server",
+        "internal",
+    )
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Send every error of the application in the envelope."""
+    app.add_exception_handler(Exception, handle_defect)
 
     @app.exception_handler(TweezerError)
     async def handle_tweezer_error(request: Request, error: TweezerError) -> Response:
-        explain = request.scope.get(EXPLAIN) if isinstance(error, InvalidInput) else None
-        return error_response(explain(error) if explain else error)
+        return error_response(error)
 
     @app.exception_handler(HTTPException)
     async def handle_routing_error(request: Request, error: HTTPException) -> Response:
@@ -291,11 +297,3 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ClientDisconnect)
     async def handle_disconnect(request: Request, error: ClientDisconnect) -> Response:
         return failure(400, "body: is incomplete", "incomplete", field="body")  # the client has disconnected
-
-    @app.exception_handler(Exception)
-    async def handle_defect(request: Request, error: Exception) -> Response:
-        return failure(
-            500,
-            "internal error: this is a bug in Tweezer; report it, with the details in the log of the API server",
-            "internal",
-        )
