@@ -11,6 +11,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.routing import BaseRoute
 
 from tweezer.api import pasqal, service
@@ -29,7 +30,7 @@ from tweezer.api.http.limits import RequestLimits, RequestLimitsMiddleware, Resp
 from tweezer.api.http.longpoll import LongPolls
 from tweezer.api.http.openapi import TAGS, DescribedAPI
 from tweezer.api.http.parameters import CheckedParameters
-from tweezer.api.http.responses import install_error_handlers
+from tweezer.api.http.responses import handle_defect, install_error_handlers
 from tweezer.api.http.security_headers import SecurityHeadersMiddleware
 from tweezer.api.http.server import serve
 from tweezer.api.metrics import AnswerTimes, Metrics, TimingMiddleware
@@ -153,6 +154,7 @@ def create_app(
     app.add_middleware(AuthenticationMiddleware, authenticator=authenticator, tickets=store.stream_tickets, rates=rates)
     limits = RequestLimits(settings.api.body_max_kb << 10, small_bodies={"/oauth/token": access_routes.FORM_MAX})
     app.add_middleware(RequestLimitsMiddleware, limits=limits)
+    app.add_middleware(ServerErrorMiddleware, handler=handle_defect)  # here, so that its responses get all headers
     if settings.api.cors_origins:
         app.add_middleware(
             CORSMiddleware,

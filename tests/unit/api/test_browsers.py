@@ -114,6 +114,14 @@ async def test_a_listed_origin_can_read_errors(rig: ApiRig) -> None:
     assert found == {422: ORIGIN, 429: ORIGIN}
 
 
+async def test_a_listed_origin_can_read_that_the_server_failed(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rig.app.state, "live", None)
+    answer = await rig.get("/api/v2/batches/counts", headers={"Origin": ORIGIN})
+    assert (answer.status_code, answer.json()["data"]["reason"]) == (500, "internal")
+    assert answer.headers["access-control-allow-origin"] == ORIGIN
+    assert answer.headers["cache-control"] == "no-store"
+
+
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "http://app.example.org", f"{ORIGIN}.evil.example", f"{ORIGIN}:8443", "null"]
 )
