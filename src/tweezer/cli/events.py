@@ -20,6 +20,7 @@ from tweezer.model.webhooks import EventMessage, EventType, describe_event
 
 _HOLD_S = 20.0
 _PENDING = "job.pending"  # a running job that became pending again; no receiver gets it
+_TYPES = (*(it.value for it in EventType), _PENDING)
 
 
 @click.command()
@@ -30,7 +31,7 @@ _PENDING = "job.pending"  # a running job that became pending again; no receiver
     "--type",
     "types",
     multiple=True,
-    type=click.Choice([it.value for it in EventType]),
+    type=click.Choice(_TYPES),
     metavar="TYPE",
     help="Show only events of this type, such as job.done; may be repeated.",
 )
@@ -41,10 +42,9 @@ def events(
 ) -> None:
     """Show the events of a batch or a job; without BATCH, those of the project (requires the ledger).
 
-    The events of a job name the worker and lane of each attempt, and why it had to wait again (job.pending, shown only
-    here).
+    The events of a job name the worker and lane of each attempt, and why it had to wait again (job.pending).
     """
-    wanted = frozenset(types or (*EventType, _PENDING))
+    wanted = frozenset(types or _TYPES)
 
     async def print_all(found: AsyncIterator[EventMessage], index: int | None = None) -> None:
         async with aclosing(found) as each:  # type: ignore[type-var]

@@ -180,23 +180,26 @@ class DirectTransport:
     async def feed(self, after: str | None, wait_s: float) -> FeedPage:
         queries = await self._open_ledger()
         if queries is None:
+            problem = (
+                "is not configured here; set TWEEZER_DATABASE_URL"
+                if self._ledger is None
+                else "has no tables yet; run `tweezer db upgrade`"
+            )
             raise TweezerError(
-                "the events of a project are read from the ledger, which is not configured here; set "
-                "TWEEZER_DATABASE_URL, or name a batch",
-                code="no_ledger",
+                f"the events of a project are read from the ledger, which {problem}, or name a batch", code="no_ledger"
             )
         from tweezer.ledger.queries.feed import Feed, Selection
 
         feed = Feed(self.store, queries.database, namespace=self.store.keys.namespace)
         selection = Selection(self._caller.projects)
-        cursor = await feed.cursor(after, selection)
-        page = await feed.read(selection, cursor, limit=_FEED_PAGE)
+        read = partial(feed.read, selection, internal=True, limit=_FEED_PAGE)
+        page = await read(await feed.cursor(after, selection))
         if not page.events and not page.more and wait_s > 0:
             async with self._tail.listen(projects=selection.projects) as channel:
-                page = await feed.read(selection, page.next, limit=_FEED_PAGE)
+                page = await read(page.next)
                 if not page.events and not page.more:
                     await channel.next(wait_s)
-                    page = await feed.read(selection, page.next, limit=_FEED_PAGE)
+                    page = await read(page.next)
         return FeedPage(page.events, str(page.next), page.more)
 
     # --- devices

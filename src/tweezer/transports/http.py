@@ -268,7 +268,7 @@ class HttpTransport:
 
     async def _page(self, path: str, after: str | None, wait_s: float, **whose: str) -> FeedPage:
         held_s = min(wait_s, HOLD_S)
-        query: dict[str, str | float] = {"wait_s": held_s, "limit": _EVENTS_MAX, **whose}
+        query: dict[str, str | float] = {"wait_s": held_s, "limit": _EVENTS_MAX, "internal": "true", **whose}
         if after is not None:
             query["after"] = after
         answer = await self._http.call(list[EventMessage], "GET", path, query=query, wait_s=held_s)

@@ -383,7 +383,7 @@ async def test_a_bad_wait_is_refused(rig: ApiRig, wait_s: str) -> None:
     [
         ("/api/v2/jobs?limt=2", "limt", "is not a parameter of this route (did you mean limit?)"),
         ("/api/v1/batches?tag=a&id[]=1", "id[]", "is not a parameter of this route (did you mean id?)"),
-        ("/api/v2/batches/{id}/events?kind=x", "kind", "; its parameters are after, limit, type, wait_s"),
+        ("/api/v2/batches/{id}/events?kind=x", "kind", "; its parameters are after, internal, limit, type, wait_s"),
         ("/api/v2/batches/{id}?with_jobs=1", "with_jobs", "is not a parameter of this route (did you mean jobs?)"),
         ("/api/v2/jobs/counts?Status=DONE", "Status", "(did you mean status?)"),
         ("/api/v1/devices?%00=1", "'\\x00'", "is not a parameter of this route; its parameters are "),

@@ -27,6 +27,7 @@ from tweezer.ledger.queries.feed import Feed, Selection
 from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.errors import Unavailable
 from tweezer.model.events import Notice
+from tweezer.model.ids import job_id
 from tweezer.model.webhooks import EventType
 from tweezer.settings import ApiSettings, Settings
 
@@ -107,6 +108,22 @@ async def test_types_narrow_a_page(rig: ApiRig) -> None:
     await rig.submit(1)
     await rig.run()
     assert types(await page(rig, "/api/v2/events", type=["job.done", "batch.done"])) == ["job.done", "batch.done"]
+
+
+async def test_internal_events_are_shown_on_request_only(rig: ApiRig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.take()
+    put_back = await rig.http.patch(f"/api/v1/jobs/{job_id(batch_id, 0)}/status", json={"status": "PENDING"})
+    assert put_back.status_code == 200
+    for path in ("/api/v2/events", f"/api/v2/batches/{batch_id}/events"):
+        shown = types(await page(rig, path))
+        assert "job.pending" not in shown
+        whole = await page(rig, path, internal=True)
+        assert [it for it in types(whole) if it not in ("job.pending", "batch.pending")] == shown
+        assert [event["data"]["sequence"] for event in whole["data"]] == [*range(1, len(whole["data"]) + 1)]
+        (pending,) = (event["data"] for event in whole["data"] if event["type"] == "job.pending")
+        assert pending["reason"] == "it was reported as pending through the API"
+        assert types(await page(rig, path, internal=True, type="job.running")) == ["job.running"]
 
 
 async def test_now_is_the_end(rig: ApiRig) -> None:

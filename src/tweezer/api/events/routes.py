@@ -11,6 +11,7 @@ import msgspec
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
+from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
@@ -53,7 +54,14 @@ class EventResponse(msgspec.Struct, frozen=True):
     """An event. The fields of `data` depend on its type; a webhook of the same event has more."""
 
     id: Annotated[str, doc("Id of the event; the same in the feed, in streams and in webhooks.", _ID)]
-    type: Annotated[EventType, doc("Type of the event.", "job.done")]
+    type: Annotated[
+        str,
+        Meta(
+            description="Type of the event; the last two only with `internal`.",
+            examples=["job.done"],
+            extra_json_schema={"enum": [*EventType, "job.pending", "batch.pending"]},
+        ),
+    ]
     timestamp: Annotated[Moment, doc("When the event happened.")]
     data: Annotated[dict[str, Any], doc("Data of the event.", {"batch_id": _BATCH_ID, "status": "DONE", "sequence": 5})]
 
@@ -112,6 +120,11 @@ class ProjectEventsQuery(EventsQuery):
 
 class _EventPageQuery(BaseModel):
     limit: int = Field(PAGE_LIMIT, ge=1, le=LIMIT_MAX, description="The largest number of events to return.")
+    internal: bool = Field(
+        False,
+        description="Without `type`: also return the events of a job or a batch that waits again (`job.pending`, "
+        "`batch.pending`), which streams and webhooks leave out.",
+    )
 
 
 class ProjectEventsPageQuery(ProjectEventsQuery, _EventPageQuery):
@@ -258,7 +271,14 @@ async def _answer_page(
 ) -> Response:
     cursor = await _cursor(following, watched, query.after)
     page = await following.page(
-        watched, cursor, query.types, limit=query.limit, wait_s=wait_s, account=caller.account, receive=request.receive
+        watched,
+        cursor,
+        query.types,
+        internal=query.internal,
+        limit=query.limit,
+        wait_s=wait_s,
+        account=caller.account,
+        receive=request.receive,
     )
     return success(page.events, next=str(page.next))
 

@@ -6,6 +6,7 @@ No events are queued per client. A client only has a position in the feed; a slo
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -66,6 +67,7 @@ class FeedFollowers:
         cursor: Cursor,
         types: frozenset[str],
         *,
+        internal: bool,
         limit: int,
         wait_s: float,
         account: str,
@@ -73,12 +75,14 @@ class FeedFollowers:
     ) -> EventPage:
         """Return a page as soon as it has events, or after ``wait_s``; at once if no more events can follow.
 
+        types, internal: as for :meth:`Feed.read`.
         account: the caller's account; if it holds too many requests, the page is returned at once.
         receive: of the request, to detect that the client has disconnected; the result is then discarded.
         Raises Unavailable.
         """
         deadline = time.monotonic() + wait_s
-        page = await self.feed.read(watched.selection, cursor, types=types, limit=limit)
+        read = functools.partial(self.feed.read, watched.selection, types=types, internal=internal, limit=limit)
+        page = await read(cursor)
         cursor = page.next
         if wait_s <= 0 or watched.over or _has_news(page) or not self._holds.may_hold(account):
             return page
@@ -90,7 +94,7 @@ class FeedFollowers:
             with self._holds.holding(reader, account):
                 while True:
                     began = time.monotonic()
-                    page = await self.feed.read(watched.selection, cursor, types=types, limit=limit)
+                    page = await read(cursor)
                     left_s = deadline - time.monotonic()
                     if _has_news(page) or self._holds.is_ending() or gone.done() or left_s <= 0:
                         return page

@@ -144,11 +144,15 @@ class Feed:
         cursor: Cursor,
         *,
         types: Collection[str] = (),
+        internal: bool = False,
         limit: int = PAGE_LIMIT,
     ) -> EventPage:
-        """Return the events after the place, oldest first; only of these types, if any are given."""
-        builder = _PageBuilder(frozenset(types) or _SHOWN, limit, selection.batch_id)
+        """Return the events after the place, oldest first; only of these types, if any are given.
+
+        internal: without types, also return the events that no receiver gets.
+        """
         wanted = frozenset(types)
+        builder = _PageBuilder(wanted or (None if internal else _SHOWN), limit, selection.batch_id)
         scanned, deadline = 0, time.monotonic() + PAGE_S
         while True:
             stretch = await self._stretch(selection, cursor.before, wanted)
@@ -228,9 +232,9 @@ class Feed:
 
 
 class _PageBuilder:
-    """Collects events of some types, up to a limit."""
+    """Collects events of some types (None: of all), up to a limit."""
 
-    def __init__(self, types: frozenset[str], limit: int, batch_id: UUID | None) -> None:
+    def __init__(self, types: frozenset[str] | None, limit: int, batch_id: UUID | None) -> None:
         self._types = types
         self._batch_id = batch_id
         self._limit = limit
@@ -244,7 +248,7 @@ class _PageBuilder:
     def add(self, item: _Item, skipped: int) -> int | None:
         """Add the events of an item after the first ``skipped``; return how many are processed, None for all."""
         if item.notice is not None:
-            if item.notice.type in self._types:
+            if self._types is None or item.notice.type in self._types:
                 self.events.append(describe_notice(item.notice))
             return None
         assert item.project is not None
@@ -256,7 +260,7 @@ class _PageBuilder:
             rest, done = word.skip(skipped - done), max(done, skipped)
             found = (item.batch_id, item.first + done, item.time_us, item.holder)
             head = next(rest.events(*found))
-            if head.type in self._types:  # all events of a word have the same type
+            if self._types is None or head.type in self._types:  # all events of a word have the same type
                 for event in rest.events(*found):
                     if self.is_full:
                         return done
