@@ -51,7 +51,6 @@ from tweezer.model.ids import job_id as make_job_id
 from tweezer.model.lifecycle import JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_BATCH, JobSpec, Limits, Priority, Result
 from tweezer.model.summaries import cut, describe_counter, describe_job
-from tweezer.model.webhooks import format_time
 from tweezer.model.windows import Window, check_time
 from tweezer.store.connection import Connect
 from tweezer.store.devices import new_window
@@ -284,7 +283,7 @@ class AsyncBatch(Handle):
         """
         record = await self.record()
         device = await self.queue.device(record.device) if record.may_wait else None
-        return describe_wait(record, device, datetime.now(UTC), format_time)
+        return describe_wait(record, device, datetime.now(UTC))
 
     async def add_jobs(self, jobs: Iterable[JobSpec | dict[str, Any]], *, idempotency_key: str | None = None) -> int:
         """Add jobs to an open batch.

@@ -25,7 +25,6 @@ from tweezer.model.events import JobNews, Word
 from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.summaries import describe_values, format_duration
-from tweezer.model.webhooks import format_time
 from tweezer.store.records import BatchPause, BatchRecord, DeviceRecord, JobRecord, describe_wait
 from tweezer.transports.protocol import is_settled
 
@@ -340,7 +339,7 @@ def status(options: Options, *, batch: str, all_jobs: bool, as_json: bool) -> No
         print_json({**batch_as_json(record, device), "jobs": list(map(job_as_json, jobs))})
         return
     blocks = (
-        _description(record, describe_wait(record, device, datetime.now(UTC), clock)),
+        _description(record, device),
         _failures(record, jobs) if index is None else [],
         cancel_lines(record, jobs),
         job_table(jobs if index is not None or all_jobs else _interesting(jobs), reasons=index is not None or all_jobs),
@@ -396,7 +395,10 @@ def must_be_done(record: BatchRecord) -> None:
         )
 
 
-def _description(record: BatchRecord, why: str | None) -> list[str]:
+def _description(record: BatchRecord, device: DeviceRecord | None) -> list[str]:
+    now = datetime.now(UTC)
+    why = describe_wait(record, device, now, clock)
+    start = None if record.starts_later(now) else record.not_before  # else `why` has it
     counts = ", ".join(f"{number} {show.status(status)}" for status, number in record.counts.items() if number)
     rows = [
         ("batch", short_id(record.id)),
@@ -412,7 +414,7 @@ def _description(record: BatchRecord, why: str | None) -> list[str]:
         ("priority", record.priority.value),
         ("jobs", f"{record.jobs}{f': {counts}' if counts else ''}"),
         ("submitted", f"{show.second(record.created)} ({_lasted(record.created)} ago)"),
-        ("starts", record.not_before and f"not before {show.second(record.not_before)}"),
+        ("starts", start and f"not before {show.second(start)}"),
         ("started", record.started and _began(record, record.started)),
         ("ended", record.ended and _ended(record, record.ended)),
     ]
@@ -485,7 +487,7 @@ def batch_as_json(record: BatchRecord, device: DeviceRecord | None) -> dict[str,
         **_fields(record.doc, "name", "tags", "user"),
         "counts": {status.value: count for status, count in record.counts.items()},
         **_fields(record, "created", "not_before", "updated", "started", "ended", "idle_s", "pause"),
-        "waits_for": describe_wait(record, device, datetime.now(UTC), format_time),
+        "waits_for": describe_wait(record, device, datetime.now(UTC)),
         "error": record.fault and str(record.fault),
         "cancels": _cancels_as_json(record.cancels),
     }

@@ -225,6 +225,11 @@ class BatchRecord(msgspec.Struct, frozen=True):
         """Whether it may wait for its device: it has jobs that have not ended."""
         return not self.status.terminal and self.counts[JobStatus.PENDING] + self.counts[JobStatus.RUNNING] > 0
 
+    def starts_later(self, now: datetime) -> bool:
+        """Return whether its start time keeps it waiting."""
+        may_start = self.may_wait and not self.counts[JobStatus.RUNNING] and self.status is not BatchStatus.PAUSED
+        return may_start and self.not_before is not None and now < self.not_before
+
     def __repr__(self) -> str:
         name = f", {cut(self.doc.name)!r}" if self.doc.name else ""
         fault = f": {cut(str(self.fault))}" if self.fault is not None else ""
@@ -392,8 +397,12 @@ class DeviceRecord(msgspec.Struct, frozen=True):
         return self.window if now + timedelta(seconds=needs_s) > self.window.begins else None
 
 
+def _utc_clock(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
 def describe_wait(
-    batch: BatchRecord, device: DeviceRecord | None, now: datetime, clock: Callable[[datetime], str]
+    batch: BatchRecord, device: DeviceRecord | None, now: datetime, clock: Callable[[datetime], str] = _utc_clock
 ) -> str | None:
     """Return what a batch waits for: one with pending jobs that runs none, or whose machine does not answer.
 
@@ -408,7 +417,7 @@ def describe_wait(
         return f"{device.name}: no answer{since}: {device.unsure}"
     if batch.status is BatchStatus.PAUSED:
         return "someone to resume it: the batch is paused"
-    if batch.not_before is not None and now < batch.not_before:
+    if batch.not_before is not None and batch.starts_later(now):
         return f"its start time, {clock(batch.not_before)}"
     if device is None:
         return None

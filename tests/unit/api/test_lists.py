@@ -647,7 +647,7 @@ async def test_a_batch_shows_its_start_time_and_what_it_waits_for(rig: ApiRig) -
         assert batch["waits_for"] == shown[str(batch_id)]["waits_for"]
         assert batch["not_before"] == shown[str(batch_id)]["not_before"]
     assert shown[str(planned)]["not_before"] == "2099-01-31T08:00:00Z"
-    assert shown[str(planned)]["waits_for"] == "its start time, 2099-01-31T08:00:00.000000Z"
+    assert shown[str(planned)]["waits_for"] == "its start time, 2099-01-31 08:00 UTC"
     assert (shown[str(running)]["not_before"], shown[str(running)]["waits_for"]) == (None, None)
     waits_for = f"{DEVICE}: its lane is busy; other batches have 1 pending job"
     assert shown[str(behind)]["waits_for"] == waits_for

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 
 from tweezer.cli.options import clock
+from tweezer.cli.status import _description
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, Priority
@@ -51,6 +52,21 @@ def test_a_machine_that_is_away_under_a_running_job_is_named() -> None:
     running = batch(BatchStatus.RUNNING, running=1, pending=3)
     assert describe_wait(running, AWAY, NOW, clock) == f"FRESNEL: no answer since {clock(NOW)}: connection refused"
     assert describe_wait(running, QPU, NOW, clock) is None
+
+
+@pytest.mark.parametrize(
+    ("start", "status", "rows"),
+    [
+        (timedelta(hours=1), BatchStatus.PENDING, ["waits for"]),
+        (timedelta(hours=1), BatchStatus.PAUSED, ["waits for", "starts"]),
+        (timedelta(hours=1), BatchStatus.CANCELED, ["starts"]),
+        (timedelta(hours=-1), BatchStatus.PENDING, ["starts"]),
+    ],
+)
+def test_a_start_time_is_shown_once(start: timedelta, status: BatchStatus, rows: list[str]) -> None:
+    planned = msgspec.structs.replace(batch(status, pending=1), not_before=NOW + start)
+    text = "\n".join(_description(planned, None))
+    assert [row for row in ("waits for", "starts") if row in text] == rows
 
 
 @pytest.mark.parametrize("record", [batch(BatchStatus.DONE, done=1), batch(BatchStatus.RUNNING, done=1)])

@@ -20,7 +20,6 @@ from tweezer.model.cancels import CancelOutcome
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import Result
-from tweezer.model.webhooks import format_time
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, describe_wait
 
 JOB_IDS_MAX = 1000
@@ -273,7 +272,7 @@ class ListedBatchResponse(RecordResponse, frozen=True, kw_only=True):
         """Return the response for a batch. device: its device, if the batch may wait for it."""
         return super().from_record(
             record,
-            waits_for=describe_wait(record, device, datetime.now(UTC), format_time),
+            waits_for=describe_wait(record, device, datetime.now(UTC)),
             user_id=record.doc.user or "",
             complete=not record.open,
             configuration=_readable(record.doc.configuration),
