@@ -570,6 +570,7 @@ async def test_a_ticket_opens_its_stream_once_with_the_rights_of_its_key(rig: Ap
     async with Stream(rig, url, None) as again:
         await again.ends()
     assert (again.status, json.loads(again.text)["data"]["reason"]) == (401, "unauthorized")
+    assert "the ticket is not valid: it has expired, was used" in json.loads(again.text)["data"]["description"]
 
 
 async def test_a_ticket_opens_no_other_stream_and_no_other_route(rig: ApiRig) -> None:

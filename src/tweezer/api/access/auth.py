@@ -57,12 +57,18 @@ def get_caller(scope: Scope) -> Principal | None:
     return cast("Principal | None", scope.get(_CALLER))
 
 
-def unauthorized_error() -> RequestRejected:
-    """Return the error for a request without a valid key."""
-    problem = (
-        "missing or invalid key; send `Authorization: Bearer twz_…` with a key from `tweezer keys create` or a token "
-        "from /oauth/token"
-    )
+_NO_KEY = (
+    "missing or invalid key; send `Authorization: Bearer twz_…` with a key from `tweezer keys create` or a token from "
+    "/oauth/token"
+)
+_NO_TICKET = (
+    "the ticket is not valid: it has expired, was used, or is for another stream; get a new one with "
+    "`POST …/events/stream/ticket`"
+)
+
+
+def unauthorized_error(problem: str = _NO_KEY) -> RequestRejected:
+    """Return the error for a request without a valid key or ticket."""
     return RequestRejected(401, "unauthorized", problem, headers={"WWW-Authenticate": 'Bearer realm="tweezer"'})
 
 
@@ -163,8 +169,12 @@ class AuthenticationMiddleware:
         key, ticket = _bearer(scope), _stream_ticket(scope)
         if key is not None:
             return await self._authenticator.principal(key)
-        identity = None if ticket is None else await self._tickets.redeem(ticket, scope["path"])
-        return None if identity is None else await self._authenticator.holder(identity)
+        if ticket is None:
+            return None
+        identity = await self._tickets.redeem(ticket, scope["path"])
+        if identity is None:
+            raise unauthorized_error(_NO_TICKET)
+        return await self._authenticator.holder(identity)
 
     def _checked(self, scope: Scope, receive: Receive, send: Send) -> Send:
         """Check the key again before the response is sent: it may have been revoked while the request was held."""
