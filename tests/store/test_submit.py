@@ -143,6 +143,15 @@ async def test_a_batch_with_a_start_time_is_not_handed_out_before_it(rig: StoreR
     assert (await rig.take()).batch_id == batch_id
 
 
+@pytest.mark.parametrize(
+    ("microsecond", "stored"), [(0, 0), (123_000, 123_000), (123_001, 124_000), (123_999, 124_000)]
+)
+async def test_a_start_time_is_never_stored_as_an_earlier_one(rig: StoreRig, microsecond: int, stored: int) -> None:
+    start = datetime(2099, 1, 31, 8, 0, 0, microsecond, tzinfo=UTC)
+    batch_id = await rig.submit(1, not_before=start)
+    assert (await rig.batch(batch_id)).not_before == start.replace(microsecond=stored)
+
+
 async def test_a_start_time_in_the_past_is_now(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, not_before=datetime.now(UTC) - timedelta(hours=1))
     assert (await rig.take()).batch_id == batch_id

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NoReturn, cast
 from uuid import UUID
@@ -62,6 +62,7 @@ from tweezer.store.reader import Reader
 from tweezer.store.records import DeviceRecord, NewBatch, moment
 from tweezer.store.scripts import Scripts, translating
 
+_EPOCH = datetime.fromtimestamp(0, UTC)
 _DEVICE_AGE_S, _DEVICES_MAX = 10.0, 1000
 _TRIES_MAX = 3  # of a call that Redis executes too late
 _NO_DEVICES = "no worker has announced a device yet; start a worker"
@@ -412,7 +413,7 @@ class Commands:
         """
         check_key(idempotency_key)
         packed_doc, packed = _packed("batch", doc), _packed_jobs(jobs)
-        due_ms = 0 if not_before is None else round(not_before.timestamp() * 1000)
+        due_ms = 0 if not_before is None else -((_EPOCH - not_before) // timedelta(milliseconds=1))  # not earlier
         head = (doc.device, priority.value, str(int(open)))
         digest = _digest([*head, pack_lasting(doc), str(due_ms), *packed]) if idempotency_key else ""
         stored_doc, *stored = await _compressed([shorten(doc, packed_doc), *map(shorten, jobs, packed)])
