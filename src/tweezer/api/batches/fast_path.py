@@ -30,8 +30,7 @@ class FastRoute(Route):
         if scope["type"] != "http" or scope["method"] != self._method or scope.get("query_string"):
             return Match.NONE, {}
         match, child_scope = super().matches(scope)
-        has_more = scope.get("query_string") or any(name == b"idempotency-key" for name, _ in scope["headers"])
-        if match is Match.FULL and has_more:
+        if match is Match.FULL and any(name == b"idempotency-key" for name, _ in scope["headers"]):
             return Match.NONE, {}
         return match, {**child_scope, "route": self}
 
