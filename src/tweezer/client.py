@@ -610,6 +610,11 @@ def _ended_in(changes: Iterable[Word | JobNews]) -> list[int]:
     ]
 
 
+def describe_queue(project: str | None) -> str:
+    """Return a short description of a queue, without its URL, which may have a password."""
+    return f"queue of {'the projects of a key' if project is None else f'project {project!r}'}"
+
+
 def queue_closed(connect: str) -> TweezerError:
     """Return the error for a call on a closed queue. connect: the function that opens another one."""
     return TweezerError(
@@ -696,7 +701,7 @@ class AsyncQueue(Handle):
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<{'closed ' if self._closed else ''}queue of project {self.project!r}>"
+        return f"<{'closed ' if self._closed else ''}{describe_queue(self.project)}>"
 
     async def __aenter__(self) -> Self:
         return self

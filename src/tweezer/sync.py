@@ -21,7 +21,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 from uuid import UUID
 from weakref import WeakSet
 
-from tweezer.client import AsyncBatch, AsyncQueue, Handle, ListedBatch, connect_async, queue_closed
+from tweezer.client import AsyncBatch, AsyncQueue, Handle, ListedBatch, connect_async, describe_queue, queue_closed
 from tweezer.duties import end_tasks
 from tweezer.model.arguments import check_flag
 from tweezer.model.errors import Conflict, TweezerError
@@ -114,7 +114,7 @@ class _Runner:
         if loop is None or self.is_closed:
             return
         if self._warns:
-            _warn(f"unclosed queue of project {self.queue.project!r}", ResourceWarning, source=self)
+            _warn(f"unclosed {describe_queue(self.queue.project)}", ResourceWarning, source=self)
         close = self.queue.close
         loop.start_soon(lambda: loop.end(close))
 
@@ -418,7 +418,7 @@ class Queue(_Handle):
         self.project = runner.queue.project
 
     def __repr__(self) -> str:
-        return f"<{'closed ' if self._runner.is_closed else ''}queue of project {self.project!r}>"
+        return f"<{'closed ' if self._runner.is_closed else ''}{describe_queue(self.project)}>"
 
     def __enter__(self) -> Self:
         return self

@@ -394,6 +394,29 @@ async def test_another_service_is_recognised(site: Site) -> None:
             assert raised.value.code == "not_tweezer"
 
 
+@pytest.mark.parametrize("status", [408, 429, 502, 503, 504, 522])
+async def test_a_call_is_repeated_after_an_outage_that_a_proxy_reports(site: Site, status: int) -> None:
+    async def answer(request: web.Request, forward: Forward) -> web.StreamResponse:
+        return await forward() if len(front.requests) > 1 else web.Response(status=status, text="<html>wait</html>")
+
+    async with Front(site.api_url, behave=answer) as front, front_queue(site, front) as queue:
+        batch = await submit(queue)
+        assert (await batch.record()).jobs == 1
+    first, again, *_ = front.requests
+    assert first.headers["Idempotency-Key"] == again.headers["Idempotency-Key"]
+
+
+async def test_a_limit_of_a_proxy_is_reported_at_once(site: Site) -> None:
+    async def answer(request: web.Request, forward: Forward) -> web.StreamResponse:
+        return web.Response(status=413, text="<html>413 Request Entity Too Large</html>")
+
+    async with Front(site.api_url, behave=answer) as front, front_queue(site, front) as queue:
+        with pytest.raises(tweezer.TweezerError, match=r"a proxy of http://.* refuses a body of this size") as raised:
+            await submit(queue, 2)
+    assert raised.value.code == "too_large"
+    assert len(front.requests) == 1
+
+
 async def test_a_wait_survives_a_restart_of_the_api(worked: Site) -> None:
     async with worked.connect("ours", retry_s=PATIENCE_S) as queue:
         batch = await queue.submit(None, [{"runs": 1, "variables": {"sleep_s": 2}}, {"runs": 1}], device=NULL)

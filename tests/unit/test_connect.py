@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import tweezer
+from tweezer.transports.http_session import HttpSession, check_api_url
 
 KEY = "twz_secret"
 
@@ -31,7 +32,15 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 )
 def test_urls_of_an_api(url: str) -> None:
     queue = tweezer.connect_async(url, key=KEY)
-    assert KEY not in repr(queue)
+    assert repr(queue) == "<queue of the projects of a key>"
+    assert KEY not in repr(queue.transport.address)
+
+
+@pytest.mark.parametrize("url", ["HTTPS://tweezer.lab/x/", "https://tweezer.lab/x\n", "https://tweezer.lab/x "])
+def test_a_url_is_used_in_its_usual_form(url: str) -> None:
+    session = HttpSession(check_api_url(url), KEY)
+    assert session.url == "https://tweezer.lab/x"
+    assert session._tls is not None
 
 
 @pytest.mark.parametrize(
@@ -45,8 +54,9 @@ def test_urls_of_an_api(url: str) -> None:
         ("https://user:password@tweezer.lab", "must not contain a user name or a password"),
         ("https://user@tweezer.lab", "must not contain a user name or a password"),
         ("http://127.0.0.1@tweezer.lab", "must not contain a user name or a password"),
-        ("https://", "has no host"),
-        ("https:///path", "has no host"),
+        ("https://", "has no valid host"),
+        ("https:///path", "has no valid host"),
+        ("https://tweezer .lab", "has no valid host"),
         ("https://tweezer.lab?x=1", "must not have a query"),
         ("https://tweezer.lab#x", "must not have a query"),
         ("https://tweezer.lab:port", "is not a valid URL"),
@@ -124,3 +134,14 @@ def test_an_explicit_url_comes_first_then_redis_then_the_api(
     for name, value in variables.items():
         monkeypatch.setenv(f"TWEEZER_{name}", value)
     assert type(tweezer.connect_async(argument).transport).__name__ == f"{kind}Transport"
+
+
+async def test_the_events_of_a_project_need_a_ledger_with_tables(tmp_path: Path) -> None:
+    for database_url, problem in (
+        (None, "is not configured here"),
+        (f"sqlite:///{tmp_path}/ledger.db", "no tables yet"),
+    ):
+        async with tweezer.connect_async("redis://127.0.0.1:9", database_url=database_url) as queue:
+            with pytest.raises(tweezer.TweezerError, match=problem) as raised:
+                await queue.transport.feed(None, 0.0)
+            assert raised.value.code == "no_ledger"

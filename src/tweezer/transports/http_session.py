@@ -48,7 +48,7 @@ _LEAST_RATE = 16 << 10  # bytes of a body that are sent in a second, as the API 
 _COMPRESS_ABOVE = 16 << 10
 _QUICK = 1 << 20  # compressed in about ten milliseconds: not worth a thread
 _RETRY_AFTER_MAX_S = 3600.0
-_PROXY_STATUSES = frozenset({502, 503, 504})
+_PROXY_STATUSES = frozenset({408, 425, 429, 502, 503, 504, *range(520, 528)})  # those above 504 are Cloudflare's
 
 _FIELDS = {"sequence_builder": "sequence", "device_type": "device", "queue_priority": "priority"}
 """Names of fields in requests whose name in the Python API is different."""
@@ -94,19 +94,19 @@ class Envelope(msgspec.Struct, Generic[T], frozen=True):
 def check_api_url(url: str) -> str:
     """Return the base URL of the API without a slash at its end. Raises InvalidInput("url", …), without quoting it."""
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(url.strip())
         host, _ = parts.hostname, parts.port
     except ValueError:
         raise InvalidInput("url", "is not a valid URL; expected, for example, https://tweezer.example.org") from None
     if parts.username is not None or parts.password is not None:
         raise InvalidInput("url", "must not contain a user name or a password; pass the API key as key")
-    if not host:
-        raise InvalidInput("url", "has no host; expected, for example, https://tweezer.example.org")
+    if not host or " " in host:
+        raise InvalidInput("url", "has no valid host; expected, for example, https://tweezer.example.org")
     if parts.query or parts.fragment or "?" in url or "#" in url:
         raise InvalidInput("url", "must not have a query or a fragment; give the address under which the API is served")
     if parts.scheme == "http" and not _is_loopback(host):
         raise InvalidInput("url", f"plain http would send the key to {host} unencrypted; use https://{host}")
-    return url.rstrip("/")
+    return parts.geturl().rstrip("/")
 
 
 def _is_loopback(host: str) -> bool:
@@ -220,15 +220,24 @@ class HttpSession:
             ) as answer:
                 yield answer
         except aiohttp.ClientConnectorCertificateError as error:
-            raise self._untrusted(str(error.certificate_error)) from error
+            raise TweezerError(
+                f"the certificate of {self.url} is not trusted: {error.certificate_error}; if it is from your own "
+                "authority, give that with ca_file or TWEEZER_API_CA_FILE",
+                code="certificate",
+            ) from error
         except aiohttp.ClientConnectorSSLError as error:
-            raise self._untrusted(str(error.os_error)) from error
+            raise TweezerError(
+                f"cannot make a TLS connection to {self.url}: {error.os_error}; check that the port is one for https",
+                code="tls",
+            ) from error
         except TimeoutError as error:
             raise Unavailable(f"the API at {self.url} does not respond in time; try again") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Unavailable(f"cannot reach the API at {self.url}: {_describe(error)}") from error
 
     def _opened(self) -> aiohttp.ClientSession:
+        if self._client is not None and self._client.closed:
+            raise Unavailable(f"the connections to {self.url} were closed during the call")
         if self._client is None:
             self._client = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
@@ -257,6 +266,12 @@ class HttpSession:
         except msgspec.MsgspecError:
             if status in _PROXY_STATUSES:
                 raise _unavailable(f"the API at {self.url} is unavailable (status {status})", retry_after_s) from None
+            if status == 413:
+                raise TweezerError(
+                    f"a proxy of {self.url} refuses a body of this size; send fewer jobs per call, or ask the operator "
+                    "to raise the limit of the proxy",
+                    code="too_large",
+                ) from None
             raise self._foreign(f"it responds with status {status}") from None
         raise _as_error(status, problem, retry_after_s, self.url)
 
@@ -264,13 +279,6 @@ class HttpSession:
         return TweezerError(
             f"{self.url} is not a compatible Tweezer API: {problem}; check the URL, and the version of the server",
             code="not_tweezer",
-        )
-
-    def _untrusted(self, problem: str) -> TweezerError:
-        return TweezerError(
-            f"the certificate of {self.url} is not trusted: {problem}; if it is from your own authority, give that "
-            "with ca_file or TWEEZER_API_CA_FILE",
-            code="certificate",
         )
 
 
