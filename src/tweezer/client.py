@@ -404,7 +404,7 @@ class AsyncBatch(Handle):
                 yield record
                 if is_settled(record):
                     return
-                await news.next(self._patience(deadline))
+                await self._next(news, deadline)
 
     async def wait(
         self, timeout_s: float | None = None, *, progress: bool = False, cancel_on_interrupt: bool = False
@@ -516,7 +516,7 @@ class AsyncBatch(Handle):
                     yield job
                 if last:
                     return
-                changes = await news.next(self._patience(deadline))
+                changes = await self._next(news, deadline)
 
     async def events(
         self, after: Event | str | None = None, *, follow: bool = True, timeout_s: float | None = None
@@ -590,6 +590,13 @@ class AsyncBatch(Handle):
         if not indices:
             return []
         return [job for job in await self.results_at(record, indices) if job.status.terminal]
+
+    async def _next(self, news: NewsReader, deadline: float | None) -> Sequence[Word | JobNews]:
+        try:
+            return await news.next(self._patience(deadline))
+        except Unavailable:
+            self.queue.require_home()  # it may have been closed
+            raise
 
     def _patience(self, deadline: float | None) -> float:
         if deadline is None:
@@ -729,7 +736,7 @@ class AsyncQueue(Handle):
         """Close the connections. Later calls raise TweezerError; closing again has no effect."""
         if self._closed:
             return
-        self._require_home()
+        self.require_home()
         self._closed = True
         await self.transport.close()
 
@@ -966,7 +973,7 @@ class AsyncQueue(Handle):
             NotFound: A short id or name is unknown; nothing was cancelled.
             Conflict: A short id or name means several batches; nothing was cancelled.
         """
-        self._require_home()
+        self.require_home()
         errors, who = {}, _checked_by(by)
         texts = check_list("batch_ids", batch_ids, "ids of batches")
         for batch in [await self._find("batch_ids", text) for text in texts]:
@@ -1069,13 +1076,14 @@ class AsyncQueue(Handle):
 
         Raises TweezerError when the queue is closed, or belongs to another event loop.
         """
-        self._require_home()
+        self.require_home()
         tries, gives_up_at = 0, 0.0
         while True:
             try:
                 with heeding_cancel():
                     return await call()
             except Unavailable as error:
+                self.require_home()  # it may have been closed during the call
                 if not tries:
                     gives_up_at = time.monotonic() + self._retry_s  # the call may have waited for long before it failed
                 tries += 1
@@ -1084,7 +1092,7 @@ class AsyncQueue(Handle):
                     raise
                 await asyncio.sleep(delay_s)
 
-    def _require_home(self) -> None:
+    def require_home(self) -> None:
         """Raise TweezerError unless this is the process and the event loop of the first call."""
         if self._closed:
             raise queue_closed("connect_async")

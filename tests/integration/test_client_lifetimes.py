@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -249,7 +250,7 @@ async def test_an_asynchronous_queue_that_is_never_closed_warns(worker: Process,
     store = store_of(queue)
     held = [queue]
     del queue
-    with pytest.warns(ResourceWarning, match="unclosed <queue of project 'default'>"):
+    with pytest.warns(ResourceWarning, match="unclosed <queue of project 'ours'>"):
         held.clear()
     await store.close()
 
@@ -297,6 +298,25 @@ def test_closing_a_queue_ends_the_waits_of_other_threads(worker: Process, reach:
     assert [error.code for error in errors] == ["queue_closed"]
     with tweezer.connect(**reach("ours")) as queue:
         queue.batch(batch.id).cancel()
+
+
+async def test_closing_an_asynchronous_queue_ends_its_waits(worker: Process, reach: Reach) -> None:
+    async def read_all(each: Any) -> None:
+        async for _ in each:
+            pass
+
+    queue = tweezer.connect_async(**reach("ours"))
+    batch = await queue.submit(None, [{"runs": 1, "variables": {"sleep_s": PATIENCE_S}}], device=NULL)
+    began = time.monotonic()
+    each = (batch.wait(), read_all(batch.finished()), read_all(batch.changes()), read_all(batch.events()))
+    waits = [asyncio.create_task(wait) for wait in each]
+    async for record in batch.changes():
+        if record.counts[JobStatus.RUNNING]:
+            break
+    await queue.close()
+    errors = await asyncio.gather(*waits, return_exceptions=True)
+    assert [getattr(error, "code", error) for error in errors] == ["queue_closed"] * 4
+    assert time.monotonic() - began < PATIENCE_S / 2
 
 
 async def test_a_closed_asynchronous_queue_raises_a_clear_error(worker: Process, reach: Reach) -> None:

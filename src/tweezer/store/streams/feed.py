@@ -114,7 +114,10 @@ class News:
             yield listener
 
     async def close(self) -> None:
+        """Close the connection, and wake the listeners with Unavailable."""
         await self.reader.stop()
+        self._reader_ended(Unavailable("the connection to Redis was closed"))
+        self._listeners.clear()
         await self._pubsub.aclose()
 
     @contextlib.asynccontextmanager
