@@ -26,7 +26,7 @@ from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.recorder.recorder import Recorder
-from tweezer.model.ids import job_id
+from tweezer.model.ids import job_id, short_id
 from tweezer.store.acl import RedisUser
 
 
@@ -190,9 +190,10 @@ async def test_the_command_shows_the_events_of_a_batch_and_of_the_project(site: 
     batch = await site.submit([{}, {}])
     lines = await asyncio.to_thread(site.call, "events", str(batch.id), "--follow")
     assert len(lines) == 1 + 1 + 4 + 1
-    assert lines[0].endswith(f"batch.created      {batch.id}  PENDING")
-    assert lines[-1].endswith(f"batch.done         {batch.id}  RUNNING -> DONE")
-    assert sum(f"{batch.id} job 1  PENDING -> RUNNING" in line for line in lines) == 1
+    short = short_id(batch.id)
+    assert lines[0].endswith(f"batch.created      {short}  PENDING")
+    assert lines[-1].endswith(f"batch.done         {short}  RUNNING -> DONE")
+    assert sum(f"{short}/1  PENDING -> RUNNING" in line for line in lines) == 1
     await site.record()
     more = await site.submit([{}])
     await more.wait(PATIENCE_S)
@@ -207,12 +208,12 @@ async def test_the_events_of_a_job_name_the_worker_of_each_attempt(site: LedgerS
     batch = await site.submit([{}, {}])
     await batch.wait(PATIENCE_S)
     running, done = await asyncio.to_thread(site.call, "events", f"{batch.id}/1")
-    assert re.search(r"job\.running +PENDING -> RUNNING  on \S+:\d+:\w+, lane 0$", running)
+    assert re.search(r"job\.running +PENDING -> RUNNING  on \S+:\d+:\w+, lane [01]$", running)
     assert re.search(r"job\.done +RUNNING -> DONE$", done)
     by_id = await asyncio.to_thread(site.call, "events", str(job_id(batch.id, 1)))
     assert by_id == [running, done]
     whole = await asyncio.to_thread(site.call, "events", str(batch.id))
-    assert len([line for line in whole if "job 1" in line]) == 2
+    assert len([line for line in whole if f"{short_id(batch.id)}/1 " in line]) == 2
 
 
 # -- over the API -------------------------------------------------------------------------------------------
