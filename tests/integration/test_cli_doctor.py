@@ -335,7 +335,7 @@ async def test_a_device_is_forgotten_unless_it_is_served_or_has_work(real_redis_
         assert (await asyncio.to_thread(forget, "NULL")).exit_code == 1
         await store.tickets.heartbeat("here:1:a", "NULL", ttl_s=60, about_device=about, about_worker=worker)
         refused = await asyncio.to_thread(forget, "NULL")
-        assert (refused.exit_code, "1 workers serve NULL" in refused.stderr) == (1, True)
+        assert (refused.exit_code, "NULL is served by 1 worker;" in refused.stderr) == (1, True)
         await store.tickets.heartbeat("here:1:a", "NULL", ttl_s=0, about_device={}, about_worker={})
         advice = (await asyncio.to_thread(findings, real_redis_url))["device NULL"]["change"]
         assert "tweezer devices forget NULL" in advice

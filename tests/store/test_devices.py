@@ -10,6 +10,7 @@ import pytest
 from tests.support.store_rig import StoreRig
 
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
+from tweezer.model.messages import JobSpec
 from tweezer.model.specs import DeviceSpecs, read_specs
 from tweezer.model.windows import UnavailabilityKind
 from tweezer.store.devices import new_window
@@ -118,7 +119,7 @@ async def test_a_device_without_workers_and_work_is_forgotten_with_all_its_keys(
     await rig.run_all(device="OLD")
     begins = datetime.now(UTC) + timedelta(days=1)
     await rig.devices.plan("OLD", new_window(begins, begins + timedelta(hours=1), "new lens"))
-    with pytest.raises(Conflict, match="1 workers serve OLD") as raised:
+    with pytest.raises(Conflict, match="OLD is served by 1 worker; stop every worker") as raised:
         await rig.devices.forget("OLD")
     assert raised.value.code == "served"
     await rig.redis.delete(rig.keys(Key.WORKERS, "OLD"))
@@ -144,6 +145,22 @@ async def test_a_device_with_work_is_not_forgotten(rig: StoreRig) -> None:
     assert await rig.snapshot(but=[rig.keys(Key.DEVICE, "OLD")]) == before
     await rig.commands.cancel(batch_id, project="a")
     await rig.devices.forget("OLD")
+
+
+async def test_an_open_batch_of_a_forgotten_device_takes_no_jobs_until_it_is_announced_again(rig: StoreRig) -> None:
+    """An open batch without jobs does not keep its device; its later jobs would wait unseen."""
+    await rig.announce("OLD", worker="old")
+    batch_id = await rig.submit(0, device="OLD", open=True)
+    await rig.redis.delete(rig.keys(Key.WORKERS, "OLD"))
+    await rig.devices.forget("OLD")
+    with pytest.raises(InvalidInput, match="there is no device OLD; `tweezer devices` lists them"):
+        await rig.commands.add_jobs(batch_id, [JobSpec(runs=1)], project="a")
+    assert await rig.reader.device("OLD") is None
+    await rig.announce("OLD", worker="new")
+    await rig.commands.add_jobs(batch_id, [JobSpec(runs=1)], project="a")
+    await rig.commands.close(batch_id, project="a")
+    await rig.run_all(device="OLD")
+    assert (await rig.batch(batch_id)).status.terminal
 
 
 async def test_a_device_without_workers_is_not_reported_as_down(rig: StoreRig) -> None:

@@ -102,6 +102,20 @@ async def test_the_authors_of_cancels_are_restored(rig: StoreRig, gone: bool) ->
     assert [[attempt.by for attempt in job.cancels] for job in await rig.jobs(batch_id)] == [[], ["alice"], ["bob"]]
 
 
+async def test_the_device_of_a_restored_batch_is_listed_before_its_worker_returns(rig: StoreRig) -> None:
+    saved = await checkpoint(rig.store)
+    await rig.announce("LATER", worker="later")
+    batch_id = await rig.submit(2, device="LATER")
+    ledger = await recorded(rig.store, batch_id)
+    await fall_back(rig.store, saved)
+    assert await rig.reader.device("LATER") is None
+    assert await rig.recovery.restore(*ledger) == 0
+    device = await rig.reader.device("LATER")
+    assert device is not None
+    assert (device.pending, device.lanes) == (2, 0)
+    assert device in await rig.reader.devices()
+
+
 async def test_jobs_before_the_cursor_become_pending_again(rig: StoreRig) -> None:
     batch_id = await rig.submit(3000)
     saved = await checkpoint(rig.store)

@@ -12,6 +12,7 @@ import msgspec
 from tweezer.model.checks import MAX_REASON_LENGTH, check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.specs import DeviceSpecs
+from tweezer.model.summaries import format_count
 from tweezer.model.webhooks import format_time
 from tweezer.model.windows import WINDOWS_MAX, DeviceState, UnavailabilityKind, Window, check_time
 from tweezer.store.scripts import Scripts
@@ -113,7 +114,8 @@ class Devices:
                 raise Conflict(f"no operator has set the specs of {device}, so there is nothing to remove")
             case "forget_device", b"served":
                 raise Conflict(
-                    f"{int(details[0])} workers serve {device}; stop them first (`tweezer workers` lists them)",
+                    f"{device} is served by {format_count(int(details[0]), 'worker')}; stop every worker first "
+                    "(`tweezer workers` lists them)",
                     code="served",
                 )
             case "forget_device", b"busy":

@@ -354,7 +354,7 @@ def _refuse(script: str, word: bytes, details: Sequence[Any], batch_id: UUID, ar
                 "start another batch",
             )
         case _, b"unknown_device":
-            raise InvalidInput("device", f"there is no device {arguments['device']}; `tweezer devices` lists them")
+            raise InvalidInput("device", f"there is no device {details[0].decode()}; `tweezer devices` lists them")
         case _, b"exists":
             raise Conflict(f"batch {batch_id} already exists in another project", code="exists")
         case "end_batch", b"forbidden":

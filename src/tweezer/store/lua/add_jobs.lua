@@ -7,6 +7,7 @@
 -- Returns {'ok', index of the first, NOW_US} | {'repeated', index of the first, the call or nil} | {'late', NOW_US}
 --     | {'conflict'} | {'unknown'} | {'newer'} | {'damaged'} | {'closed'} | {'over'} | {'full', why}
 --     | {'too_many', jobs it has} | {'quota', project, its name, limit, used, added}
+--     | {'unknown_device', name}, if it was forgotten since the submit
 -- Events  an entry without words, because queueing is not a transition
 -- Gate    while shut: unavailable, unless the batch was created since the restart
 -- include: own_batch, calls, idempotency, new_jobs, issue, holder, conclude
@@ -18,6 +19,7 @@ local before = repeated(equal, attempt, expires_us, running_first, running_last)
 if before then return before end
 if is_over(b) then return { 'over' } end
 if b.open == 0 then return { 'closed' } end
+if not is_known(b.device) then return { 'unknown_device', b.device } end
 local count = specs_last - specs_first + 1
 if b.jobs + count > jobs_max then return { 'too_many', int(b.jobs) } end
 local bytes = jobs_bytes(specs_first)

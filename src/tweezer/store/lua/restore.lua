@@ -33,6 +33,7 @@ local function create()
   put(row, 'bytes', int(bytes))
   redis.call('HSET', record, unpack(row))
   redis.call('ZADD', key(KEY.batches, ledger.project), int(tonumber(ledger.created) / 1000), id)
+  redis.call('SADD', key(KEY.devices), ledger.device)
   count_use(ledger.project, 'bytes', bytes)
 end
 

@@ -10,7 +10,7 @@
 --     running:str[], such calls   specs:bytes..., JobSpec
 -- Returns {'ok', batch id, NOW_US} | {'repeated', batch id, the call or nil} | {'late', NOW_US} | {'conflict'}
 --     | {'exists'}: another project has that id | {'full', why} | {'quota', project, its name, limit, used, added}
---     | {'unknown_device'}
+--     | {'unknown_device', name}
 -- Events  batch.created; batch.done if it is closed and has no jobs
 -- Gate    while shut: unavailable if it is called again, because the ledger may have that batch
 -- include: gate, restart, calls, idempotency, new_jobs, issue, conclude, generated/record
@@ -21,7 +21,7 @@ if again == 1 and is_shut() then refuse_while_shut() end
 local before = repeated(equal, attempt, expires_us, running_first, running_last)
   or answered(project, idempotency_key, digest)
 if before then return before end
-if not is_known(device) then return { 'unknown_device' } end
+if not is_known(device) then return { 'unknown_device', device } end
 local jobs, bytes = specs_last - specs_first + 1, jobs_bytes(specs_first)
 local refused = refusal(project, device, jobs, BATCH_BYTES + #doc + bytes)
 if refused then return refused end
