@@ -7,6 +7,7 @@ from click.shell_completion import get_completion_class
 
 _SHELLS = ("bash", "zsh", "fish")
 _VARIABLE = "_TWEEZER_COMPLETE"  # click's name for the variable with which the script calls `tweezer`
+_LOAD_ZSH = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }"  # a fresh ~/.zshrc has not done it
 
 
 @click.command()
@@ -24,4 +25,8 @@ def completion(context: click.Context, *, shell: str) -> None:
     """
     found = get_completion_class(shell)
     assert found is not None
-    click.echo(found(context.find_root().command, {}, "tweezer", _VARIABLE).source())
+    script = found(context.find_root().command, {}, "tweezer", _VARIABLE).source()
+    if shell == "zsh":
+        first, rest = script.split("\n", 1)  # the first line is for scripts in a folder of $fpath
+        script = f"{first}\n{_LOAD_ZSH}\n{rest}"
+    click.echo(script)

@@ -546,21 +546,40 @@ def test_each_shell_gets_a_script_that_it_accepts(shell: str, tmp_path: Path) ->
     subprocess.run([shell, "-n", file], check=True, timeout=30)
 
 
-def test_bash_completes_with_the_script(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shell", "typed", "shown"),
+    [
+        (
+            "bash",
+            """source <(tweezer completion bash)
+            COMP_WORDS=(tweezer su) COMP_CWORD=1
+            _tweezer_completion tweezer su; echo $COMPREPLY""",
+            "submit\n",
+        ),
+        ("zsh", "source <(tweezer completion zsh); echo $_comps[tweezer]", "_tweezer_completion\n"),
+        (
+            "fish",
+            "tweezer completion fish | source; complete -C 'tweezer su'",
+            f"submit\t{group.SECTIONS['Batches']['submit'][1]}\n",
+        ),
+    ],
+)
+def test_each_shell_completes_with_the_script(shell: str, typed: str, shown: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
     program = tmp_path / "tweezer"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tweezer.cli "$@"\n')
     program.chmod(0o700)
-    typed = 'COMP_WORDS=(tweezer su); COMP_CWORD=1; _tweezer_completion tweezer su; echo "${COMPREPLY[@]}"'
     ran = subprocess.run(
-        ["bash", "-c", f"source <(tweezer completion bash); {typed}"],
-        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        [shell, "-c", typed],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)},
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    assert (ran.stdout, ran.stderr) == ("submit\n", "")
+    assert (ran.stdout, ran.stderr) == (shown, "")
 
 
 def test_completion_without_the_server_extra_offers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
