@@ -158,7 +158,9 @@ def test_a_wrong_password_fails() -> None:
     with RedisServer() as server:
         with redis.Redis(port=server.port) as client:
             client.config_set("requirepass", "right")
+        without = CliRunner().invoke(main, ["--redis", server.url, "doctor"])
         result = doctor(server.url.replace("127.0.0.1", ":wrong@127.0.0.1"))
+    assert "FAIL  Redis: Redis requires a password\n      → give its URL with the user and" in without.stdout
     assert result.exit_code == 1
     assert "rejects the credentials" in result.stdout
     assert "wrong@" not in result.stdout

@@ -39,9 +39,9 @@ from tweezer.cli.ledger_checks import (
     warn,
 )
 from tweezer.cli.local.redis_server import OLDEST
-from tweezer.cli.options import Options, clock, pass_options
+from tweezer.cli.options import Options, advise_on_redis, clock, name_host, pass_options
 from tweezer.data_folder import API_CA_FILE, API_URL
-from tweezer.model.errors import TweezerError, Unavailable
+from tweezer.model.errors import TweezerError
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.model.summaries import format_count
 from tweezer.model.windows import UnavailabilityKind
@@ -89,6 +89,8 @@ async def examine(options: Options) -> list[Finding]:
     except TweezerError as error:
         return [*findings, fail("settings", error.message, "correct it; no process starts with this setting")]
     health = await asyncio.to_thread(read_ledger_health, settings)
+    if isinstance(health, Finding) and health.level is Level.FAIL and options.api_url is not None:
+        health = fail(health.name, health.says, name_host("the ledger", options.api_url))
     findings.extend([health] if isinstance(health, Finding) else check_health(health))
     findings.append(check_keeping(settings))
     webhooks = None if isinstance(health, Finding) or health.unfit else await _examine_webhooks(settings, findings)
@@ -114,14 +116,8 @@ async def examine(options: Options) -> list[Finding]:
             has_keys = not isinstance(health, Finding) and health.has_keys
             findings.append(check_api(await store.processes.find(ProcessKind.API), has_keys=has_keys))
     except TweezerError as error:
-        cause = error.__cause__ if isinstance(error.__cause__, Unavailable) else error  # without its advice
-        findings.append(
-            fail(
-                "Redis",
-                cause.message,
-                "start Redis, or set TWEEZER_REDIS_URL (or --redis); `tweezer up` starts one for development",
-            )
-        )
+        cause = error.__cause__ if isinstance(error.__cause__, TweezerError) else error  # without its advice
+        findings.append(fail("Redis", cause.message, advise_on_redis(cause, options.api_url) or "check Redis' log"))
     return findings
 
 

@@ -77,6 +77,8 @@ class Options(NamedTuple):
             if isinstance(transport, DirectTransport):
                 with _explaining_outage():
                     await transport.store.reader.ping()
+            elif patient:
+                await transport.devices()  # if it is away now, report that at once
             yield queue
 
     def _address(self) -> Address:
@@ -130,22 +132,44 @@ class Options(NamedTuple):
         while context.parent is not None:
             names.insert(0, str(context.info_name))
             context = context.parent
-        return open_ledger(self.settings(), " ".join(names), at_any_step=at_any_step)
+        settings = self.settings()
+        if self.api_url is not None and not at_any_step and _ledger(settings) is None:
+            raise TweezerError(f"there is no ledger here; {name_host('the ledger', self.api_url)}", code="schema")
+        return open_ledger(settings, " ".join(names), at_any_step=at_any_step)
+
+
+def name_host(what: str, api_url: str) -> str:
+    """Return where to run a command for operators that needs more than the API."""
+    return (
+        f"this command is for operators: it needs {what} itself, not the API at {api_url}; run it on a host of the "
+        "installation, with its settings (such as TWEEZER_REDIS_URL)"
+    )
+
+
+def advise_on_redis(error: TweezerError, api_url: str | None) -> str | None:
+    """Return what to do if Redis cannot be used, else None. api_url: the API that the other commands use."""
+    if not isinstance(error, Unavailable) and error.code != "redis_auth":
+        return None
+    if api_url is not None:
+        return name_host("Redis", api_url)
+    if isinstance(error, Unavailable):
+        return "start it (`tweezer up` starts one), or give its URL with --redis or TWEEZER_REDIS_URL"
+    return "give its URL with the user and the password in TWEEZER_REDIS_URL"
 
 
 @contextmanager
 def _explaining_outage(*, instead_of: str | None = None) -> Iterator[None]:
-    """Add advice to the error of a Redis that does not answer. instead_of: URL of the API that does not suffice."""
+    """Add advice to the error of a Redis that cannot be used. instead_of: URL of the API that does not suffice."""
     try:
         yield
-    except Unavailable as error:
-        advice = "start it (`tweezer up` starts one), or give its URL with --redis or TWEEZER_REDIS_URL"
-        if instead_of is not None:
-            advice = (
-                f"this command is for operators: it needs Redis itself, not the API at {instead_of}; run it where "
-                "TWEEZER_REDIS_URL is set"
-            )
-        raise Unavailable(f"{error.message.rstrip('.')}; {advice}") from error
+    except TweezerError as error:
+        advice = advise_on_redis(error, instead_of)
+        if advice is None:
+            raise
+        message = f"{error.message.rstrip('.')}; {advice}"
+        if isinstance(error, Unavailable):
+            raise Unavailable(message) from error
+        raise TweezerError(message, code=error.code) from error
 
 
 def _run(opening: AbstractAsyncContextManager[S], act: Callable[[S], Awaitable[T]]) -> T:

@@ -422,6 +422,8 @@ def translate_error(error: redis_errors.RedisError) -> TweezerError:
             return QueueFull("Redis has reached its maxmemory; wait until work finishes, or raise maxmemory")
         case redis_errors.NoPermissionError():
             return _forbidden(text)
+        case redis_errors.AuthenticationError() if text.startswith("Authentication required"):
+            return TweezerError("Redis requires a password", code="redis_auth")
         case redis_errors.AuthenticationError():
             return TweezerError(f"Redis rejects the credentials in TWEEZER_REDIS_URL: {text}", code="redis_auth")
         case redis_errors.ConnectionError() | redis_errors.TimeoutError():

@@ -390,6 +390,8 @@ def _rebuild(kind: type[TweezerError], message: str, code: str) -> TweezerError:
 def _describe(error: Exception) -> str:
     """Return the cause of a lost or failed connection."""
     match error:
+        case aiohttp.ClientConnectorError(os_error=ConnectionRefusedError()):
+            return "no server listens there; check the URL, and whether the API runs"
         case aiohttp.ClientConnectorError():
             return error.os_error.strerror or str(error.os_error)
         case aiohttp.ServerDisconnectedError():

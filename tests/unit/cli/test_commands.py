@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import shutil
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -588,3 +590,42 @@ def test_completion_without_the_server_extra_offers_nothing(monkeypatch: pytest.
 
     monkeypatch.setattr(group, "import_module", missing)
     assert completed("tweezer keys ") == completed("tweezer ")
+
+
+# --- commands for operators where only the API is reachable
+
+
+@pytest.fixture
+def only_api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    url = "http://127.0.0.1:1"
+    monkeypatch.setenv("TWEEZER_API_URL", url)
+    monkeypatch.setenv("TWEEZER_API_KEY", f"twz_{'a' * 12}_{'b' * 52}")
+    monkeypatch.setenv("TWEEZER_DATA_DIR", str(tmp_path / "data"))
+    return url
+
+
+@pytest.mark.parametrize("arguments", [("keys", "list"), ("projects", "create", "lab"), ("dead-letters", "list")])
+def test_a_user_of_the_api_is_not_advised_to_make_a_ledger(
+    arguments: tuple[str, ...], only_api: str, tmp_path: Path
+) -> None:
+    said = refused(CliRunner().invoke(main, arguments), 1)
+    assert said.startswith(
+        "Error: there is no ledger here; this command is for operators: it needs the ledger itself, "
+    )
+    assert f"not the API at {only_api}; run it on a host of the installation" in said
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_doctor_of_a_user_of_the_api_names_where_to_run_it(only_api: str) -> None:
+    found = CliRunner().invoke(main, ["doctor", "--json"])
+    advice = {finding["name"]: finding["change"] for finding in json.loads(found.stdout)}
+    assert advice["ledger"] == advice["Redis"].replace("needs Redis", "needs the ledger")
+    assert f"not the API at {only_api}; run it on a host of the installation" in advice["Redis"]
+
+
+def test_following_a_batch_over_an_api_that_is_away_fails_at_once(only_api: str) -> None:
+    began = time.monotonic()
+    for arguments in (["watch", "@last"], ["events", "--follow"], ["logs", "@last", "--follow"]):
+        said = refused(CliRunner().invoke(main, arguments), 1)
+        assert f"cannot reach the API at {only_api}: no server listens there; check the URL" in said
+    assert time.monotonic() - began < 20  # an API that goes away later is waited for, a minute each time
