@@ -163,7 +163,7 @@ def test_a_batch_is_submitted_watched_and_read(up: Up) -> None:
     assert (status["status"], status["name"], status["tags"]) == ("DONE", "three", ["a"])
     assert [job["status"] for job in status["jobs"]] == ["DONE", "DONE"]
     nobody = str(new_batch_id())
-    assert up.tweezer("status", nobody).stderr == f"Error: there is no batch {nobody}\n"
+    assert up.tweezer("status", nobody).stderr == f"Error: there is no batch {nobody}; `tweezer batches` lists them\n"
 
 
 def test_a_ledger_without_tables_counts_as_none(up: Up, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_ledger_without_tables_counts_as_none(up: Up, tmp_path: Path) -> None:
         for command in ("status", "results"):
             runner = CliRunner(env={"TWEEZER_DATABASE_URL": f"sqlite:///{ledger}"})
             ran = runner.invoke(main, ["--redis", up.redis_url, command, nobody])
-            assert ran.stderr == f"Error: there is no batch {nobody}\n"
+            assert ran.stderr == f"Error: there is no batch {nobody}; `tweezer batches` lists them\n"
 
 
 @pytest.mark.slow
@@ -378,7 +378,8 @@ def test_a_fault_in_a_job_is_reported_in_one_sentence(up: Up) -> None:
     ran = up.tweezer("submit", "-", "--device", "NULLL", "--runs", "1", input="{}")
     assert (ran.exit_code, ran.stdout) == (1, "")
     assert ran.stderr == "Error: device: there is no device 'NULLL' (did you mean NULL?); the devices are NULL\n"
-    assert up.tweezer("status", "nonsense").stderr == "Error: there is no batch nonsense\n"
+    said = up.tweezer("status", "nonsense").stderr
+    assert said == "Error: there is no batch nonsense; `tweezer batches` lists them\n"
 
 
 def test_batches_are_listed_newest_first_with_short_ids(up: Up) -> None:

@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from click.exceptions import NoSuchCommand
 
 from tweezer.cli import show
 from tweezer.cli.options import Options
-from tweezer.model.errors import InvalidInput, TweezerError, describe_os_error, install_command
+from tweezer.model.errors import InvalidInput, NotFound, TweezerError, describe_os_error, install_command
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -88,6 +89,14 @@ _OTHER_WORDS = {
     "log": ("logs", "events"),
 }
 """Words for commands in other programs, and the commands that are meant."""
+
+_MISSING = re.compile(r"there is no (batch|device|project) ")
+_WHERE_TO_LOOK = {
+    "batch": "`tweezer batches` lists them",
+    "device": "`tweezer devices` lists them",
+    "project": "`tweezer projects list` shows their ids, and `tweezer projects create` creates one",
+}
+"""Kind of an object that was not found, and where to look for it."""
 
 _LATE = "late_"  # prefix of the names of global options that are given after the command
 _GLOBAL = "The options of `tweezer` itself, such as --project, may be given here, too."
@@ -178,7 +187,8 @@ class CommandGroup(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
             sys.exit(FAILED)
         except TweezerError as error:
-            _end(error.message)
+            missing = _MISSING.match(error.message) if error.code == NotFound.code else None
+            _end(f"{error.message}; {_WHERE_TO_LOOK[missing[1]]}" if missing else error.message)
         except OSError as error:
             _end(describe_os_error(error))
         except Exception as error:  # the last resort: a user never sees a traceback

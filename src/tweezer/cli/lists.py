@@ -18,6 +18,7 @@ from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.summaries import cut
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord
+from tweezer.transports.protocol import Transport
 
 _BATCHES, _JOBS = 20, 100
 _PAGE = 500  # jobs per read
@@ -74,7 +75,7 @@ def batches(options: Options, /, *, limit: int, as_json: bool, **wanted: Any) ->
     tweezer batches --tag sweep --since 2h
     """
 
-    async def read(queue: AsyncQueue) -> tuple[list[BatchRecord], dict[str, DeviceRecord], bool]:
+    async def read(queue: AsyncQueue) -> tuple[list[BatchRecord], dict[str, DeviceRecord], Transport]:
         found: list[BatchRecord] = []
         async with aclosing(queue.batches(**wanted)) as listed:  # type: ignore[type-var]
             async for _, record in listed:
@@ -83,18 +84,19 @@ def batches(options: Options, /, *, limit: int, as_json: bool, **wanted: Any) ->
                     break
         may_any_wait = as_json and any(record.may_wait for record in found)
         devices = {device.name: device for device in await queue.devices()} if may_any_wait else {}
-        return found, devices, queue.transport.has_history
+        return found, devices, queue.transport
 
-    found, devices, has_history = options.run(read)
+    found, devices, transport = options.run(read)
     if as_json:
         print_json([batch_as_json(record, devices.get(record.device)) for record in found[:limit]])
     elif found:
         show.echo("\n".join(batch_table(found[:limit], datetime.now(UTC))))
     else:
-        show.echo("no batch matches" if any(wanted.values()) else "the project has no batches yet")
+        project = " ".join(filter(None, ("project", transport.project)))
+        show.echo("no batch matches" if any(wanted.values()) else f"{project} has no batches yet")
     if len(found) > limit:
         show.echo(f"There are more: these are the newest {limit}; see --limit.", err=True)
-    if not has_history:
+    if not transport.has_history:
         show.echo("Only batches that Redis still has are listed: no ledger is configured here.", err=True)
 
 

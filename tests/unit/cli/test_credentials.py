@@ -189,7 +189,10 @@ def test_a_key_is_shown_once_and_alone_on_stdout(line: Line) -> None:
 
 
 def test_a_key_belongs_by_default_to_the_project_of_the_settings(line: Line) -> None:
-    assert "there is no project default" in line.refused("keys", "create", "x")
+    refusal = line.refused("keys", "create", "x")
+    assert (
+        "there is no project default; `tweezer projects list` shows their ids, and `tweezer projects create`" in refusal
+    )
     made = json.loads(line.output("--project", "lab", "keys", "create", "x", "--json"))
     assert made["project"] == "lab"
     assert line.json("keys", "create", "x", "--role", "operator")["project"] is None
