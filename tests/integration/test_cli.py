@@ -424,7 +424,7 @@ def test_a_batch_and_a_job_are_named_in_every_way_that_people_use(up: Up) -> Non
     assert up.call("jobs", "@last", "--status", "error") == "no job matches"
     events = up.call("events", f"{short(batch)}/1").splitlines()
     assert events
-    assert [line.split()[2] for line in events] == ["job.running", "job.done"]
+    assert [line.split()[3] for line in events] == ["job.running", "job.done"]
     for command in ("status", "results", "events"):
         assert (
             up.tweezer(command, "@last/2").stderr == f"Error: there is no job 2 in batch {short(batch)}, which has 2\n"

@@ -190,10 +190,10 @@ async def test_the_command_shows_the_events_of_a_batch_and_of_the_project(site: 
     batch = await site.submit([{}, {}])
     lines = await asyncio.to_thread(site.call, "events", str(batch.id), "--follow")
     assert len(lines) == 1 + 1 + 4 + 1
-    short = short_id(batch.id)
-    assert lines[0].endswith(f"batch.created      {short}  PENDING")
-    assert lines[-1].endswith(f"batch.done         {short}  RUNNING -> DONE")
-    assert sum(f"{short}/1  PENDING -> RUNNING" in line for line in lines) == 1
+    name = short_id(batch.id)
+    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d [\d:]{{8}}\.\d{{3}} \S+  batch\.created      {name}  PENDING", lines[0])
+    assert lines[-1].endswith(f"batch.done         {name}  RUNNING -> DONE")
+    assert sum(f"{name}/1  PENDING -> RUNNING" in line for line in lines) == 1
     await site.record()
     more = await site.submit([{}])
     await more.wait(PATIENCE_S)
@@ -213,7 +213,7 @@ async def test_the_events_of_a_job_name_the_worker_of_each_attempt(site: LedgerS
     by_id = await asyncio.to_thread(site.call, "events", str(job_id(batch.id, 1)))
     assert by_id == [running, done]
     whole = await asyncio.to_thread(site.call, "events", str(batch.id))
-    assert len([line for line in whole if f"{short_id(batch.id)}/1 " in line]) == 2
+    assert len([line for line in whole if f"{short_id(batch.id)}/1" in line]) == 2
 
 
 # -- over the API -------------------------------------------------------------------------------------------

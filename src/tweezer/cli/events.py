@@ -86,10 +86,11 @@ async def _project_events(queue: AsyncQueue, after: str | None, *, follow: bool)
 
 
 def _line(event: EventMessage, *, names_job: bool) -> str:
-    """Format an event: ``2026-11-22 10:00:02.120  job.done  5m2q0xw8kd/3  RUNNING -> DONE``."""
+    """Format an event: ``2026-11-22 11:00:02.120 CET  job.done  5m2q0xw8kd/3  RUNNING -> DONE``."""
     moment = datetime.fromisoformat(event.timestamp).astimezone()
     data = event.data
-    words = [f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03}", f"{event.type:<{17 if names_job else 12}}"]
+    clock = f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03} {moment:%Z}"
+    words = [clock, f"{event.type:<{17 if names_job else 12}}"]
     if "batch_id" not in data:
         return "  ".join([*words, " ".join(f"{name}={value}" for name, value in data.items() if value is not None)])
     if names_job:
