@@ -243,7 +243,8 @@ def usage(stack: Stack) -> list[str]:
     """Publish the environment of the processes; return instructions for another terminal."""
     return [
         f"  Redis  {stack.redis_place}",
-        f"  API    {stack.api_url}  (described by /openapi.json)",
+        f"  API    {stack.api_url}",
+        f"  docs   {stack.api_url}/docs  (the API, to read and to try)",
         f"  logs   {stack.logs}",
         "",
         "In another terminal:",

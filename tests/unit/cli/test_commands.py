@@ -111,6 +111,7 @@ def test_the_output_of_up_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
     script = f'{line}\nprintf %s "$TWEEZER_API_KEY"'
     ran = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env={}, check=True)
     assert ran.stdout == "a key"
+    assert "  docs   http://b/docs  (the API, to read and to try)" in usage(stack)
 
 
 @pytest.fixture
