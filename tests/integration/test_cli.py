@@ -492,9 +492,9 @@ def test_ctrl_c_ends_watch(up: Up) -> None:
     _, output = watching.communicate(timeout=PATIENCE_S)
     assert watching.returncode == 130
     shown = short(batch)
-    assert output.strip().splitlines() == [
-        f"The batch continues. To follow it again: tweezer watch {shown}; to stop it: tweezer cancel {shown}"
-    ]
+    assert output == (
+        f"The batch continues. To follow it again: tweezer watch {shown}; to stop it: tweezer cancel {shown}\n"
+    )
     up.call("cancel", batch)
 
 

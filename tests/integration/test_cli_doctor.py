@@ -310,7 +310,7 @@ async def test_a_stopped_scheduler_and_a_stopped_api_are_found(real_redis_url: s
         found = await asyncio.to_thread(findings, real_redis_url)
         assert (found["scheduler"]["level"], found["API"]["level"]) == ("WARN", "OK")
         await store.redis.zadd(store.keys(Key.INTAKE), {"message": 1})
-        assert "1 arq messages wait" in (await asyncio.to_thread(findings, real_redis_url))["scheduler"]["says"]
+        assert "1 arq message in the queue" in (await asyncio.to_thread(findings, real_redis_url))["scheduler"]["says"]
         for kind in ProcessKind:
             await store.processes.report(kind, "lab1:812:3fa901")
         found = await asyncio.to_thread(findings, real_redis_url)

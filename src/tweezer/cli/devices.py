@@ -6,11 +6,12 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from tweezer.cli import show
+from tweezer.cli.group import INTERRUPTED
 from tweezer.cli.options import Options, clock, parse_time, pass_options, print_list
 from tweezer.cli.status import availability
 from tweezer.client import AsyncQueue
@@ -18,6 +19,9 @@ from tweezer.model.checks import suggest_name
 from tweezer.model.errors import NotFound
 from tweezer.model.summaries import format_duration
 from tweezer.store.records import DeviceRecord, WorkerRecord
+
+if TYPE_CHECKING:
+    from tweezer.store.connection import Store
 
 T = TypeVar("T")
 
@@ -56,7 +60,15 @@ def forget(options: Options, *, device: str) -> None:
 
     Its specs, its planned maintenance and its counters are deleted. A worker that starts later announces it again.
     """
-    options.run_store(lambda store: store.devices.forget(device))
+
+    async def run(store: Store) -> None:
+        try:
+            await store.devices.forget(device)
+        except NotFound:
+            known = [it.name for it in await store.reader.devices()]
+            raise NotFound("device", f"{device}{suggest_name(device, known)}") from None
+
+    options.run_store(run)
     show.echo(f"Forgot {device}.")
 
 
@@ -175,7 +187,7 @@ def drain(options: Options, *, device: str, reason: str) -> None:
         options.run(wait, patient=True)
     except KeyboardInterrupt:
         show.echo(f"{device} stays paused; `tweezer resume {device}` puts it back to work.", err=True)
-        raise
+        raise click.exceptions.Exit(INTERRUPTED) from None
     show.echo(f"{device} is drained; `tweezer resume {device}` puts it back to work.")
 
 

@@ -20,7 +20,7 @@ from tweezer.cli.options import exit_unless, print_json
 from tweezer.ledger.config import sqlite_file
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.messages import RECORD_VERSION
-from tweezer.model.summaries import format_duration
+from tweezer.model.summaries import format_count, format_duration
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.measures import measure
@@ -221,7 +221,9 @@ def check_scheduler(process: str | None, *, messages: int) -> Finding:
         return ok("scheduler", f"running ({process})")
     start = "start one: tweezer scheduler"
     if messages:
-        return fail("scheduler", f"no scheduler is running: {messages} arq messages wait", start)
+        return fail(
+            "scheduler", f"no scheduler is running: {format_count(messages, 'arq message')} in the queue", start
+        )
     return warn("scheduler", "no scheduler is running: expired batches, deliveries and secrets are not deleted", start)
 
 

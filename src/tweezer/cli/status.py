@@ -17,6 +17,7 @@ import click
 import msgspec
 
 from tweezer.cli import show
+from tweezer.cli.group import INTERRUPTED
 from tweezer.cli.options import Options, clock, pass_options, print_json, split_job
 from tweezer.client import AsyncBatch, AsyncQueue
 from tweezer.model.cancels import CancelAttempt, CancelOutcome
@@ -151,9 +152,11 @@ class Meter:
 
     def show(self, view: View) -> None:
         line = progress_line(view, show.width() if self._live else show.MAX_WIDTH + 20)
+        if line == self._shown:
+            return
         if self._live:
             self._overwrite(line)
-        elif self._is_news(view, line):
+        elif is_settled(view.record) or time.monotonic() - self._shown_at >= _LOOK_AGAIN_S:
             show.echo(line, err=self._err)
         else:
             return
@@ -178,9 +181,6 @@ class Meter:
         rest = len(show.unstyle(self._shown)) - len(show.unstyle(line))
         click.echo("\r", err=self._err, nl=False)
         show.echo(line + " " * rest, err=self._err, nl=False)
-
-    def _is_news(self, view: View, line: str) -> bool:
-        return line != self._shown and (is_settled(view.record) or time.monotonic() - self._shown_at >= _LOOK_AGAIN_S)
 
 
 class Failures:
@@ -310,6 +310,7 @@ def explaining_interrupts(batches: Sequence[UUID]) -> Iterator[None]:
                 f"The batch continues. To follow it again: tweezer watch {batch}; to stop it: tweezer cancel {batch}",
                 err=True,
             )
+            raise click.exceptions.Exit(INTERRUPTED) from None
         raise
 
 

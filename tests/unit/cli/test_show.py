@@ -291,6 +291,9 @@ def test_the_line_of_progress_is_overwritten_without_control_sequences(monkeypat
         meter.show(View(batch(pending=6, running=2), {}, hint="a long hint"))
         meter.note("job 3 failed: no atoms")
         meter.show(View(batch(pending=8), {}))
+        written = terminal.getvalue()
+        meter.show(View(batch(pending=8), {}))
+        assert terminal.getvalue() == written  # nothing new to draw
         meter.end()
     assert "\x1b" not in terminal.getvalue()
     assert terminal.screen() == ["job 3 failed: no atoms", f"{'░' * 20}  0/8 jobs · 8 pending", ""]
@@ -334,8 +337,9 @@ def test_only_new_reasons_of_failures_are_reported_at_once() -> None:
 def test_ctrl_c_reports_that_the_batch_continues(capsys: pytest.CaptureFixture[str]) -> None:
     identity = new_batch_id()
     shown = short_id(identity)
-    with pytest.raises(KeyboardInterrupt), explaining_interrupts([identity]):
+    with pytest.raises(click.exceptions.Exit) as ended, explaining_interrupts([identity]):
         raise KeyboardInterrupt
+    assert ended.value.exit_code == 130
     assert capsys.readouterr().err == (
         f"The batch continues. To follow it again: tweezer watch {shown}; to stop it: tweezer cancel {shown}\n"
     )
