@@ -46,7 +46,7 @@ from tweezer.model.checks import (
 )
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.events import Event, JobNews, Word
-from tweezer.model.ids import DEFAULT_PROJECT, is_namespace, is_project_id, new_batch_id, short_job_id
+from tweezer.model.ids import DEFAULT_PROJECT, is_namespace, is_project_id, new_batch_id, short_id, short_job_id
 from tweezer.model.ids import job_id as make_job_id
 from tweezer.model.lifecycle import JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_BATCH, JobSpec, Limits, Priority, Result
@@ -253,7 +253,7 @@ class AsyncBatch(Handle):
         self.id = batch_id
 
     def __repr__(self) -> str:
-        return f"<batch {self.id}>"
+        return f"<batch {short_id(self.id)}>"
 
     def __reduce__(self) -> tuple[type[AsyncBatch], tuple[AsyncQueue, UUID]]:
         return AsyncBatch, (self.queue, self.id)
@@ -603,7 +603,9 @@ class AsyncBatch(Handle):
             return _LOOK_AGAIN_S
         left = deadline - time.monotonic()
         if left <= 0:
-            raise WaitTimeout(f"batch {self.id} still has jobs to run; wait longer, or check `tweezer devices`")
+            raise WaitTimeout(
+                f"batch {short_id(self.id)} still has jobs to run; wait longer, or check `tweezer devices`"
+            )
         return min(left, _LOOK_AGAIN_S)
 
 
@@ -625,7 +627,7 @@ def describe_queue(project: str | None) -> str:
 def queue_closed(connect: str) -> TweezerError:
     """Return the error for a call on a closed queue. connect: the function that opens another one."""
     return TweezerError(
-        f'the queue is closed; open another one with {connect}(), and find a batch again with queue.batch("ID")',
+        f'the queue is closed; open another one with {connect}(), and find a batch again with queue.find("ID")',
         code="queue_closed",
     )
 

@@ -25,6 +25,7 @@ from tweezer.client import AsyncBatch, AsyncQueue, Handle, ListedBatch, connect_
 from tweezer.duties import end_tasks
 from tweezer.model.arguments import check_flag
 from tweezer.model.errors import Conflict, TweezerError
+from tweezer.model.ids import short_id
 from tweezer.store.records import BatchRecord
 
 P = ParamSpec("P")
@@ -333,7 +334,7 @@ class Batch(_Handle):
         return Queue(self._runner)
 
     def __repr__(self) -> str:
-        return f"<batch {self.id}>"
+        return f"<batch {short_id(self.id)}>"
 
     def _repr_html_(self) -> str | None:
         """Return the batch as it is now, with its first jobs; None if it cannot be read, so that ``repr`` is shown."""

@@ -254,9 +254,9 @@ async def test_the_end_of_a_task_ends_its_wait_and_cancels_only_on_request(
         await waiting
     shown = capsys.readouterr().err
     if cancels:
-        assert shown == f"Interrupted: batch {batch.id} is being cancelled.\n"
+        assert shown == f"Interrupted: batch {short_id(batch.id)} is being cancelled.\n"
     else:
-        assert shown.startswith(f"Stopped waiting; batch {batch.id} continues.")
+        assert shown.startswith(f"Stopped waiting; batch {short_id(batch.id)} continues.")
         assert (await batch.record()).cancels == ()
         await batch.cancel()
     assert (await batch.wait(PATIENCE_S, progress=True)).status is BatchStatus.CANCELED

@@ -280,7 +280,7 @@ async def test_every_call_on_a_closed_queue_advises_to_connect_again(real_redis_
         assert error.code == "queue_closed", name
         assert error.message == (
             f"the queue is closed; open another one with connect{'_async' if asynchronous else ''}(), and find a batch "
-            'again with queue.batch("ID")'
+            'again with queue.find("ID")'
         )
     gc.collect()  # a coroutine that was never awaited would warn here
     assert repr(queue) == "<closed queue of project 'default'>"

@@ -21,6 +21,7 @@ from tests.support.waiting import PATIENCE_S, wait_until
 
 import tweezer
 from tweezer import BatchStatus, Job, JobStatus
+from tweezer.model.ids import short_id
 from tweezer.store.acl import RedisUser
 from tweezer.store.producers import CancelAnswer
 
@@ -63,7 +64,7 @@ def test_a_batch_is_submitted_waited_for_and_read(queue: tweezer.Queue) -> None:
     assert [job.id for job in queue.batch(batch.id).jobs()] == [first.id, second.id]
     assert queue.job(first.id).status is DONE
     assert queue.result(str(second.id)).counter == {"0": 4}
-    assert repr(batch) == f"<batch {batch.id}>"
+    assert repr(batch) == f"<batch {short_id(batch.id)}>"
 
 
 def test_a_notebook_shows_the_current_state_of_a_batch(queue: tweezer.Queue) -> None:
@@ -71,7 +72,7 @@ def test_a_notebook_shows_the_current_state_of_a_batch(queue: tweezer.Queue) -> 
     batch.wait(PATIENCE_S)
     html = batch._repr_html_()
     assert html is not None
-    assert str(batch.id) in html
+    assert short_id(batch.id) in html
     assert "“&lt;scan&gt;”" in html
     assert "2 jobs: 1 DONE, 1 ERROR" in html
     assert "too hot" in html
@@ -125,10 +126,10 @@ def test_an_interrupt_ends_a_wait_and_cancels_only_on_request(
         _, errors = waiting.communicate(timeout=PATIENCE_S)
     assert "KeyboardInterrupt" in errors
     if cancels:
-        assert f"Interrupted: batch {batch.id} is being cancelled.\n" in errors
+        assert f"Interrupted: batch {short_id(batch.id)} is being cancelled.\n" in errors
         assert batch.wait(PATIENCE_S).status is BatchStatus.CANCELED
     else:
-        assert f"Stopped waiting; batch {batch.id} continues. Cancel it with batch.cancel() or" in errors
+        assert f"Stopped waiting; batch {short_id(batch.id)} continues. Cancel it with batch.cancel() or" in errors
         assert running(batch)
         batch.cancel()
 

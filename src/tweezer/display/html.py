@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, cast
 
-from tweezer.display.svg import BAR_COLOUR, REST_COLOUR, draw_histogram
+from tweezer.display.svg import BAR_COLOUR, draw_histogram
+from tweezer.model.ids import short_id, short_job_id
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.summaries import (
     cut,
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from tweezer.store.records import BatchRecord, JobRecord
 
 STATUS_COLOURS = {
-    "PENDING": REST_COLOUR,
-    "PAUSED": REST_COLOUR,
+    "PENDING": "#888888",
+    "PAUSED": "#888888",
     "RUNNING": BAR_COLOUR,
     "DONE": "#0a8f68",
     "ERROR": "#d55e00",
@@ -48,7 +49,7 @@ _BOX = '<div style="font-size:13px;line-height:1.5;max-width:960px">'
 
 def draw_status(status: str) -> str:
     """Return the word of a status after a dot in its colour."""
-    return f'<span style="color:{STATUS_COLOURS.get(status, REST_COLOUR)}">●</span>&nbsp;{escape(status)}'
+    return f'<span style="color:{STATUS_COLOURS[status]}">●</span>&nbsp;{escape(status)}'
 
 
 def draw_counts(counts: Mapping[JobStatus, int]) -> str:
@@ -72,7 +73,7 @@ def draw_batch(record: BatchRecord, jobs: Sequence[JobRecord | Finished] = (), *
     about = [draw_status(record.status), escape(record.device), escape(describe_counts(record.counts))]
     if record.open:
         about.append("open for more jobs")
-    head = f"<div><b>batch</b> <code>{record.id}</code>{name}<br>{' · '.join(about)}</div>"
+    head = f"<div><b>batch</b> <code>{short_id(record.id)}</code>{name}<br>{' · '.join(about)}</div>"
     fault = _error(str(record.fault)) if record.fault is not None else ""
     table = draw_table(jobs, of=record.jobs) if jobs else ""
     return f"{_BOX}{head}{draw_counts(record.counts)}{fault}{_small(note)}{table}</div>"
@@ -82,7 +83,7 @@ def draw_job(job: JobRecord | Finished) -> str:
     """Return a job: a line about it, the histogram of its shots, and the reason if it failed."""
     record, result, error = read_parts(job)
     values = describe_values(record.spec.variables)
-    about = [f"<b>job {record.index}</b> of batch <code>{record.batch_id}</code>", draw_status(record.status)]
+    about = [f"<b>job</b> <code>{short_job_id(record.id)}</code>", draw_status(record.status)]
     if values:
         about.append(f"<code>{escape(values)}</code>")
     if record.device_s is not None:
@@ -127,7 +128,7 @@ def _cells(job: JobRecord | Finished) -> tuple[str, ...]:
         "" if doing is None else doing.value + ("" if record.progress is None else f" {record.progress:.0%}")
     )
     return (
-        str(record.index),
+        f"<code>{short_job_id(record.id)}</code>",
         draw_status(record.status),
         escape(describe_values(record.spec.variables)),
         "" if runs is None else str(runs),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from uuid import UUID
 
 from tweezer.display.html import draw_batch
+from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.summaries import format_count, format_duration
 
@@ -34,7 +35,7 @@ class ProgressBar:
     """
 
     def __init__(self, batch_id: UUID, *, is_shown: bool, cancels: bool = False) -> None:
-        self._batch_id = batch_id
+        self._batch = short_id(batch_id)
         self._view: _View | None = (_Notebook() if _shell_shows_html() else _Lines()) if is_shown else None
         self._cancels = cancels
         self._began: tuple[float, int] | None = None
@@ -63,10 +64,10 @@ class ProgressBar:
 
     def _last_words(self) -> str:
         if self._cancels:
-            return f"Interrupted: batch {self._batch_id} is being cancelled."
+            return f"Interrupted: batch {self._batch} is being cancelled."
         return (
-            f"Stopped waiting; batch {self._batch_id} continues. Cancel it with batch.cancel() or "
-            f"`tweezer cancel {self._batch_id}`."
+            f"Stopped waiting; batch {self._batch} continues. Cancel it with batch.cancel() or "
+            f"`tweezer cancel {self._batch}`."
         )
 
 

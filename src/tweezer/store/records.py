@@ -12,7 +12,7 @@ import msgspec
 
 from tweezer.model.cancels import CancelAttempt, CancelOutcome, read_attempts
 from tweezer.model.errors import FaultKind, NewerRecord, Unreadable
-from tweezer.model.ids import job_id
+from tweezer.model.ids import job_id, short_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus, Stage
 from tweezer.model.messages import (
     RECORD_VERSION,
@@ -233,7 +233,9 @@ class BatchRecord(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         name = f", {cut(self.doc.name)!r}" if self.doc.name else ""
         fault = f": {cut(str(self.fault))}" if self.fault is not None else ""
-        return f"<batch {self.id} {self.status} on {self.device}, {describe_counts(self.counts)}{name}{fault}>"
+        return (
+            f"<batch {short_id(self.id)} {self.status} on {self.device}, {describe_counts(self.counts)}{name}{fault}>"
+        )
 
     def _repr_html_(self) -> str:
         from tweezer.display.html import draw_batch

@@ -11,6 +11,7 @@ from tests.support.records import BATCH_ID, make_batch, make_job
 from tweezer.client import Finished
 from tweezer.display.data import JobList
 from tweezer.display.html import MAX_ROWS, draw_batch
+from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import JobStatus, Stage
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Result
 from tweezer.store.records import JobRecord
@@ -58,9 +59,17 @@ def test_a_batch_is_a_line_a_bar_and_a_table() -> None:
     counts = {JobStatus.DONE: 1, JobStatus.ERROR: 1, JobStatus.RUNNING: 1}
     html = draw_batch(make_batch(counts, open=True, doc=BatchDoc("EMU_FREE", "{}", name="scan")), jobs)
     text = Reader(html).text
-    for part in (str(BATCH_ID), "“scan”", "EMU_FREE", "3 jobs: 1 RUNNING, 1 DONE, 1 ERROR", "open for more jobs"):
+    for part in (short_id(BATCH_ID), "“scan”", "EMU_FREE", "3 jobs: 1 RUNNING, 1 DONE, 1 ERROR", "open for more jobs"):
         assert part in text
-    for part in ("omega=6.5", "010010", "48%", "0.3 s", "sequence: is too long", "on_device 40%"):
+    for part in (
+        f"{short_id(BATCH_ID)}/2",
+        "omega=6.5",
+        "010010",
+        "48%",
+        "0.3 s",
+        "sequence: is too long",
+        "on_device 40%",
+    ):
         assert part in text
     assert 'aria-label="3 jobs: 1 RUNNING, 1 DONE, 1 ERROR"' in html
 

@@ -13,6 +13,7 @@ import pytest
 from tests.support.records import BATCH_ID, make_batch
 
 from tweezer.display.progress import ProgressBar, format_line
+from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.store.records import BatchRecord
 
@@ -86,9 +87,13 @@ def test_an_encoding_without_blocks_has_other_characters(monkeypatch: pytest.Mon
 def test_an_interrupt_is_answered_with_how_to_cancel(
     monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
 ) -> None:
+    batch = short_id(BATCH_ID)
     for cancels, words in (
-        (False, f"\nStopped waiting; batch {BATCH_ID} continues. Cancel it with batch.cancel() or `tweezer cancel "),
-        (True, f"\nInterrupted: batch {BATCH_ID} is being cancelled.\n"),
+        (
+            False,
+            f"\nStopped waiting; batch {batch} continues. Cancel it with batch.cancel() or `tweezer cancel {batch}`.\n",
+        ),
+        (True, f"\nInterrupted: batch {batch} is being cancelled.\n"),
     ):
         terminal = Terminal()
         monkeypatch.setattr(sys, "stderr", terminal)
@@ -137,7 +142,7 @@ def test_a_notebook_has_one_output_that_is_updated(monkeypatch: pytest.MonkeyPat
     with pytest.raises(KeyboardInterrupt), ProgressBar(BATCH_ID, is_shown=True) as progress:  # noqa: PT012
         progress.show(HALF)
         raise KeyboardInterrupt
-    assert f"Stopped waiting; batch {BATCH_ID} continues." in notebook.cells[1][-1]
+    assert f"Stopped waiting; batch {short_id(BATCH_ID)} continues." in notebook.cells[1][-1]
 
 
 def test_ipython_in_a_terminal_has_the_line(monkeypatch: pytest.MonkeyPatch) -> None:

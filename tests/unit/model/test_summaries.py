@@ -11,6 +11,7 @@ from tests.support.records import BATCH_ID, make_batch, make_job
 
 from tweezer.client import Finished
 from tweezer.model.errors import ResultUnavailable
+from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Priority, Result
 from tweezer.model.summaries import cut, cut_middle, describe_counter, describe_values, format_count, format_duration
@@ -24,9 +25,9 @@ HOSTILE = "a\nb\x1b[31m\u202e\ud800" + "x" * 500
 
 def test_a_batch_shows_its_status_and_its_jobs() -> None:
     batch = make_batch({JobStatus.DONE: 2, JobStatus.ERROR: 1}, doc=BatchDoc("EMU_FREE", SEQUENCE, name="scan"))
-    assert repr(batch) == f"<batch {BATCH_ID} DONE on EMU_FREE, 3 jobs: 2 DONE, 1 ERROR, 'scan'>"
+    assert repr(batch) == f"<batch {short_id(BATCH_ID)} DONE on EMU_FREE, 3 jobs: 2 DONE, 1 ERROR, 'scan'>"
     failed = make_batch({JobStatus.ERROR: 1}, status=BatchStatus.ERROR, fault=Fault("user", "is too long", "sequence"))
-    assert repr(failed) == f"<batch {BATCH_ID} ERROR on EMU_FREE, 1 job: 1 ERROR: sequence: is too long>"
+    assert repr(failed) == f"<batch {short_id(BATCH_ID)} ERROR on EMU_FREE, 1 job: 1 ERROR: sequence: is too long>"
 
 
 @pytest.mark.parametrize(
