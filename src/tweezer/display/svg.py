@@ -12,7 +12,6 @@ from html import escape
 from tweezer.model.summaries import cut, cut_middle, format_count, rank
 
 BAR_COLOUR = "#2b7fc3"
-REST_COLOUR = "#888888"
 
 _WIDTH = 560
 _ROW = 20
@@ -32,7 +31,7 @@ _STANDALONE = (
 def draw_histogram(
     counter: Mapping[str, int], *, top: int = 12, title: str | None = None, standalone: bool = False
 ) -> str:
-    """Draw the most frequent bitstrings as horizontal bars, and a last one for all others.
+    """Draw the most frequent bitstrings as horizontal bars, and write how many others there are.
 
     Args:
         counter: Number of shots by bitstring.
@@ -46,14 +45,12 @@ def draw_histogram(
     """
     shots = sum(counter.values())
     order = rank(counter)
-    rows = [(bits, count, BAR_COLOUR) for bits, count in order[:top]]
-    if len(order) > top:
-        rows.append((format_count(len(order) - top, "other"), sum(count for _, count in order[top:]), REST_COLOUR))
-    most = max((count for _, count, _ in rows), default=0) or 1
-    labels = round(max((min(len(bits), _LABEL) for bits, _, _ in rows), default=0) * _CHARACTER) + 2
+    rows, rest = order[:top], order[top:]
+    most = max((count for _, count in rows), default=0) or 1
+    labels = round(max((min(len(bits), _LABEL) for bits, _ in rows), default=0) * _CHARACTER) + 2
     space = _WIDTH - labels - _FIGURES - 2 * _GAP
     above = _ROW if title else 0
-    height = above + _ROW * max(len(rows), 1)
+    height = above + _ROW * (max(len(rows), 1) + bool(rest))
     size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
     label = escape(_summary(counter, title))
     parts = [
@@ -64,18 +61,25 @@ def draw_histogram(
         parts.append(_text(0, 13, cut(title, 90), ' font-weight="bold" font-family="sans-serif"'))
     if not rows:
         parts.append(_text(0, above + 14, "no shots", ' font-family="sans-serif"'))
-    for number, (bits, count, colour) in enumerate(rows):
+    for number, (bits, count) in enumerate(rows):
         y = above + number * _ROW
         length = max(round(space * count / most, 1), 1.0)
-        figures = f"{count:,} ({count / (shots or 1):.1%})".replace(",", "\u202f")
+        figures = _figures(count, shots)
         parts += [
             f"<g><title>{escape(cut(bits, _TITLE))}: {figures}</title>",
             _text(labels, y + 14, cut_middle(bits, _LABEL), ' text-anchor="end" font-family="monospace"'),
-            f'<rect x="{labels + _GAP}" y="{y + 3}" width="{length:g}" height="{_BAR}" rx="2" fill="{colour}"/>',
+            f'<rect x="{labels + _GAP}" y="{y + 3}" width="{length:g}" height="{_BAR}" rx="2" fill="{BAR_COLOUR}"/>',
             _text(round(labels + 2 * _GAP + length, 1), y + 14, figures, ' font-family="sans-serif"'),
             "</g>",
         ]
+    if rest:  # without a bar, which would often make all others too short to compare
+        others = f"{format_count(len(rest), 'other')}: {_figures(sum(count for _, count in rest), shots)}"
+        parts.append(_text(labels + _GAP, height - _ROW + 14, others, ' font-family="sans-serif"'))
     return "".join([*parts, "</svg>"])
+
+
+def _figures(count: int, shots: int) -> str:
+    return f"{count:,} ({count / (shots or 1):.1%})".replace(",", "\u202f")
 
 
 def _text(x: float, y: float, text: str, attributes: str) -> str:

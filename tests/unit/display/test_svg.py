@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tweezer.display.html import STATUS_COLOURS
-from tweezer.display.svg import BAR_COLOUR, REST_COLOUR, draw_histogram
+from tweezer.display.svg import BAR_COLOUR, draw_histogram
 
 SVG = "{http://www.w3.org/2000/svg}"
 COUNTER = {"101101": 105, "010010": 240, "110000": 60, "000000": 50, "111111": 45}
@@ -34,14 +34,12 @@ def test_bars_are_as_long_as_their_shares() -> None:
     assert length == pytest.approx(longest * 105 / 240, abs=0.1)
 
 
-def test_all_others_are_one_bar_in_another_colour() -> None:
-    drawn = bars(parse(draw_histogram(COUNTER, top=3)))
-    assert [(label, colour) for label, _, colour in drawn] == [
-        ("010010", BAR_COLOUR),
-        ("101101", BAR_COLOUR),
-        ("110000", BAR_COLOUR),
-        ("2 others", REST_COLOUR),
-    ]
+def test_all_others_are_a_line_that_leaves_the_bars_their_length() -> None:
+    counter = {"0000": 9, "1111": 3} | {f"{number:04b}": 1 for number in range(2, 12)}
+    root = parse(draw_histogram(counter, top=2))
+    assert [(label, colour) for label, _, colour in bars(root)] == [("0000", BAR_COLOUR), ("1111", BAR_COLOUR)]
+    assert bars(root)[0][1] == bars(parse(draw_histogram({"0000": 9, "1111": 3})))[0][1], "as long as without others"
+    assert root.findall(f"{SVG}text")[-1].text == "10 others: 10 (45.5%)"
 
 
 def test_figures_have_shots_and_share() -> None:
@@ -88,6 +86,6 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("background", ["#ffffff", "#1e1e1e", "#111111"])
 def test_colours_have_contrast_on_light_and_dark_backgrounds(background: str) -> None:
-    for colour in {BAR_COLOUR, REST_COLOUR, *STATUS_COLOURS.values()}:
+    for colour in {BAR_COLOUR, *STATUS_COLOURS.values()}:
         dark, light = sorted((luminance(colour), luminance(background)))
         assert (light + 0.05) / (dark + 0.05) >= 3, colour
