@@ -30,6 +30,7 @@ from tweezer.store.records import BatchPause, BatchRecord, DeviceRecord, JobReco
 from tweezer.transports.protocol import is_settled
 
 _LISTED = 10  # jobs, reasons, and attempts to cancel some
+_EXAMINED = 100  # jobs, to find one that runs
 
 
 def availability(device: DeviceRecord, now: datetime) -> str:
@@ -251,6 +252,8 @@ async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter, *, until_close
     """
     batch = queue.batch(batch_id)
     rate, progress, failures = _Rate(), dict[int, float](), Failures(batch)
+    hint: str | None = None
+    explained: BatchRecord | None = None
     await batch.record()
     try:
         async with batch.news() as news:
@@ -259,9 +262,10 @@ async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter, *, until_close
             while True:
                 ended = sum(count for status, count in record.counts.items() if status.terminal)
                 per_s = rate.now(ended)
-                hint = None
-                if rate.still_for_s > _STALLED_S and record.status is not BatchStatus.PAUSED:
-                    hint = describe_wait(record, await queue.device(record.device), datetime.now(UTC), clock)
+                if rate.still_for_s <= _STALLED_S or record.status is BatchStatus.PAUSED:
+                    hint = None
+                elif record is not explained:
+                    hint, explained = await explain_standstill(batch, record, progress), record
                 if record.counts[JobStatus.RUNNING] == 0:
                     progress.clear()
                 is_over = is_settled(record) and not (until_closed and record.open)
@@ -281,6 +285,15 @@ async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter, *, until_close
                     await asyncio.sleep(0 if is_settled(record) else meter.interval_s)  # news may come by the thousand
     finally:
         meter.end()
+
+
+async def explain_standstill(batch: AsyncBatch, record: BatchRecord, progress: Mapping[int, float]) -> str | None:
+    """Return why no job ends: what the batch waits for, or what a running job does that reports no progress."""
+    why = describe_wait(record, await batch.queue.device(record.device), datetime.now(UTC), clock)
+    if why is not None or progress or not record.counts[JobStatus.RUNNING]:
+        return why
+    jobs = await batch.jobs_at(record, range(min(record.jobs, _EXAMINED)))
+    return next((_note(job, reasons=False) for job in jobs if job.status is JobStatus.RUNNING), None)
 
 
 def read_progress(changes: Iterable[Word | JobNews], progress: dict[int, float]) -> list[int]:

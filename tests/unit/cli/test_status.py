@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 import pytest
+from tests.support.records import make_job
 
 from tweezer.cli.options import clock
-from tweezer.cli.status import _description
+from tweezer.cli.status import _description, explain_standstill
 from tweezer.model.ids import new_batch_id
-from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import BatchDoc, Priority
-from tweezer.store.records import BatchRecord, DeviceRecord, describe_wait
+from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, describe_wait
 
 NOW = datetime.now(UTC)
 
@@ -85,3 +89,43 @@ def test_a_start_time_is_shown_once() -> None:
     for record in (waiting, msgspec.structs.replace(waiting, status=BatchStatus.PAUSED)):
         lines = _description(record, describe_wait(record, QPU, NOW, clock))
         assert sum(f"{later.astimezone():%Y-%m-%d %H:%M}" in line for line in lines) == 1
+
+
+class Standing:
+    """A batch none of whose jobs ends."""
+
+    def __init__(self, device: DeviceRecord, *jobs: JobRecord) -> None:
+        self.queue = self
+        self._device = device
+        self._jobs = jobs
+        self.reads = 0
+
+    async def device(self, name: str) -> DeviceRecord:
+        return self._device
+
+    async def jobs_at(self, record: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
+        self.reads += 1
+        return [self._jobs[index] for index in indices if index < len(self._jobs)]
+
+
+def explain(standing: Standing, record: BatchRecord, progress: Mapping[int, float] | None = None) -> str | None:
+    handle: Any = standing
+    return asyncio.run(explain_standstill(handle, record, progress or {}))
+
+
+def test_a_job_that_prepares_for_long_is_shown_with_its_stage_and_duration() -> None:
+    since = datetime.now(UTC) - timedelta(seconds=180)
+    running = make_job(1, JobStatus.RUNNING, stage=Stage.PREPARING, stage_since=since)
+    standing = Standing(QPU, make_job(0), running, make_job(2, JobStatus.PENDING, stage=Stage.QUEUED))
+    record = batch(BatchStatus.RUNNING, done=1, running=1, pending=1)
+    assert explain(standing, record) == "preparing for 3 min"
+    assert explain(Standing(AWAY, running), record) == f"FRESNEL: no answer since {clock(NOW)}: connection refused"
+
+
+def test_jobs_are_read_only_while_one_runs_without_progress() -> None:
+    standing = Standing(QPU, make_job(0, JobStatus.RUNNING, stage=Stage.ON_DEVICE))
+    assert explain(standing, batch(BatchStatus.RUNNING, running=1), {0: 0.4}) is None
+    assert explain(standing, batch(BatchStatus.RUNNING, done=1)) is None
+    assert standing.reads == 0
+    huge = batch(BatchStatus.RUNNING, running=1, pending=99_999)
+    assert explain(Standing(QPU), huge) is None
