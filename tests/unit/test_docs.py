@@ -168,6 +168,14 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert sorted(pages_of(nav)) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
 
 
+def test_the_start_page_leads_to_every_page() -> None:
+    lists = ("decisions/", "reference/http-api/")  # folders whose own start page lists their pages
+    linked = {link.partition("#")[0] for link, _ in _LINK.findall((DOCS / "index.md").read_text())}
+    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")} - {"index.md"}
+    assert {page for page in pages if not page.startswith(lists)} <= linked
+    assert {f"{folder}index.md" for folder in lists} <= linked
+
+
 def test_every_generated_block_has_a_place() -> None:
     drawn = load_generator("draw_cli").draw() | load_generator("draw_http_api").draw()
     placed = [name for page in DOCS.rglob("*.md") for name in _GENERATED.findall(page.read_text())]
