@@ -14,7 +14,7 @@ from pulser.json.abstract_repr.validation import validate_abstract_repr
 from pulser.json.utils import ObjectType
 
 from tweezer.adapters.emulators import pulser_sequences
-from tweezer.adapters.emulators.pulser_sequences import ParsedSequence
+from tweezer.adapters.emulators.pulser_sequences import ParsedSequence, explain_operation
 from tweezer.adapters.lane.backend import Refusal
 
 pytestmark = [pytest.mark.emulator, pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -163,6 +163,25 @@ def test_the_cause_of_a_librarys_error_is_shown() -> None:
     changed["device"]["max_atom_num"] = -1
     with pytest.raises(Refusal, match=r"Device deserialization failed: .*max_atom_num"):
         ParsedSequence(json.dumps(changed))
+
+
+def test_an_operation_beyond_a_channels_limit_is_explained_with_its_place_and_the_limits() -> None:
+    changed = document()
+    pulse = next(it for it in changed["operations"] if it["op"] == "pulse")
+    high = {"kind": "constant", "duration": 100, "value": 1000.0}
+    changed["operations"].append({**pulse, "amplitude": high, "detuning": {**high, "value": 0.0}})
+    channel = DigitalAnalogDevice.channels["rydberg_global"]
+    assert refusal(json.dumps(changed)).endswith(
+        f"; see operations[{len(changed['operations']) - 1}] on channel 'channel', whose limits are an amplitude of "
+        f"{channel.max_amp:.6g} rad/µs and a detuning of {channel.max_abs_detuning:.6g} rad/µs"
+    )
+    changed["operations"] *= 500
+    assert refusal(json.dumps(changed)).endswith("chosen channel."), "a long sequence is not searched"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"operations": 3, "channels": {}}', '{"operations": [3], "channels": []}'])
+def test_a_text_that_is_not_a_sequence_has_no_operation_to_show(text: str) -> None:
+    assert explain_operation(text) == ""
 
 
 def test_a_value_beyond_a_channels_limit_is_explained_with_the_channel_and_the_limit() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import warnings
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -28,6 +29,7 @@ FIELD = "sequence"
 _CHOICES_SHOWN = 12
 _LONGEST_TEXT = 240
 _SEQUENCES_KEPT = 16
+_OPERATIONS_EXAMINED = 500
 _PARTS_KEPT = 256
 _VALID_DEVICE = "MockDevice"  # Pulser's schema accepts some names in place of a device
 
@@ -52,7 +54,8 @@ class ParsedSequence:
         except MemoryError:
             raise
         except Exception as error:  # any error is caused by the client's text
-            raise Refusal(Fault("user", f"is not a Pulser sequence: {describe_error(error)}", FIELD)) from error
+            place = "" if isinstance(error, ValidationError) else explain_operation(text)
+            raise Refusal(Fault("user", f"is not a Pulser sequence: {describe_error(error)}{place}", FIELD)) from error
         if found := find_infinite_number({name: part for name, part in document.items() if name != "device"}):
             raise Refusal(Fault("invalid", f"must contain only finite numbers: {found}", FIELD))
         if not self.sequence.declared_channels:
@@ -135,6 +138,39 @@ def describe_error(error: BaseException) -> str:
         text = ": ".join(one.strip().removesuffix(".") if one is not messages[-1] else one for one in messages)
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
+
+
+def explain_operation(text: str) -> str:
+    """Return which operation of a sequence Pulser refuses, to end a message; empty if that cannot be found."""
+    try:
+        document = json.loads(text)
+        operations, channels = document["operations"], document["channels"]
+        if len(operations) > _OPERATIONS_EXAMINED:  # the search parses the sequence again and again
+            return ""
+
+        def is_refused(count: int) -> bool:
+            try:
+                Sequence.from_abstract_repr(json.dumps({**document, "operations": operations[:count]}))
+            except Exception:  # noqa: BLE001  # like the sequence as a whole
+                return True
+            return False
+
+        at = bisect_left(range(len(operations) + 1), True, key=is_refused) - 1
+        if not 0 <= at < len(operations):
+            return ""
+        name = operations[at].get("channel")
+        specs: dict[str, Any] = next(
+            (it for it in document["device"]["channels"] if it["id"] == channels.get(name)), {}
+        )
+    except Exception:  # noqa: BLE001  # the message is complete without it
+        return ""
+    limits = [
+        f"{quantity} of {specs[key]:.6g} rad/µs"
+        for quantity, key in (("an amplitude", "max_amp"), ("a detuning", "max_abs_detuning"))
+        if isinstance(specs.get(key), int | float)
+    ]
+    channel = f" on channel {name!r}" if name is not None else ""
+    return f"; see operations[{at}]{channel}" + (f", whose limits are {' and '.join(limits)}" if limits else "")
 
 
 def explain_limit(sequence: Sequence[Any], device: Any, values: Mapping[str, Any]) -> str:
