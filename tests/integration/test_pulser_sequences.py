@@ -176,7 +176,7 @@ def test_an_operation_beyond_a_channels_limit_is_explained_with_its_place_and_th
         f"{channel.max_amp:.6g} rad/µs and a detuning of {channel.max_abs_detuning:.6g} rad/µs"
     )
     changed["operations"] *= 500
-    assert refusal(json.dumps(changed)).endswith("chosen channel."), "a long sequence is not searched"
+    assert refusal(json.dumps(changed)).endswith("chosen channel"), "a long sequence is not searched"
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"operations": 3, "channels": {}}', '{"operations": [3], "channels": []}'])

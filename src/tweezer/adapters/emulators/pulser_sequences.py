@@ -135,7 +135,7 @@ def describe_error(error: BaseException) -> str:
             if message not in messages:
                 messages.append(message or type(cause).__name__)
             cause = cause.__cause__
-        text = ": ".join(one.strip().removesuffix(".") if one is not messages[-1] else one for one in messages)
+        text = ": ".join(one.strip().removesuffix(".") for one in messages)
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
 
