@@ -6,13 +6,13 @@ import importlib.util
 import shutil
 import socket
 import tempfile
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
 import msgspec
 
 from tweezer.cli import show
@@ -76,12 +76,12 @@ def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
 def _lines(finding: Finding, columns: int) -> list[str]:
     label = show.style(f"{finding.level.value:<4}", fg=_COLOURS[finding.level], bold=finding.level is not Level.OK)
     indent = " " * 6
-    says = click.wrap_text(f"{finding.name}: {finding.says}", columns, initial_indent=indent, subsequent_indent=indent)
+    wrap = textwrap.TextWrapper(columns, indent, indent, break_on_hyphens=False, break_long_words=False)
+    says = wrap.fill(f"{finding.name}: {finding.says}")
     lines = [f"{label}  {show.style(finding.name, bold=True)}{says[len(indent + finding.name) :]}"]
     if finding.change:
-        lines.append(
-            click.wrap_text(f"→ {finding.change}", columns, initial_indent=indent, subsequent_indent=indent + "  ")
-        )
+        wrap.subsequent_indent = indent + "  "
+        lines.append(wrap.fill(f"→ {finding.change}"))
     return lines
 
 

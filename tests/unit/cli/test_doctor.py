@@ -415,3 +415,11 @@ def test_a_redis_without_a_password_is_reported(url: str, level: str, says: str)
     assert found.level == level
     assert says in found.says
     assert "secret" not in found.says
+
+
+def test_paths_and_commands_in_findings_are_not_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    path = f"/var/lib/tweezer-{'results-' * 20}"
+    ledger_checks.print_findings(
+        [ledger_checks.warn("results folder", f"{path} is full", f"empty {path}")], as_json=False
+    )
+    assert capsys.readouterr().out.split().count(path) == 2
