@@ -123,5 +123,10 @@ def test_options_exclude_each_other_and_a_missing_key_is_explained(
     useless = runner.invoke(main, ["--key-file", str(tmp_path / "key"), "devices"])
     assert (useless.exit_code, "give its URL with --api" in useless.output) == (1, True)
     monkeypatch.setenv("TWEEZER_API_URL", api)
+    for given, named in ((["--api", "NaN"], "--api: has no"), ([], "TWEEZER_API_URL: has no")):
+        monkeypatch.setenv("TWEEZER_API_URL", "" if given else "NaN")
+        wrong = runner.invoke(main, [*given, "devices"])
+        assert (wrong.exit_code, named in wrong.output) == (1, True)
+    monkeypatch.setenv("TWEEZER_API_URL", api)
     lost = runner.invoke(main, ["--key-file", str(tmp_path / "lost"), "devices"])
     assert (lost.exit_code, "--key-file: " in lost.output) == (1, True)

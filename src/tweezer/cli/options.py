@@ -90,7 +90,11 @@ class Options(NamedTuple):
         if (url := self.api_url) is not None:
             key = None if self.key_file is None else read_secret("--key-file", self.key_file)
             project = self.project or os.environ.get("TWEEZER_PROJECT_ID") or None
-            return locate_api(url, os.environ, key=key, project=project)
+            try:
+                return locate_api(url, os.environ, key=key, project=project)
+            except InvalidInput as error:
+                where = "--api" if self.api is not None else API_URL
+                raise InvalidInput(where if error.field == "url" else error.field, error.problem) from error
         if self.key_file is not None:
             raise InvalidInput("--key-file", "is for the API; give its URL with --api or TWEEZER_API_URL")
         settings = self.settings()

@@ -588,7 +588,10 @@ async def test_a_ticket_opens_no_other_stream_and_no_other_route(rig: ApiRig) ->
     for query in ("ticket=", "ticket=x", f"ticket={'x' * 5000}", "ticket=%ff", "ticket=a&ticket=b"):
         assert (await rig.stranger.get(f"{path}?{query}")).status_code == 401
     await rig.store.commands.cancel(batch_id, project=None)
-    async with Stream(rig, await issue(rig, key, path), None) as stream:
+    url = await issue(rig, key, path)
+    refused = await rig.http.get(url, headers=bearer(key))
+    assert (refused.status_code, refused.json()["data"]["field"]) == (400, "ticket")
+    async with Stream(rig, url, None) as stream:
         await stream.ends()
     assert (stream.status, stream.types()[0], stream.types()[-1]) == (200, "batch.created", "end")
 

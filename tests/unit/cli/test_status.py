@@ -83,14 +83,6 @@ def test_a_batch_without_a_worker_waits_for_one_even_if_the_machine_was_down() -
     assert describe_wait(batch(BatchStatus.PENDING, pending=2), unserved, NOW, clock) == "FRESNEL: no worker"
 
 
-def test_a_start_time_is_shown_once() -> None:
-    later = NOW + timedelta(days=1)
-    waiting = msgspec.structs.replace(batch(BatchStatus.PENDING, pending=1), not_before=later)
-    for record in (waiting, msgspec.structs.replace(waiting, status=BatchStatus.PAUSED)):
-        lines = _description(record, describe_wait(record, QPU, NOW, clock))
-        assert sum(f"{later.astimezone():%Y-%m-%d %H:%M}" in line for line in lines) == 1
-
-
 class Standing:
     """A batch none of whose jobs ends."""
 

@@ -28,7 +28,7 @@ from tweezer.ledger.access.keys import USED_S, look_up_key, note_used
 from tweezer.ledger.access.links import Linked, ResultLinks
 from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database, sharing
-from tweezer.model.errors import TweezerError, Unavailable
+from tweezer.model.errors import InvalidInput, TweezerError, Unavailable
 from tweezer.model.lru import CachedCalls
 from tweezer.store.guards import StreamTickets
 
@@ -168,6 +168,8 @@ class AuthenticationMiddleware:
     async def _identify(self, scope: Scope) -> Principal | None:
         key, ticket = _bearer(scope), _stream_ticket(scope)
         if key is not None:
+            if ticket is not None:
+                raise InvalidInput("ticket", "replaces a key; send either of them")
             return await self._authenticator.principal(key)
         if ticket is None:
             return None

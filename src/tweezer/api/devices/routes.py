@@ -71,7 +71,7 @@ async def create_device(
     """For operators. Create a device that no worker serves yet: clients see it, and batches for it are accepted and
     wait until a worker serves a device with this name. The worker's configuration decides how it is served.
     You do not need to create devices that workers announce."""
-    body = await bodies.read(request, NewDevice, account=caller.account)
+    body = await bodies.read(request, NewDevice, account=caller.account, is_open=True)
     specs = await _checked(body.specs)
     held = {"paused": _HELD_BY_API} if body.status is DeviceStatus.DOWN else {}
     await queue.devices.create(body.device_type, body.about() | held, specs)
