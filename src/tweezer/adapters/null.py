@@ -56,16 +56,18 @@ class NullLane:
             return _done(job.spec.runs)
         if variables.get("crash"):
             os._exit(1)
-        began = time.monotonic()
+        device_s = 0.0
         if "sleep_s" in variables:
+            began = time.monotonic()
             stopped = await self._sleep(float(variables["sleep_s"]), report)
+            device_s = time.monotonic() - began
             if stopped is not None:
                 return stopped
         if "fail" in variables:
             return _failed(OutcomeKind.ERROR, FaultKind.USER, str(variables["fail"]))
         if "retry" in variables:
             return _failed(OutcomeKind.RETRY, FaultKind.TRANSIENT, str(variables["retry"]))
-        return _done(job.spec.runs, time.monotonic() - began)
+        return _done(job.spec.runs, device_s)
 
     async def cancel(self) -> None:
         if self._stop is not None:
