@@ -182,7 +182,7 @@ def test_a_missing_ledger_fails_without_being_created(real_redis_url: str, ledge
     ledger.unlink()
     result = doctor(real_redis_url)
     assert result.exit_code == 1
-    assert re.search(r"FAIL  ledger: the file [^→]+\sdoes\s+not\s+exist", result.stdout)
+    assert re.search(r"FAIL  ledger: the file\s[^→]+\sdoes\s+not\s+exist", result.stdout)
     assert "→ run `tweezer db upgrade`" in result.stdout
     assert not ledger.exists()
 

@@ -321,6 +321,7 @@ deliveries = Table(
     Column("log", LargeBinary),  # every attempt: list of Attempt, MessagePack
     Column("created_ms", BigInteger, nullable=False),
     Column("due_ms", BigInteger),  # of the next attempt, or end of the current one's lease; null: no more attempts
+    Column("trace", String(55)),  # the context of the trace of its batch (W3C traceparent)
     _partial_index("ix_deliveries_due", "endpoint", "due_ms", where=text("due_ms IS NOT NULL")),
     Index("ix_deliveries_batch", "batch", "endpoint", "sequence_number"),
     Index("ix_deliveries_endpoint", "endpoint", "created_ms"),

@@ -16,7 +16,6 @@ import structlog
 from tweezer import tracing
 from tweezer.duties import repeat
 from tweezer.ledger.database import Database
-from tweezer.ledger.queries.queries import find_trace
 from tweezer.ledger.schema import now_ms
 from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.events import Notice
@@ -103,20 +102,17 @@ class Deliverer:
             body = due.body.encode()
             headers = signed_headers(secrets, due.event, int(time.time()), body)
             if tracing.is_on() and (batch_id := batch_of(due.event)) is not None:
-                return await self._post_traced(endpoint, due, batch_id, body, headers)
+                about = {
+                    "tweezer.event": due.type,
+                    "tweezer.endpoint": str(endpoint.id),
+                    "tweezer.attempt": due.attempts + 1,
+                }
+                with tracing.of_batch("tweezer.webhook", batch_id, due.trace, **about):
+                    return await self._sender.post(endpoint.url, body, headers | tracing.propagated())
             return await self._sender.post(endpoint.url, body, headers)
         finally:
             self._slots.release()
             share.release()
-
-    async def _post_traced(
-        self, endpoint: Endpoint, due: ClaimedDelivery, batch_id: UUID, body: bytes, headers: dict[str, str]
-    ) -> SendResult:
-        """Make the attempt in the trace of its batch, which the receiver can continue."""
-        trace = await self._database.run_read(find_trace, batch_id)
-        about = {"tweezer.event": due.type, "tweezer.endpoint": str(endpoint.id), "tweezer.attempt": due.attempts + 1}
-        with tracing.of_batch("tweezer.webhook", batch_id, trace, **about):
-            return await self._sender.post(endpoint.url, body, headers | tracing.propagated())
 
     async def _enter(self, share: asyncio.Semaphore, begin_by: float) -> bool:
         """Acquire a slot and one of the project's share; return whether that was possible by then."""

@@ -75,19 +75,21 @@ class _EventMessage(msgspec.Struct, frozen=True):
     text: str
     batch: UUID | None = None
     sequence: int | None = None
+    trace: str | None = None
 
 
 class _Part(msgspec.Struct, frozen=True):
     """Some events and notices, with their receivers and data.
 
     selected: the events that have receivers, with their types and endpoints. described: the data of each of these.
-    pairs: each batch with each endpoint that receives its events.
+    pairs: each batch with each endpoint that receives its events. traces: the trace of each batch that has one.
     """
 
     events: list[Event]
     selected: list[tuple[Event, str, list[Endpoint]]]
     described: list[JobData | BatchData | None]
     pairs: set[tuple[UUID, UUID]]
+    traces: dict[UUID, str]
     notices: list[_EventMessage]
 
 
@@ -417,11 +419,14 @@ class Courier:
         events = [it for it in part if isinstance(it, Event)]
         selected: list[tuple[Event, str, list[Endpoint]]] = []
         pairs: set[tuple[UUID, UUID]] = set()
+        traces: dict[UUID, str] = {}
         for batch_id, group in _by_batch(events):
             about = facts.get(batch_id)
             receivers = [] if about is None else subscribers.for_batch(about.project, about.webhook)
-            if not receivers:
+            if about is None or not receivers:
                 continue
+            if about.trace is not None:
+                traces[batch_id] = about.trace
             to: dict[str, list[Endpoint]] = {}
             for event in group:
                 type_ = event.type
@@ -432,7 +437,7 @@ class Courier:
             pairs.update((batch_id, endpoint.id) for endpoints in to.values() for endpoint in endpoints)
         notices = _notices([it for it in part if isinstance(it, Notice)], subscribers)
         described = await self._payloads.describe([event for event, _, _ in selected])
-        return _Part(events, selected, described, pairs, notices)
+        return _Part(events, selected, described, pairs, traces, notices)
 
     async def _make_messages(self, part: _Part) -> list[_EventMessage]:
         """Make the messages of a part's events. Call it in the order of the stream."""
@@ -451,7 +456,8 @@ class Courier:
                 else:
                     sent[endpoint.id] = event.sequence
                 text = body(type_, when, data, before)
-                letters.append(_EventMessage(endpoint, identity, type_, text, event.batch_id, event.sequence))
+                about = (event.batch_id, event.sequence, part.traces.get(event.batch_id))
+                letters.append(_EventMessage(endpoint, identity, type_, text, *about))
         return letters
 
     async def _recall(self, events: Sequence[Event], pairs: Collection[tuple[UUID, UUID]]) -> None:
@@ -549,13 +555,14 @@ def _rows(letters: Sequence[_EventMessage], due_ms: int | None) -> list[NewDeliv
             it.type,
             it.text,
             due_ms,
+            it.trace,
         )
         for it in letters
     ]
 
 
 def _due(row: NewDelivery) -> ClaimedDelivery:
-    return ClaimedDelivery(row.id, row.event, row.type, row.body)
+    return ClaimedDelivery(row.id, row.event, row.type, row.body, row.trace)
 
 
 def _by_batch(events: Sequence[Event]) -> Iterator[tuple[UUID, list[Event]]]:

@@ -30,7 +30,7 @@ _UNUSED_S = 86_400  # the age at which endpoints of batches without deliveries a
 
 _INSERT = (
     "INSERT INTO deliveries (id, endpoint, project, batch, sequence_number, event, type, body, status, attempts,"
-    " created_ms, due_ms)"
+    " created_ms, due_ms, trace)"
 )
 _IF_NEW = " ON CONFLICT DO NOTHING RETURNING id"
 _FINISH = (
@@ -68,7 +68,7 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True):
 
 class NewDelivery(msgspec.Struct, frozen=True):
     """A delivery to write. due_ms: when the first attempt is due, or when the claim of the courier that writes the row
-    ends; None: the delivery is held."""
+    ends; None: the delivery is held. trace: of its batch."""
 
     id: UUID
     endpoint: UUID
@@ -79,6 +79,7 @@ class NewDelivery(msgspec.Struct, frozen=True):
     type: str
     body: str
     due_ms: int | None
+    trace: str | None = None
 
 
 class ClaimedDelivery(msgspec.Struct, frozen=True):
@@ -88,6 +89,7 @@ class ClaimedDelivery(msgspec.Struct, frozen=True):
     event: str
     type: str
     body: str
+    trace: str | None = None
     attempts: int = 0
     log: bytes | None = None
 
@@ -188,6 +190,7 @@ class Deliveries:
             0,
             now,
             new.due_ms,
+            new.trace,
         )
 
     def claim(self, endpoint: UUID, most: int, until_ms: int) -> list[ClaimedDelivery]:
@@ -205,7 +208,7 @@ class Deliveries:
             update(deliveries)
             .where(table.id.in_(due), table.status == PENDING, table.due_ms <= now)
             .values(due_ms=until_ms)
-            .returning(table.id, table.event, table.type, table.body, table.attempts, table.log)
+            .returning(table.id, table.event, table.type, table.body, table.trace, table.attempts, table.log)
         )
         with self._database.write() as connection:
             return [ClaimedDelivery(*row) for row in connection.execute(statement)]

@@ -53,6 +53,7 @@ class BatchFacts(msgspec.Struct, frozen=True):
     name: str | None
     tags: tuple[str, ...]
     created: datetime
+    trace: str | None
 
 
 class Payloads:
@@ -267,6 +268,7 @@ def _read_facts(snapshot: Snapshot) -> BatchFacts:
         name=doc.name,
         tags=doc.tags,
         created=moment_us(fields["created"].decode()),
+        trace=doc.trace,
     )
 
 

@@ -23,7 +23,7 @@ from tweezer.model.cancels import read_attempts
 from tweezer.model.events import Event, read_events
 from tweezer.model.ids import job_id, split_job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
-from tweezer.model.messages import decode_doc, decode_fault
+from tweezer.model.messages import decode_fault
 from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, has_cancels, job_record
 from tweezer.store.scripts import split_pages
 from tweezer.store.snapshots import Snapshot, SnapshotRequest
@@ -298,9 +298,3 @@ def _owner(batch_id: UUID, fields: dict[str, bytes]) -> JobOwner:
     fault = decode_fault(fields["fault"]) if "fault" in fields else None
     cancels = read_attempts(fields.get("cancels", b"").decode())
     return JobOwner(batch_id, fields["project"].decode(), fault, cancels)
-
-
-def find_trace(connection: Connection, batch_id: UUID) -> str | None:
-    """Return the context of the trace that a batch's submit belongs to; None without one."""
-    about: bytes | None = connection.execute(select(batches.c.about).where(batches.c.id == batch_id)).scalar()
-    return None if about is None else decode_doc(about).trace

@@ -4,6 +4,7 @@
 -- ARGV batches:str..., ids
 -- Returns {'ok'}
 -- Events  none
+-- Gate    open or shut: when a batch was created never changes
 -- include: batch, maxmemory
 
 exempt_from_maxmemory()

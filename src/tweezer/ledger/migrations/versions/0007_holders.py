@@ -1,4 +1,4 @@
-"""Transitions: which lane held the ticket; null for those from before."""
+"""Transitions: which lane held the ticket; null for those from before. Deliveries: the trace of their batch."""
 
 from __future__ import annotations
 
@@ -11,3 +11,4 @@ down_revision = "0006"
 
 def upgrade() -> None:
     op.add_column("transitions", sa.Column("holder", sa.String(200)))
+    op.add_column("deliveries", sa.Column("trace", sa.String(55)))
