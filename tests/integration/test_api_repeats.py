@@ -69,14 +69,14 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def redis_waiting(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """Delay all writes to Redis until the block ends; yield a function that waits until a write is delayed."""
+        """Delay all writes to Redis until the block ends; yield a function that waits until a script is delayed."""
         redis: Any = self.site.store.redis
         await redis.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
 
         async def waits() -> bool:
-            return int((await redis.info("clients"))["blocked_clients"]) > 0
+            return any("b" in it["flags"] and it["cmd"] == "evalsha" for it in await redis.client_list())
 
-        yield lambda: until(waits, "a write")
+        yield lambda: until(waits, "a script")
         await redis.execute_command("CLIENT", "UNPAUSE")
 
     @contextlib.contextmanager
