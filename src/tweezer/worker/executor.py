@@ -167,7 +167,8 @@ class Executor:
             )
         held.unpaid_s = 0.0
         if turn.refused:
-            log.warning("settle.refused", outcomes=turn.refused, next=turn.next.value)
+            write = log.warning if turn.next is NextStep.STALE else log.info  # info: of jobs that were cancelled
+            write("settle.refused", outcomes=turn.refused, next=turn.next.value)
         if turn.over_quota:
             await self._discard([s for s in settlements if s.index in turn.over_quota])
         if turn.next is not NextStep.STALE:
