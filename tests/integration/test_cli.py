@@ -521,7 +521,7 @@ def test_a_process_that_is_asked_to_stop_ends_with_exit_code_0(up: Up, command: 
     )
     assert process.stderr is not None
     if command != "courier":  # its processes have a log, but only later
-        assert "started" in process.stderr.readline()
+        assert "started" in process.stderr.readline().lower()
     else:
         wait_until(lambda: len(psutil.Process(process.pid).children()) == 2, "its processes", PATIENCE_S)
     process.terminate()

@@ -419,4 +419,6 @@ def check_secrets(secrets: SecretHealth | TweezerError) -> Finding:
             "key, separated by a comma. If the key is lost: `tweezer webhooks rotate --overlap 0`, and for links "
             "`tweezer keys rotate-links --overlap 0`",
         )
-    return ok(name, f"{secrets.place} decrypts the secrets of webhooks and links ({secrets.total}); keep a backup of it")
+    return ok(
+        name, f"{secrets.place} decrypts the secrets of webhooks and links ({secrets.total}); keep a backup of it"
+    )
