@@ -46,6 +46,7 @@ _PARAMETERS = {
     "created_from": "min_created_at",
     "created_to": "max_created_at",
     "tags_any": "tag",
+    "tags_all": "all_tags",
 }
 """The query parameters whose names differ from those of the filter."""
 
