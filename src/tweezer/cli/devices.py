@@ -15,7 +15,7 @@ from tweezer.cli.group import INTERRUPTED
 from tweezer.cli.options import Options, clock, parse_time, pass_options, print_list
 from tweezer.cli.status import availability
 from tweezer.client import AsyncQueue
-from tweezer.model.checks import suggest_name
+from tweezer.model.checks import MAX_DEVICE_LENGTH, check_text, suggest_name
 from tweezer.model.errors import NotFound
 from tweezer.model.summaries import format_duration
 from tweezer.store.records import DeviceRecord, WorkerRecord
@@ -193,7 +193,7 @@ def drain(options: Options, *, device: str, reason: str) -> None:
 
 async def find_device(queue: AsyncQueue, name: str) -> DeviceRecord:
     """Return the device. Raises NotFound, with the name that may have been meant."""
-    found = await queue.device(name)
+    found = await queue.device(check_text("device", name, MAX_DEVICE_LENGTH))
     if found is None:
         raise NotFound("device", f"{name}{suggest_name(name, [it.name for it in await queue.devices()])}")
     return found

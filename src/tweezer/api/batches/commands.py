@@ -217,7 +217,7 @@ async def close_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: 
     return await get_batch(batch_id, caller, live)
 
 
-@router.patch("/api/v2/batches/{batch_id}/cancel", summary="Cancel a batch", **describe_route(BatchResponse, 404))
+@router.patch("/api/v2/batches/{batch_id}/cancel", summary="Cancel a batch", **describe_route(BatchResponse, 400, 404))
 async def cancel_batch(
     batch_id: BatchId,
     caller: Submitter,
@@ -281,7 +281,7 @@ async def cancel_jobs_by_index(
     return success(answers)
 
 
-@router.patch("/api/v2/batches/{batch_id}/pause", summary="Pause a batch", **describe_route(BatchResponse, 404))
+@router.patch("/api/v2/batches/{batch_id}/pause", summary="Pause a batch", **describe_route(BatchResponse, 400, 404))
 async def pause_batch(
     batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore, by: By = "", reason: Reason = ""
 ) -> Response:
