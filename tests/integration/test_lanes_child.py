@@ -152,6 +152,21 @@ async def test_what_is_written_after_a_run_was_abandoned_is_not_passed_on(lane: 
     assert lane._child.on_output is None
 
 
+@pytest.mark.parametrize("ticks", range(4))
+async def test_a_cancel_that_meets_a_message_is_not_lost(lane: ChildLane, ticks: int) -> None:
+    await lane.prepare(batch())
+    child = lane._child
+    assert child is not None
+    receiving = asyncio.create_task(child.receive(PATIENCE_S))
+    await asyncio.sleep(0)
+    child.wake()
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    is_in_time = receiving.cancel()
+    await asyncio.wait([receiving])
+    assert receiving.cancelled() is is_in_time
+
+
 async def test_a_flood_of_output_neither_blocks_the_worker_nor_is_lost(lane: ChildLane) -> None:
     longest_s, before, over = 0.0, time.monotonic(), asyncio.Event()
 

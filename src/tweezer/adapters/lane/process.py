@@ -105,7 +105,8 @@ class ChildProcess:
         if not self.alive and self._inbox.empty():
             return Died()
         try:
-            return await asyncio.wait_for(self._inbox.get(), max(timeout_s, 0.0))
+            async with asyncio.timeout(max(timeout_s, 0.0)):  # with wait_for, a message may swallow a cancel
+                return await self._inbox.get()
         except TimeoutError:
             return Nothing()
 
@@ -135,9 +136,11 @@ class ChildProcess:
         self._pump.cancel()
         self._writer.close()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._process.wait()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._output, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._output
         if self._statm is not None:
             os.close(self._statm)
             self._statm = None
@@ -146,7 +149,8 @@ class ChildProcess:
     async def describe_end(self, timeout_s: float) -> str:
         """Return in words how the process ended. A process that only lost its connection is killed."""
         try:
-            code = await asyncio.wait_for(self._process.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                code = await self._process.wait()
         except TimeoutError:
             await self.stop(timeout_s)
             return "closed its connection"
