@@ -70,7 +70,7 @@ async def test_logs_and_events_show_the_story_of_a_job_that_ran_twice(site: Site
 async def test_a_drained_worker_logs_what_it_gives_back(site: Site) -> None:
     (first,) = await site.workers(1)
     batch = await site.submit([{"sleep_s": 60.0}])
-    await site.running(batch)
+    await first.wait_logged("batch.taken")
     first.terminate()
     (given_back,) = await first.wait_logged("ticket.given_back")
     assert (given_back["batch"], given_back["reason"]) == (str(batch.id), "the worker stops")
