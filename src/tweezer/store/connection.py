@@ -156,7 +156,12 @@ class _Dependable(AbstractConnection):
     connection to a server that became a replica is closed, because the same address may now lead to the new primary.
     """
 
+    is_closed: ClassVar[bool] = False
+    """Whether the store of these connections was closed: a call that then runs must not connect again."""
+
     async def connect(self) -> None:
+        if self.is_closed:
+            raise redis_errors.ConnectionError("the store was closed")
         try:
             await super().connect()  # type: ignore[no-untyped-call]
         except _BROKEN as error:
@@ -321,9 +326,12 @@ class Store:
         return store
 
     async def close(self) -> None:
+        """Close all connections. Calls that are running fail with Unavailable."""
+        pool = self.redis.connection_pool
+        if issubclass(pool.connection_class, _Dependable):
+            pool.connection_class.is_closed = True
         await self.news.close()
         await self.redis.aclose()
-        pool = self.redis.connection_pool
         if isinstance(pool, SentinelConnectionPool):
             for sentinel in pool.sentinel_manager.sentinels:
                 await sentinel.aclose()
