@@ -65,19 +65,21 @@ BEGAN = datetime(2026, 11, 30, 8, 0, tzinfo=UTC)
 def make_batch(counts: dict[JobStatus, int] | None = None, **fields: Any) -> BatchRecord:
     """Return the record of a batch on EMU_FREE with these jobs, else with three DONE ones."""
     counts = dict.fromkeys(JobStatus, 0) | (counts or {JobStatus.DONE: 3})
-    about: dict[str, Any] = {"status": BatchStatus.DONE, "open": False, "doc": BatchDoc("EMU_FREE", "{}")} | fields
-    return BatchRecord(
-        id=BATCH_ID,
-        project="default",
-        device="EMU_FREE",
-        priority=Priority.MEDIUM,
-        created=BEGAN,
-        updated=BEGAN,
-        jobs=sum(counts.values()),
-        counts=counts,
-        sequence_number=1,
-        **about,
-    )
+    usual: dict[str, Any] = {
+        "id": BATCH_ID,
+        "project": "default",
+        "device": "EMU_FREE",
+        "priority": Priority.MEDIUM,
+        "status": BatchStatus.DONE,
+        "open": False,
+        "created": BEGAN,
+        "updated": BEGAN,
+        "jobs": sum(counts.values()),
+        "counts": counts,
+        "sequence_number": 1,
+        "doc": BatchDoc("EMU_FREE", "{}"),
+    }
+    return BatchRecord(**usual | fields)
 
 
 def make_job(index: int = 0, status: JobStatus = JobStatus.DONE, **fields: Any) -> JobRecord:

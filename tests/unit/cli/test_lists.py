@@ -8,12 +8,13 @@ from typing import Any
 import click
 import msgspec
 import pytest
+from tests.support.records import make_batch
 
 from tweezer.cli import show
 from tweezer.cli.lists import batch_table, parse_moment
 from tweezer.model.ids import new_batch_id, short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
-from tweezer.model.messages import BatchDoc, Priority
+from tweezer.model.messages import BatchDoc
 from tweezer.model.windows import Window
 from tweezer.store.records import BatchRecord, DeviceRecord, describe_wait
 
@@ -22,22 +23,8 @@ LATER = NOW + timedelta(hours=2)
 
 
 def batch(status: BatchStatus = BatchStatus.PENDING, name: str | None = None, **more: Any) -> BatchRecord:
-    counts = dict.fromkeys(JobStatus, 0) | more.pop("counts", {JobStatus.PENDING: 3})
-    return BatchRecord(
-        id=new_batch_id(),
-        project="default",
-        device="EMU_FREE",
-        priority=Priority.MEDIUM,
-        status=status,
-        open=more.pop("open", False),
-        created=NOW,
-        updated=NOW,
-        jobs=more.pop("jobs", sum(counts.values())),
-        counts=counts,
-        sequence_number=1,
-        doc=BatchDoc("EMU_FREE", name=name),
-        **more,
-    )
+    about = {"created": NOW, "updated": NOW, "doc": BatchDoc("EMU_FREE", name=name), "id": new_batch_id()}
+    return make_batch(more.pop("counts", {JobStatus.PENDING: 3}), status=status, **about | more)
 
 
 DEVICE = DeviceRecord("EMU_FREE", "qutip", False, True, 1000, lanes=2, pending=13, running=2, paused=None)

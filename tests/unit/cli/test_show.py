@@ -15,6 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import insert
+from tests.support.records import make_batch
 
 from tweezer.cli import main, show
 from tweezer.cli.local import antiferromagnet
@@ -38,7 +39,7 @@ from tweezer.model.errors import TweezerError
 from tweezer.model.events import JobNews, Word
 from tweezer.model.ids import new_batch_id, short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
-from tweezer.model.messages import BatchDoc, Fault, JobSpec, Priority
+from tweezer.model.messages import BatchDoc, Fault, JobSpec
 from tweezer.store.records import BatchRecord, JobRecord
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -46,23 +47,8 @@ NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 def batch(status: BatchStatus = BatchStatus.RUNNING, fault: Fault | None = None, **counts: int) -> BatchRecord:
     by_status = {one: counts.get(one.value.lower(), 0) for one in JobStatus}
-    return BatchRecord(
-        id=new_batch_id(),
-        project="default",
-        device="EMU_FREE",
-        priority=Priority.MEDIUM,
-        status=status,
-        open=False,
-        created=NOW,
-        updated=NOW,
-        started=None,
-        ended=None,
-        jobs=sum(by_status.values()),
-        counts=by_status,
-        sequence_number=1,
-        doc=BatchDoc("EMU_FREE"),
-        fault=fault,
-    )
+    about = {"created": NOW, "updated": NOW, "doc": BatchDoc("EMU_FREE")}
+    return make_batch(by_status, status=status, fault=fault, id=new_batch_id(), **about)
 
 
 # --- pictures

@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.support.records import make_job
+from tests.support.records import make_batch, make_job
 
 from tweezer.cli.options import clock
 from tweezer.cli.status import _description, explain_standstill
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
-from tweezer.model.messages import BatchDoc, Priority
+from tweezer.model.messages import BatchDoc
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, describe_wait
 
 NOW = datetime.now(UTC)
@@ -36,20 +36,8 @@ AWAY = msgspec.structs.replace(QPU, unsure="connection refused", unsure_since=NO
 
 def batch(status: BatchStatus, **counts: int) -> BatchRecord:
     by_status = {one: counts.get(one.value.lower(), 0) for one in JobStatus}
-    return BatchRecord(
-        id=new_batch_id(),
-        project="default",
-        device="FRESNEL",
-        priority=Priority.MEDIUM,
-        status=status,
-        open=False,
-        created=NOW,
-        updated=NOW,
-        jobs=sum(by_status.values()),
-        counts=by_status,
-        sequence_number=1,
-        doc=BatchDoc("FRESNEL"),
-    )
+    times = {"created": NOW, "updated": NOW}
+    return make_batch(by_status, status=status, device="FRESNEL", doc=BatchDoc("FRESNEL"), id=new_batch_id(), **times)
 
 
 def test_a_machine_that_is_away_under_a_running_job_is_named() -> None:

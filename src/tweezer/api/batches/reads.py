@@ -47,6 +47,7 @@ from tweezer.api.http.openapi import (
     describe_stream,
 )
 from tweezer.api.http.responses import page, success
+from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.links import Linked
 from tweezer.ledger.queries.filters import LIMIT_MAX
 from tweezer.model.cancels import read_ranges
@@ -68,9 +69,12 @@ async def list_batches(query: BatchPageParams, caller: Caller, live: LiveStore) 
     """Return a page of the batches of the caller's projects, without their sequences and jobs. By default the page has
     the 100 newest batches. The list is read from the ledger, which is usually a fraction of a second behind."""
     found = await live.list_batches(caller, query.filter, query.order_by, query.paging)
-    devices = await live.devices_of_waiting(found.rows)
-    rows = [ListedBatchResponse.from_record(record, devices.get(record.device)) for record in found.rows]
-    return page(rows, offset=query.offset, total=found.total)
+    return page(await _as_rows(live, found.rows), offset=query.offset, total=found.total)
+
+
+async def _as_rows(live: ReadModel, found: Sequence[BatchRecord]) -> list[ListedBatchResponse]:
+    devices = await live.devices_of_waiting(found)
+    return [ListedBatchResponse.from_record(record, devices.get(record.device)) for record in found]
 
 
 @router.get("/api/v2/jobs", summary="List jobs", **describe_list(JobResponse))
@@ -119,9 +123,7 @@ async def list_newest_batches(
     """Return the newest matching batches of the caller's projects, newest first, in their current state. Unlike the
     list of batches, it has batches that were submitted a moment ago. For the next page, send the `created_at` of the
     last batch as `max_created_at`, and skip the batches of this page that were created at that time."""
-    found = await live.newest_batches(caller, query.filter, limit)
-    devices = await live.devices_of_waiting(found)
-    return success([ListedBatchResponse.from_record(record, devices.get(record.device)) for record in found])
+    return success(await _as_rows(live, await live.newest_batches(caller, query.filter, limit)))
 
 
 _INDICES_LENGTH = 8000
