@@ -37,7 +37,8 @@ class Receiver(BaseHTTPRequestHandler):
             return
         seen.add(webhook.id)
         data = webhook.data
-        print(f"{data.get('sequence', '-'):>3}  {webhook.type:<14} {data.get('status', '')}", flush=True)
+        line = f"{data.get('sequence', '-'):>3}  {webhook.type:<14} {data.get('status', '')}\n"
+        print(line, end="", flush=True)  # in one write: requests run in separate threads
 
     def answer(self, status: int) -> None:
         """Send a response without a body."""
