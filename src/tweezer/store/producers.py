@@ -53,6 +53,7 @@ from tweezer.model.messages import (
     shorten,
 )
 from tweezer.model.quotas import QuotaExceeded
+from tweezer.model.rules import Rules, check_start
 from tweezer.model.sequence import SequenceHeader, read_sequence, sequence_text
 from tweezer.model.summaries import abridge
 from tweezer.model.windows import check_time
@@ -81,6 +82,7 @@ class Submission(msgspec.Struct, frozen=True):
         user: Id of the user who submits it, if known.
         parent_id: Id of the batch that this one repeats.
         trace: The context of the trace that the submit belongs to (W3C ``traceparent``).
+        rules: The rules of the batch; None without any.
     """
 
     sequence: Any
@@ -100,6 +102,7 @@ class Submission(msgspec.Struct, frozen=True):
     user: str | None = None
     parent_id: str | None = None
     trace: str | None = None
+    rules: Rules | None = None
 
     def __repr__(self) -> str:
         return abridge(self, "Submission", hidden=("sequence", "webhook", "backend_configuration"))
@@ -111,7 +114,10 @@ class Submission(msgspec.Struct, frozen=True):
         configuration = self.backend_configuration
         if isinstance(configuration, str):
             configuration = configuration.removeprefix("\ufeff")  # Windows programs begin a file with it
-        return BatchDoc(**kept | {"device": device, "sequence": sequence, "backend_configuration": configuration})
+        rules = None if self.rules == Rules() else self.rules
+        return BatchDoc(
+            **kept | {"device": device, "sequence": sequence, "backend_configuration": configuration, "rules": rules}
+        )
 
 
 class Admission:
@@ -147,6 +153,7 @@ class Admission:
             check_time("not_before", submission.not_before)
         doc = submission.doc(device.name)
         header = check_batch(doc, checks_sequence=device.checks_sequence)
+        check_start(doc.rules, has_start=submission.not_before is not None)
         if doc.configuration is not None and device.is_emulator and device.checks_sequence and not device.reattaches:
             check_older_options(doc.configuration, device.adapter)
         _check_jobs(specs, header, doc, device)
