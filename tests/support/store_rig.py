@@ -5,6 +5,7 @@ Tests do not wait for time to pass: ``lapse``, ``make_due`` and ``run_out`` move
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 from uuid import UUID
@@ -58,7 +59,8 @@ class StoreRig:
     ) -> UUID:
         limits = options.pop("limits", Limits())
         specs = [JobSpec(runs=10)] * jobs if isinstance(jobs, int) else jobs
-        doc = BatchDoc(device=device, sequence="{}", limits=limits, **options.pop("about", {}))
+        rules = options.pop("rules", None)
+        doc = BatchDoc(device=device, sequence="{}", limits=limits, rules=rules, **options.pop("about", {}))
         return await self.commands.submit(options.pop("batch_id", new_batch_id()), project, doc, specs, **options)
 
     async def grants(self, lanes: int = 1, *, device: str = DEVICE) -> list[Grant]:
@@ -152,6 +154,14 @@ class StoreRig:
         changed = await self.redis.zadd(self.keys(Key.IDLE), {str(batch_id): LONG_AGO_MS}, xx=True, ch=True)
         assert changed == 1
 
+    async def let_expire(self, batch_id: UUID) -> None:
+        """Let the queue timeout of a batch pass; it must have one."""
+        name = self.keys(Key.BATCH, batch_id)
+        rules = json.loads(await self.redis.hget(name, "rules"))
+        assert rules["expires"] > LONG_AGO_MS
+        await self.redis.hset(name, "rules", json.dumps(rules | {"expires": LONG_AGO_MS}))
+        await self.redis.zadd(self.keys(Key.DEADLINES), {str(batch_id): LONG_AGO_MS}, xx=True)
+
     async def batch(self, batch_id: UUID) -> BatchRecord:
         return await self.reader.batch(batch_id, project=None)
 
@@ -244,6 +254,8 @@ class StoreRig:
         match kind, *parts:
             case ("devices" | "settings" | "idle" | "ended" | "events" | "ledger" | "installation" | "server",):
                 return True
+            case ("deadlines",):
+                return await self.members(Key.DEADLINES) <= {str(it) async for it in self.store.snapshots.batch_ids()}
             case "project", _:
                 return True  # tests.support.usage checks its counters
             case "batches", project:

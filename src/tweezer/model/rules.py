@@ -47,6 +47,27 @@ class Dependency(msgspec.Struct, frozen=True, array_like=True):
     when: When = When.DONE
 
 
+class StoredRules(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The rules that scripts enforce, as they are in Redis, and what was used of them; times in milliseconds.
+
+    Attributes:
+        failures: The failure threshold; ``failed`` is the number of jobs that had failed when its count started.
+        retries: The limit of all retries; ``retried`` is their number.
+        queue_ms: The queue timeout; ``expires`` is when it ends, in milliseconds since 1970.
+        late_ms: The schedule threshold; ``late`` is 1 once the batch was reported as late.
+    """
+
+    failures: int | None = None
+    on_failures: OnFailures | None = None
+    failed: int = 0
+    retries: int | None = None
+    retried: int = 0
+    queue_ms: int | None = None
+    expires: float | None = None
+    late_ms: int | None = None
+    late: int = 0
+
+
 class Rules(msgspec.Struct, frozen=True, omit_defaults=True):
     """The rules of a batch; None where there is no such rule.
 
@@ -67,6 +88,21 @@ class Rules(msgspec.Struct, frozen=True, omit_defaults=True):
     total_retries: int | None = None
     keep_s: float | None = None
     depends_on: tuple[Dependency, ...] = ()
+
+    def stored(self) -> StoredRules | None:
+        """Return the rules that scripts enforce; None without any."""
+        found = StoredRules(
+            failures=self.failure_threshold,
+            on_failures=None if self.failure_threshold is None else self.on_failures,
+            retries=self.total_retries,
+            queue_ms=_milliseconds(self.queue_timeout_s),
+            late_ms=_milliseconds(self.schedule_threshold_s),
+        )
+        return None if found == StoredRules() else found
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else max(round(seconds * 1000), 1)
 
 
 def check_rules(rules: object) -> None:

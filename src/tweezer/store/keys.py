@@ -41,6 +41,7 @@ class Key(StrEnum):
     # global
     SETTINGS = "settings"  # hash: settings that scripts need, published by workers and the scheduler
     IDLE = "idle"  # sorted set: open batch without work → deadline (ms)
+    DEADLINES = "deadlines"  # sorted set: batch that has not started → when it is late, or expires (ms)
     ENDED = "ended"  # sorted set: batch that ended and is not forgotten → when (ms)
     EVENTS = "events"  # stream of transitions
     FULL = "full"  # string, expiring: why submits are refused
@@ -68,7 +69,7 @@ class Key(StrEnum):
 
 
 KINDS = {
-    **dict.fromkeys((Key.INTAKE, Key.SCHEDULER, Key.COURIER, Key.IDLE, Key.ENDED), "zset"),
+    **dict.fromkeys((Key.INTAKE, Key.SCHEDULER, Key.COURIER, Key.IDLE, Key.DEADLINES, Key.ENDED), "zset"),
     Key.DEVICES: "set",
     Key.SETTINGS: "hash",
     Key.EVENTS: "stream",

@@ -320,6 +320,12 @@ def _packed_jobs(jobs: Sequence[JobSpec]) -> list[bytes]:
     return [_packed(f"jobs[{index}]", job) for index, job in enumerate(jobs)]
 
 
+def _stored_rules(rules: Rules | None) -> str:
+    """Return the rules that the scripts enforce as JSON, or ''."""
+    stored = None if rules is None else rules.stored()
+    return "" if stored is None else msgspec.json.encode(stored).decode()
+
+
 async def _compressed(packed: Sequence[bytes]) -> list[bytes]:
     """Compress records for Redis; large ones in a thread, so that they do not block the event loop."""
     if sum(map(len, packed)) <= _QUICK_BYTES:
@@ -437,6 +443,7 @@ class Commands:
             idle_ms=round(doc.limits.open_timeout_s * 1000),
             retries=doc.limits.transient_retries,
             timeout_ms=round(doc.limits.job_timeout_s * 1000),
+            rules=_stored_rules(doc.rules),
             again=int(again),
             idempotency_key=idempotency_key,
             digest=digest,

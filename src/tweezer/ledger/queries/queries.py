@@ -280,7 +280,7 @@ def _state(row: Row[Any]) -> bytes | None:
 
 
 def _listed_jobs(connection: Connection, scope: Scope, rows: Iterable[Row[Any]]) -> list[JobRecord]:
-    """Return the jobs of the rows; from their batches, the fault of a failed one, and the cancel requests."""
+    """Return the jobs of the rows; from their batches, the fault that a job shares, and the cancel requests."""
     placed = [(*split_job_id(row.id), _state(row), row) for row in rows]
     owners, more = {}, set()
     for batch_id, _, state, row in placed:

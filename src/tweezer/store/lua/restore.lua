@@ -11,7 +11,7 @@
 -- Events  none for transitions that are recorded; job.pending or job.canceled of a job that a lost ticket ran; batch.*
 --     if that ends the batch
 -- Gate    kept shut by each call
--- include: intent, job_ends, results, issue, conclude, maxmemory, generated/record, generated/job_over, generated/sizes
+-- include: lists, intent, job_ends, results, deadlines, issue, conclude, maxmemory, generated/record, generated/job_over, generated/sizes
 
 local PARTIAL = '0'
 local ANEW = { -- fields of a missing batch that are counted from its jobs, or start at 0
@@ -53,6 +53,10 @@ local function follow(b)
     redis.call('HSET', record, 'paused', ledger.paused)
   end
   if ledger.tags then redis.call('HSET', record, 'tags', ledger.tags) end
+  if ledger.rules and recorded > b.seq then
+    b.rules = ledger.rules
+    put(b.changed, 'rules', b.rules)
+  end
   if b.started == 0 then b.started = tonumber(ledger.started or 0) end
   b.worked = math.max(b.worked, tonumber(ledger.worked or 0))
   if recorded > b.seq and not is_over(b) and not BATCH_OVER[status] then b.status = status end
@@ -199,6 +203,7 @@ if lacking == 0 and not is_over(b) then
   elseif b.status ~= 'S' then
     issue_tickets(b)
   end
+  if b.rules and b.started == 0 and not is_over(b) then enter_deadline(b) end
   conclude(b)
 end
 save(b)

@@ -4,7 +4,7 @@
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str   device:str   priority:str HIGH|MEDIUM|LOW   open:int 1|0   doc:bytes, BatchDoc
 --     not_before_ms:int since 1970, 0 is now   idle_ms:int, limit when open   retries:int, transient failures of a job
---     timeout_ms:int of a job   again:int 1|0, an earlier call with this id may have taken effect
+--     timeout_ms:int of a job   rules:str, see include/rules.lua, or ''   again:int 1|0, an earlier call with this id may have taken effect
 --     idempotency_key:str or ''   digest:str of the call
 --     equal:str or '', digest of equal calls without an idempotency key   attempt:str or ''   expires_us:int, see `repeated`
 --     running:str[], such calls   specs:bytes..., JobSpec
@@ -13,7 +13,7 @@
 --     | {'unknown_device', name}
 -- Events  batch.created; batch.done if it is closed and has no jobs
 -- Gate    while shut: unavailable if it is called again, because the ledger may have that batch
--- include: gate, restart, calls, idempotency, new_jobs, issue, conclude, generated/record
+-- include: gate, restart, lists, calls, idempotency, new_jobs, deadlines, issue, conclude, generated/record
 
 local owner = redis.call('HGET', key(KEY.batch, batch_id), 'project')
 if owner then return owner == project and { 'repeated', batch_id } or { 'exists' } end
@@ -32,6 +32,11 @@ b.exclusive, b.reattaches = about.exclusive and 1 or 0, about.reattaches and 1 o
 b.timeout, b.retries, b.idle, b.not_before = timeout_ms, retries, open == 1 and idle_ms or 0, not_before_ms
 b.changed = { 'v', VERSION, 'project', project, 'doc', doc, 'made', pack_made(b) }
 b.bytes = BATCH_BYTES + #doc
+if rules ~= '' then
+  b.rules = rules
+  put(b.changed, 'rules', rules)
+  set_deadlines(b)
+end
 add_jobs(b, specs_first, bytes)
 emit(b, 'NP:' .. int(jobs))
 redis.call('ZADD', key(KEY.batches, project), NOW_MS, batch_id)

@@ -7,4 +7,5 @@ local function unlink_batch(id)
   local patterns = { KEY.batch, KEY.spec, KEY.state, KEY.result, KEY.fault, KEY.back, KEY.delay, KEY.remote, KEY.call }
   for _, pattern in ipairs(patterns) do redis.call('UNLINK', key(pattern, id)) end
   redis.call('ZREM', key(KEY.ended), id)
+  redis.call('ZREM', key(KEY.deadlines), id)
 end

@@ -22,6 +22,7 @@ local function withdraw(b)
       ring(b.device)
     end
   end
+  if b.rules and b.started == 0 then redis.call('ZREM', key(KEY.deadlines), b.id) end
   stop_idling(b)
 end
 
