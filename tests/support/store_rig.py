@@ -90,6 +90,11 @@ class StoreRig:
             grant.ticket, grant.token, settlements, want=want, used_s=used_s, lease_s=LEASE_S
         )
 
+    async def sweep_all(self) -> None:
+        """Sweep as often as a process does at once."""
+        while (await self.tickets.sweep()).more:
+            pass
+
     async def swept(self) -> tuple[int, int, int]:
         """Sweep; return the numbers of timed-out batches, expired leases and ready tickets."""
         found = await self.tickets.sweep()
@@ -248,6 +253,12 @@ class StoreRig:
         owners = [(name, await self.redis.hget(name, "project")) for name in names]
         return {name.rpartition(":")[2] for name, owner in owners if owner == project.encode()}
 
+    async def _all_wait_for(self, batch_id: str) -> bool:
+        """Return whether a batch is live, and each member of its dependents waits for it."""
+        status = (await read_record(self.store, batch_id)).get("status")
+        records = [await read_record(self.store, it) for it in await self.members(Key.DEPENDENTS, batch_id)]
+        return status in (b"P", b"R", b"S") and all(batch_id.encode() in row.get("parents", b"") for row in records)
+
     async def _is_owned(self, name: str) -> bool:
         redis = self.redis
         kind, *parts = name.removeprefix(self.keys.prefix).split(":")
@@ -256,6 +267,8 @@ class StoreRig:
                 return True
             case ("deadlines",):
                 return await self.members(Key.DEADLINES) <= {str(it) async for it in self.store.snapshots.batch_ids()}
+            case "dependents", batch_id:
+                return await self._all_wait_for(batch_id)
             case "project", _:
                 return True  # tests.support.usage checks its counters
             case "batches", project:

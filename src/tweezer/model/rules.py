@@ -32,6 +32,11 @@ class When(StrEnum):
     ENDED = "ENDED"
     ERROR = "ERROR"
 
+    @property
+    def letter(self) -> str:
+        """The value in scripts."""
+        return "X" if self is When.ENDED else self.value[0]
+
 
 class OnFailures(StrEnum):
     """What happens to a batch when the number of its failed jobs reaches its threshold."""

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from typing import Any, NoReturn, cast
 from uuid import UUID
 
@@ -120,6 +121,28 @@ class Submission(msgspec.Struct, frozen=True):
         )
 
 
+class UnknownParents(InvalidInput):
+    """Redis has no such batches in the project of a new batch that depends on them.
+
+    batch_ids: their positions in ``depends_on``, by id.
+    """
+
+    def __init__(self, batch_ids: Mapping[UUID, int]) -> None:
+        first, position = next(iter(batch_ids.items()))
+        super().__init__(
+            f"depends_on[{position}]",
+            f"there is no batch {first} in this project; name one that `tweezer batches` lists",
+        )
+        self.batch_ids = batch_ids
+
+
+FindEnds = Callable[[str, Collection[UUID]], Awaitable[Mapping[UUID, str]]]
+"""Returns the recorded ends of batches of a project, as in :attr:`~tweezer.store.records.BatchRecord.end`, by id.
+
+Those that the ledger does not have are left out. Raises Unavailable.
+"""
+
+
 class Admission:
     """Checks submissions before they are written. Rejected ones raise InvalidInput that names the field."""
 
@@ -129,17 +152,28 @@ class Admission:
         self._devices: Recent[str, DeviceRecord] = Recent(_DEVICES_MAX, kept_s=_DEVICE_AGE_S)
         self._by_specs: Recent[str, DeviceRecord] = Recent(_DEVICES_MAX, kept_s=_DEVICE_AGE_S)
 
-    async def submit(self, submission: Submission, *, project: str, again: bool = False) -> UUID:
+    async def submit(
+        self, submission: Submission, *, project: str, again: bool = False, find_ends: FindEnds | None = None
+    ) -> UUID:
         """Check and write a batch as :meth:`write`; return its id."""
-        return id_of(await self.write(submission, project=project, again=again))
+        return id_of(await self.write(submission, project=project, again=again, find_ends=find_ends))
 
     async def write(
-        self, submission: Submission, *, project: str, again: bool = False, attempt: CallAttempt | None = None
+        self,
+        submission: Submission,
+        *,
+        project: str,
+        again: bool = False,
+        attempt: CallAttempt | None = None,
+        find_ends: FindEnds | None = None,
     ) -> NewBatch | UUID:
         """Check and write a batch; return it, or the id of the first call's batch if this call repeats that one.
 
+        Of a batch that depends on others, only the id is returned: it may wait, or have been cancelled at once.
+
         again: whether an earlier call with the same submission failed and may have taken effect. attempt: a call
-        without an idempotency key, which may repeat one that was abandoned.
+        without an idempotency key, which may repeat one that was abandoned. find_ends: reads the ledger, for a batch
+        that depends on those that only the ledger has; None without a ledger.
 
         Raises InvalidInput, QueueFull, Conflict, Unavailable.
         """
@@ -157,7 +191,8 @@ class Admission:
         if doc.configuration is not None and device.is_emulator and device.checks_sequence and not device.reattaches:
             check_older_options(doc.configuration, device.adapter)
         _check_jobs(specs, header, doc, device)
-        return await self._commands.write(
+        write = partial(
+            self._commands.write,
             submission.batch_id or new_batch_id(),
             project,
             doc,
@@ -169,6 +204,18 @@ class Admission:
             idempotency_key=submission.idempotency_key,
             attempt=attempt,
         )
+        ended: dict[UUID, str] = {}
+        while True:
+            try:
+                return await write(ended=ended)
+            except UnknownParents as error:
+                found = {} if find_ends is None else await find_ends(project, error.batch_ids)
+                if unknown := {it: position for it, position in error.batch_ids.items() if it not in found}:
+                    raise UnknownParents(unknown) from None
+                for batch_id, end in found.items():
+                    if not end:  # lost with the last second of Redis, and not restored yet
+                        raise Unavailable(f"batch {batch_id} is being restored; try again") from None
+                ended |= found
 
     async def add_jobs(
         self,
@@ -368,6 +415,9 @@ def _refuse(script: str, word: bytes, details: Sequence[Any], batch_id: UUID, ar
             )
         case _, b"unknown_device":
             raise InvalidInput("device", f"there is no device {details[0].decode()}; `tweezer devices` lists them")
+        case _, b"unknown_parents":
+            positions = {parent: at for at, (parent, _, _) in enumerate(arguments["parents"])}
+            raise UnknownParents({UUID(parent := text.decode()): positions[parent] for text in details})
         case _, b"exists":
             raise Conflict(f"batch {batch_id} already exists in another project", code="exists")
         case "end_batch", b"forbidden":
@@ -418,13 +468,21 @@ class Commands:
         again: bool = False,
         idempotency_key: str = "",
         attempt: CallAttempt | None = None,
+        ended: Mapping[UUID, str] | None = None,
     ) -> NewBatch | UUID:
         """Write a batch; return it, or the id of the first call's batch if this call repeats that one.
 
         A call repeats another if it has the same id of a batch, the same idempotency key and content, or is an attempt
-        at a call without a key that was abandoned.
+        at a call without a key that was abandoned. Of a batch that depends on others, only the id is returned.
+
+        ended: how those of the batches that it depends on ended that only the ledger has, as in
+        :attr:`~tweezer.store.records.BatchRecord.end`. Raises UnknownParents.
         """
         check_key(idempotency_key)
+        depends_on = doc.rules.depends_on if doc.rules is not None else ()
+        for position, dependency in enumerate(depends_on):
+            if dependency.batch == batch_id:
+                raise InvalidInput(f"depends_on[{position}]", "is the id of the batch itself; name another batch")
         packed_doc, packed = _packed("batch", doc), _packed_jobs(jobs)
         due_ms = 0 if not_before is None else -((_EPOCH - not_before) // timedelta(milliseconds=1))  # not earlier
         head = (doc.device, priority.value, str(int(open)))
@@ -447,9 +505,10 @@ class Commands:
             again=int(again),
             idempotency_key=idempotency_key,
             digest=digest,
+            parents=[(str(it.batch), it.when.letter, (ended or {}).get(it.batch, "")) for it in depends_on],
             specs=stored,
         )
-        if created_us is None:
+        if created_us is None or depends_on:
             return UUID(identity)
         made = {"priority": priority, "open": open, "not_before": moment(str(due_ms))}
         return NewBatch.of(batch_id, project, doc, jobs, created_us=created_us, **made)

@@ -103,9 +103,9 @@ be lost needs a new version.
 
 The hash also has ``v``, ``project``, ``doc``, a field ``t:<n>`` for each ticket, ``fault``, ``tags`` (JSON, once they
 were replaced), ``children`` (ids of the batches that repeat it), ``cancels`` (cancel requests, a line each; see
-:mod:`tweezer.model.cancels`), ``paused`` (see :meth:`BatchPause.read`) and ``rules`` (JSON, see
-:class:`~tweezer.model.rules.StoredRules`). In version 1, each value of the record was a
-field of the hash."""
+:mod:`tweezer.model.cancels`), ``paused`` (see :meth:`BatchPause.read`), ``rules`` (JSON, see
+:class:`~tweezer.model.rules.StoredRules`) and ``parents`` (the batches that it waits for: an id, a colon and the letter
+of :class:`~tweezer.model.rules.When` each). In version 1, each value of the record was a field of the hash."""
 
 NO_TIMES = b",".join(b"0" for _ in TIME_FIELDS)
 """The value of ``times`` where it is missing."""
@@ -200,6 +200,7 @@ class BatchRecord(msgspec.Struct, frozen=True):
         pause: Who paused it, when and why; None if it is not paused, or was paused by an older version.
         expires: When its queue timeout ends; None without one. It has no effect once the batch has started.
         retried: Number of retries that count towards its limit; 0 without a limit.
+        waits_for: The batches that it depends on and still waits for.
     """
 
     id: UUID
@@ -225,6 +226,7 @@ class BatchRecord(msgspec.Struct, frozen=True):
     pause: BatchPause | None = None
     expires: datetime | None = None
     retried: int = 0
+    waits_for: tuple[UUID, ...] = ()
 
     @property
     def may_wait(self) -> bool:
@@ -235,6 +237,13 @@ class BatchRecord(msgspec.Struct, frozen=True):
         """Return whether its start time keeps it waiting."""
         may_start = self.may_wait and not self.counts[JobStatus.RUNNING] and self.status is not BatchStatus.PAUSED
         return may_start and self.not_before is not None and now < self.not_before
+
+    @property
+    def end(self) -> str:
+        """How it ended: the letter of its status, followed by F if a job failed; empty if it is live."""
+        if not self.status.terminal:
+            return ""
+        return self.status.letter + ("F" if self.counts[JobStatus.ERROR] else "")
 
     def __repr__(self) -> str:
         name = f", {cut(self.doc.name)!r}" if self.doc.name else ""
@@ -425,6 +434,9 @@ def describe_wait(
         return f"{device.name}: no answer{since}: {device.unsure}"
     if batch.status is BatchStatus.PAUSED:
         return "someone to resume it: the batch is paused"
+    if batch.waits_for:
+        first, *others = batch.waits_for
+        return f"{len(batch.waits_for)} batches to end, such as {first}" if others else f"batch {first} to end"
     if batch.not_before is not None and batch.starts_later(now):
         return f"its start time, {clock(batch.not_before)}"
     if device is None:
@@ -602,6 +614,7 @@ def _batch_record(batch_id: UUID, row: dict[str, bytes], doc: BatchDoc | None) -
         pause=BatchPause.read(text["paused"]) if is_paused and "paused" in text else None,
         expires=None if rules.expires is None else _moment(str(round(rules.expires))),
         retried=rules.retried,
+        waits_for=tuple(UUID(parent.partition(":")[0]) for parent in text.get("parents", "").split()),
     )
 
 

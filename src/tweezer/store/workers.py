@@ -86,7 +86,7 @@ class LostLease(msgspec.Struct, frozen=True):
 class SweepResult(msgspec.Struct, frozen=True):
     """What a sweep found: numbers of batches that timed out and of tickets that became ready, and expired leases.
 
-    more: whether more batches are late or expire.
+    more: whether more batches are late or expire, or wait for others that have ended.
     """
 
     timed_out: int

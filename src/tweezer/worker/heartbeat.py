@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 SWEEP_S = 1.0
 """Seconds between two sweeps of a process."""
 
-_SWEEPS_MAX = 20  # calls each time, while more batches are late or expire
+_SWEEPS_MAX = 20  # calls each time, while there is more to do
 
 
 class Presence:

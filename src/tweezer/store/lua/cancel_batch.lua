@@ -7,7 +7,7 @@
 -- Events  job.canceled (ranges), batch.canceled if no job is running; an entry for running jobs, too
 -- Gate    while shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs
--- include: own_batch, idempotency, cancel_all, conclude, maxmemory
+-- include: own_batch, idempotency, cancel_all, finish, maxmemory
 
 exempt_from_maxmemory()
 local b, none = load_own_batch(batch_id, project)

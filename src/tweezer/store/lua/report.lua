@@ -10,7 +10,7 @@
 --     if so many jobs have failed
 -- Gate    while shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>" on the pool's channel for a running job that ends; its progress
--- include: own_batch, give_back, failures, maxmemory, generated/job_over
+-- include: own_batch, give_back, failures, finish, maxmemory, generated/job_over
 
 exempt_from_maxmemory()
 local REPORTED = { P = true, E = true, C = true }

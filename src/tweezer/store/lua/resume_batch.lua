@@ -6,7 +6,7 @@
 -- Returns {'ok'} | {'unknown'} | {'newer'} | {'damaged'} | {'over'}
 -- Events  batch.resumed, if it was paused; batch.done if no work is left
 -- Gate    while shut: unavailable, unless the batch was created since the restart
--- include: own_batch, rules, issue, conclude, maxmemory
+-- include: own_batch, rules, issue, finish, maxmemory
 
 exempt_from_maxmemory()
 local b, none = load_own_batch(batch_id, project)

@@ -18,7 +18,7 @@
 --     job.canceled (ranges) if so many jobs have failed
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs of a batch that its failures cancel
 -- Gate    while shut: unavailable
--- include: gate, restart, quotas, results, job_moves, rules, failures, give_back, claim, ends_in_time, maxmemory
+-- include: gate, restart, quotas, results, job_moves, rules, failures, give_back, claim, ends_in_time, finish, maxmemory
 
 exempt_from_maxmemory()
 if is_shut() then refuse_while_shut() end

@@ -1,22 +1,40 @@
--- sweep: handles what is due: open batches past their deadline, batches that are late or expire, expired leases, tickets whose time has come, workers that
--- are gone. It runs each second; any number of processes may run it.
+-- sweep: handles what is due: batches that wait for others that have ended, open batches past their deadline, batches that are
+-- late or expire, expired leases, tickets whose time has come, workers that are gone. It runs each second; any number of
+-- processes may run it.
 --
 -- KEYS[1] namespace
 -- ARGV most:int items of each kind per call   memory:str, bytes that Redis has for work, or '' if unknown
 -- Returns {'ok', timed out, made ready, {{ticket taken back, the lane that held it}, …}, '1' if more batches are late or
---     expire, else '0'}
+--     expire, or wait for others that have ended, else '0'}
 -- Events  the notices device.paused and device.up of planned maintenance, and device.up at the end of a pause;
---     batch.idle: half its idle limit, at most a minute, before it times out; batch.timed_out; batch.late; job.canceled
---     (ranges) of a batch that expires; those of reclaims:
---     job.pending, job.canceled, job.error, batch.*
--- Gate    while shut no batch is warned, late or timed out, and no lease is reclaimed
+--     job.canceled (ranges) and batch.canceled of a batch that waits for one that has not ended as required, batch.done of a
+--     closed one without jobs; batch.idle: half its idle limit, at most a minute, before it times out; batch.timed_out;
+--     batch.late; job.canceled (ranges) of a batch that expires; those of reclaims: job.pending, job.canceled, job.error,
+--     batch.*
+-- Gate    while shut no batch is released, warned, late or timed out, and no lease is reclaimed
 -- include: gate, lanes, maintenance, reclaim, deadlines, expiry, maxmemory
 
 local WARN_MAX = 60000
+local releases = key(KEY.releases)
+
+-- Returns how a batch ended, '' if it is missing, or nil while it is live or cannot be read.
+local function find_end(id)
+  local b, problem = load_batch(id)
+  if problem then redis.call('ZADD', releases, int(NOW + LEAVE_ALONE), id .. ':?') end
+  if b then return is_over(b) and end_of(b) or nil end
+  return not problem and '' or nil
+end
 
 exempt_from_maxmemory()
 local timed_out, readied, reclaimed = 0, 0, {}
 if memory ~= '' and int(setting('memory')) ~= memory then redis.call('HSET', key(KEY.settings), 'memory', memory) end
+for _, name in ipairs(is_shut() and {} or redis.call('ZRANGEBYSCORE', releases, '-inf', NOW_MS, 'LIMIT', 0, most)) do
+  redis.call('ZREM', releases, name)
+  local id, ended = string.sub(name, 1, 36), string.sub(name, 38)
+  if ended == '?' then ended = find_end(id) end
+  if ended then ended_batches[#ended_batches + 1] = { id, ended } end
+end
+handle_ends()
 local idle = key(KEY.idle)
 local past = is_shut() and {} or redis.call('ZRANGEBYSCORE', idle, '-inf', NOW_MS, 'LIMIT', 0, most)
 for _, id in ipairs(past) do
@@ -80,4 +98,5 @@ for _, device in ipairs(redis.call('SMEMBERS', key(KEY.devices))) do
   end
 end
 save_totals()
+more = more or not is_shut() and redis.call('ZCOUNT', releases, '-inf', NOW_MS) > 0
 return { 'ok', timed_out, readied, reclaimed, more and '1' or '0' }

@@ -1,5 +1,5 @@
 -- Tickets of a device that are due: expired leases and tickets whose time has come.
--- include: give_back, failures
+-- include: give_back, failures, finish
 
 local LEAVE_ALONE = 5000 -- ms until a batch that cannot be read is checked again
 
