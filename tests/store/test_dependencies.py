@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
+from msgspec.structs import replace
+from tests.support.power_loss import Recorded, checkpoint, fall_back, recorded
 
 from tweezer.model.errors import Conflict, InvalidInput, Unavailable
 from tweezer.model.ids import new_batch_id
@@ -556,3 +558,100 @@ async def test_a_batch_that_redis_may_have_lost_is_not_refused_but_unavailable(r
     await rig.recovery.open_gate()
     with pytest.raises(InvalidInput):
         await submit_after(rig, uuid4())
+
+
+# ----------------------------------------------------------------------------------- a Redis that lost its last writes
+
+
+async def restore(rig: StoreRig, *ledger: Recorded, ended: dict[UUID, str] | None = None) -> None:
+    """Restore batches as the recorder does. ended: those that they wait for that ended in the ledger."""
+    for batch, jobs in ledger:
+        assert await rig.recovery.restore(replace(batch, ended=ended or {}), jobs) == 0
+    await rig.recovery.open_gate()
+    await rig.sweep_all()
+
+
+async def test_a_lost_dependent_waits_again(rig: StoreRig) -> None:
+    first = await rig.submit()
+    saved = await checkpoint(rig.store)
+    second = await submit_after(rig, first, jobs=2)
+    ledger = await recorded(rig.store, second)
+    await fall_back(rig.store, saved)
+    await restore(rig, ledger)
+    assert await waits_for(rig, second) == {first}
+    assert await tickets(rig) == {str(first)}
+    assert await rig.run_all() == [first, second]
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]], ids=["parents_first", "dependents_first"])
+async def test_a_chain_that_redis_lost_completely_waits_again(rig: StoreRig, order: list[int]) -> None:
+    saved = await checkpoint(rig.store)
+    first = await rig.submit()
+    second = await submit_after(rig, first)
+    third = await submit_after(rig, first, second, jobs=0, open=True)
+    ledger = [await recorded(rig.store, batch_id) for batch_id in (first, second, third)]
+    await fall_back(rig.store, saved)
+    await restore(rig, *(ledger[at] for at in order))
+    assert await waits_for(rig, third) == {first, second}
+    assert await tickets(rig) == {str(first)}
+    assert await rig.members(Key.IDLE) == set()
+    assert await rig.run_all() == [first, second]
+    assert await rig.members(Key.IDLE) == {str(third)}
+    await rig.commands.close(third, project="a")
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]], ids=["parents_first", "dependents_first"])
+async def test_a_lost_end_is_restored_with_its_effect(rig: StoreRig, order: list[int]) -> None:
+    """Redis lost the end of a batch, the release of one dependent and the cancel of another."""
+    first = await rig.submit()
+    second, third = await submit_after(rig, Dependency(first, When.ENDED)), await submit_after(rig, first)
+    saved = await checkpoint(rig.store)
+    await rig.commands.cancel(first, project="a")
+    await rig.run(await rig.take())
+    ledger = [await recorded(rig.store, batch_id) for batch_id in (first, second, third)]
+    await fall_back(rig.store, saved)
+    await restore(rig, *(ledger[at] for at in order))
+    await assert_cancelled(rig, third)
+    assert (await status_of(rig, first), await status_of(rig, second)) == (CANCELED, DONE)
+    assert await rig.run_all() == []
+
+
+async def test_a_restored_end_releases_those_that_still_waited(rig: StoreRig) -> None:
+    """The ledger recorded the end of a batch, but nothing of its dependents since."""
+    first = await rig.submit()
+    second, third = await submit_after(rig, Dependency(first, When.ENDED)), await submit_after(rig, first)
+    saved = await checkpoint(rig.store)
+    await rig.commands.cancel(first, project="a")
+    ledger = await recorded(rig.store, first)
+    await fall_back(rig.store, saved)
+    await restore(rig, ledger)
+    await assert_cancelled(rig, third)
+    assert await rig.run_all() == [second]
+
+
+@pytest.mark.parametrize(("ended", "runs"), [("D", True), ("DF", True), ("C", False), (None, False)])
+async def test_a_restored_dependent_follows_an_end_that_only_the_ledger_has(
+    rig: StoreRig, ended: str | None, runs: bool
+) -> None:
+    """Redis has lost everything, and a batch that ended long ago is not restored; None: it was deleted."""
+    saved = await checkpoint(rig.store)
+    first = await rig.submit()
+    second = await submit_after(rig, first)
+    ledger = await recorded(rig.store, second)
+    await fall_back(rig.store, saved)
+    await restore(rig, ledger, ended={} if ended is None else {first: ended})
+    if runs:
+        assert await rig.run_all() == [second]
+    else:
+        await assert_cancelled(rig, second, str(first))
+
+
+async def test_a_dependent_that_was_released_since_is_not_made_to_wait_again(rig: StoreRig) -> None:
+    """Redis has the release, which the ledger has not recorded yet."""
+    first, other = await rig.submit(), await rig.submit()
+    second = await submit_after(rig, first, other)
+    ledger = await recorded(rig.store, second)
+    await rig.run(await rig.take())
+    await restore(rig, ledger)
+    assert await waits_for(rig, second) == {other}
+    assert await finish_all(rig) == [other, second]
