@@ -122,7 +122,8 @@ async def submit_batch(context: dict[Any, Any], message: Any) -> str:
         project = fields.pop("project")
         limits, key = Limits(**msgspec.structs.asdict(wanted.limits)), wanted.idempotency_key or _key(context)
         submission = Submission(**fields | {"jobs": _plain(wanted.jobs), "limits": limits, "idempotency_key": key})
-        return str(await _store(context).admission.submit(submission, project=project))
+        admission, find_ends = _store(context).admission, context["find_ends"]
+        return str(await admission.submit(submission, project=project, find_ends=find_ends))
 
 
 async def add_jobs(context: dict[Any, Any], message: Any) -> int:

@@ -227,6 +227,15 @@ def _queue_families(measures: Measures) -> Iterator[Metric]:
     stale = CounterMetricFamily(
         "tweezer_settles_stale", "Settles rejected because their ticket has another holder", labels=("device",)
     )
+    late = CounterMetricFamily(
+        "tweezer_batches_late", "Batches that had not started by their schedule threshold", labels=("device",)
+    )
+    expired = CounterMetricFamily(
+        "tweezer_batches_expired", "Batches that timed out because they did not start in time", labels=("device",)
+    )
+    stopped = CounterMetricFamily(
+        "tweezer_batches_stopped", "Batches paused or cancelled because too many jobs failed", labels=("device",)
+    )
     for device in measures.devices:
         name = device.name
         for status, count in (("pending", device.pending), ("running", device.running)):
@@ -244,7 +253,10 @@ def _queue_families(measures: Measures) -> Iterator[Metric]:
         wait.add_metric((name,), device.longest_wait_s or 0.0)
         lost.add_metric((name,), device.lost)
         stale.add_metric((name,), device.stale)
-    yield from (jobs, tickets, lanes, workers, up, answers, paused, wait, lost, stale)
+        late.add_metric((name,), device.late)
+        expired.add_metric((name,), device.expired)
+        stopped.add_metric((name,), device.stopped)
+    yield from (jobs, tickets, lanes, workers, up, answers, paused, wait, lost, stale, late, expired, stopped)
     yield _gauge("stream_entries", "Entries in the event stream", measures.stream)
     yield _gauge("ended_batches", "Batches that have ended and are still in Redis", measures.ended)
     yield _gauge(

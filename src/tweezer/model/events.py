@@ -2,7 +2,8 @@
 
 A stream entry contains all events of one script call on one batch, as words: ``5PR`` (job 5 went from PENDING to
 RUNNING), ``0-99PC`` (jobs 0 to 99 went from PENDING to CANCELED), ``PR`` (the batch itself), ``NP:20`` (the batch was
-created with 20 jobs), ``RI`` (the RUNNING batch has no work and will soon time out). The letters are those of the
+created with 20 jobs), ``RI`` (the RUNNING batch has no work and will soon time out), ``PL`` (the PENDING batch is
+late). The letters are those of the
 statuses. Each transition has a sequence number, which increases by one within a batch, in the order of the words. The
 entry also names the lane that held the ticket, if one did, and why running jobs became pending again:
 ``host:812:3fa901:0 lost``.
@@ -21,7 +22,7 @@ import msgspec
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus, Stage
 
 _WORD = re.compile(  # indices below 100,000
-    r"(\d{1,5})(?:-(\d{1,5}))?([PRDEC][PRDEC])|(N[PRSDECT])(?::(\d{1,9}))?|([PRSDECT][PRSDECTI])"
+    r"(\d{1,5})(?:-(\d{1,5}))?([PRDEC][PRDEC])|(N[PRSDECT])(?::(\d{1,9}))?|([PRSDECT][PRSDECTIL])"
 )
 
 
@@ -52,6 +53,7 @@ class Event(msgspec.Struct, frozen=True):
             or for an event from before this was recorded.
         lane: The number of the worker's lane.
         why: Why a running job became pending again, a key of ``RETURNS``.
+        is_late: Whether it is ``batch.late``, which does not change the status.
     """
 
     batch_id: UUID
@@ -64,6 +66,7 @@ class Event(msgspec.Struct, frozen=True):
     worker: str | None = None
     lane: int | None = None
     why: str | None = None
+    is_late: bool = False
 
     @property
     def reason(self) -> str | None:
@@ -88,7 +91,7 @@ class Event(msgspec.Struct, frozen=True):
         if self.previous is None:
             return "batch.created"
         if self.previous is self.status:
-            return "batch.idle"
+            return "batch.late" if self.is_late else "batch.idle"
         if self.previous is BatchStatus.PAUSED and not BatchStatus(self.status).terminal:
             return "batch.resumed"
         return f"batch.{self.status.value.lower()}"
@@ -112,8 +115,8 @@ class Word(msgspec.Struct, frozen=True):
     """A word of an entry: the same transition of consecutive jobs, or a transition of the batch.
 
     jobs: indices of the jobs; empty for the batch. letters: the statuses before and after; ``N`` as the first letter
-    means that the batch was created, ``I`` as the second that it has no work. submitted: the number of jobs that the
-    batch was created with.
+    means that the batch was created, ``I`` as the second that it has no work, and ``L`` that it is late. submitted: the
+    number of jobs that the batch was created with.
     """
 
     letters: str
@@ -150,8 +153,8 @@ class Word(msgspec.Struct, frozen=True):
                 yield Event(batch_id, number, time_us, JOB_BY_LETTER[after], JOB_BY_LETTER[before], index, None, *by)
         else:
             previous = None if before == "N" else BATCH_BY_LETTER[before]
-            status = BATCH_BY_LETTER[before if after == "I" else after]
-            yield Event(batch_id, sequence, time_us, status, previous, None, self.submitted)
+            status = BATCH_BY_LETTER[before if after in "IL" else after]
+            yield Event(batch_id, sequence, time_us, status, previous, None, self.submitted, is_late=after == "L")
 
 
 @functools.lru_cache(maxsize=1024)

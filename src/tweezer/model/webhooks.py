@@ -50,6 +50,7 @@ class EventType(StrEnum):
     BATCH_PAUSED = "batch.paused"
     BATCH_RESUMED = "batch.resumed"
     BATCH_IDLE = "batch.idle"
+    BATCH_LATE = "batch.late"
     BATCH_DONE = "batch.done"
     BATCH_ERROR = "batch.error"
     BATCH_CANCELED = "batch.canceled"

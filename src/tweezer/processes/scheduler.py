@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Collection
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import structlog
 from arq.cron import CronJob, cron
@@ -105,7 +108,18 @@ class Scheduler:
         )
 
     def _common(self) -> dict[str, Any]:
-        return arq_options(self.store, {"store": self.store, "policy": self._config, "settings": self._settings})
+        context = {"store": self.store, "policy": self._config, "settings": self._settings}
+        return arq_options(self.store, context | {"find_ends": self._find_ends})
+
+    async def _find_ends(self, project: str, batch_ids: Collection[UUID]) -> dict[UUID, str]:
+        """Look up batches that only the ledger has, for a new one that depends on them."""
+        from tweezer.ledger.queries.queries import Queries
+
+        queries = await asyncio.to_thread(Queries.open, self._settings.locate_ledger())
+        if queries is None:
+            return {}
+        with closing(queries):
+            return await queries.ask(queries.ends, project, batch_ids)
 
 
 async def delete_expired(context: dict[Any, Any]) -> None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from typing import Any, NoReturn, cast
 from uuid import UUID
 
@@ -53,6 +54,7 @@ from tweezer.model.messages import (
     shorten,
 )
 from tweezer.model.quotas import QuotaExceeded
+from tweezer.model.rules import Rules, check_start
 from tweezer.model.sequence import SequenceHeader, read_sequence, sequence_text
 from tweezer.model.summaries import abridge
 from tweezer.model.windows import check_time
@@ -81,6 +83,7 @@ class Submission(msgspec.Struct, frozen=True):
         user: Id of the user who submits it, if known.
         parent_id: Id of the batch that this one repeats.
         trace: The context of the trace that the submit belongs to (W3C ``traceparent``).
+        rules: The rules of the batch; None without any.
     """
 
     sequence: Any
@@ -100,6 +103,7 @@ class Submission(msgspec.Struct, frozen=True):
     user: str | None = None
     parent_id: str | None = None
     trace: str | None = None
+    rules: Rules | None = None
 
     def __repr__(self) -> str:
         return abridge(self, "Submission", hidden=("sequence", "webhook", "backend_configuration"))
@@ -111,7 +115,32 @@ class Submission(msgspec.Struct, frozen=True):
         configuration = self.backend_configuration
         if isinstance(configuration, str):
             configuration = configuration.removeprefix("\ufeff")  # Windows programs begin a file with it
-        return BatchDoc(**kept | {"device": device, "sequence": sequence, "backend_configuration": configuration})
+        rules = None if self.rules == Rules() else self.rules
+        return BatchDoc(
+            **kept | {"device": device, "sequence": sequence, "backend_configuration": configuration, "rules": rules}
+        )
+
+
+class UnknownParents(InvalidInput):
+    """Redis has no such batches in the project of a new batch that depends on them.
+
+    batch_ids: their positions in ``depends_on``, by id.
+    """
+
+    def __init__(self, batch_ids: Mapping[UUID, int]) -> None:
+        first, position = next(iter(batch_ids.items()))
+        super().__init__(
+            f"depends_on[{position}]",
+            f"there is no batch {first} in this project; name one that `tweezer batches` lists",
+        )
+        self.batch_ids = batch_ids
+
+
+FindEnds = Callable[[str, Collection[UUID]], Awaitable[Mapping[UUID, str]]]
+"""Returns the recorded ends of batches of a project, as in :attr:`~tweezer.store.records.BatchRecord.end`, by id.
+
+Those that the ledger does not have are left out. Raises Unavailable.
+"""
 
 
 class Admission:
@@ -123,17 +152,28 @@ class Admission:
         self._devices: Recent[str, DeviceRecord] = Recent(_DEVICES_MAX, kept_s=_DEVICE_AGE_S)
         self._by_specs: Recent[str, DeviceRecord] = Recent(_DEVICES_MAX, kept_s=_DEVICE_AGE_S)
 
-    async def submit(self, submission: Submission, *, project: str, again: bool = False) -> UUID:
+    async def submit(
+        self, submission: Submission, *, project: str, again: bool = False, find_ends: FindEnds | None = None
+    ) -> UUID:
         """Check and write a batch as :meth:`write`; return its id."""
-        return id_of(await self.write(submission, project=project, again=again))
+        return id_of(await self.write(submission, project=project, again=again, find_ends=find_ends))
 
     async def write(
-        self, submission: Submission, *, project: str, again: bool = False, attempt: CallAttempt | None = None
+        self,
+        submission: Submission,
+        *,
+        project: str,
+        again: bool = False,
+        attempt: CallAttempt | None = None,
+        find_ends: FindEnds | None = None,
     ) -> NewBatch | UUID:
         """Check and write a batch; return it, or the id of the first call's batch if this call repeats that one.
 
+        Of a batch that depends on others, only the id is returned: it may wait, or have been cancelled at once.
+
         again: whether an earlier call with the same submission failed and may have taken effect. attempt: a call
-        without an idempotency key, which may repeat one that was abandoned.
+        without an idempotency key, which may repeat one that was abandoned. find_ends: reads the ledger, for a batch
+        that depends on those that only the ledger has; None without a ledger.
 
         Raises InvalidInput, QueueFull, Conflict, Unavailable.
         """
@@ -147,10 +187,12 @@ class Admission:
             check_time("not_before", submission.not_before)
         doc = submission.doc(device.name)
         header = check_batch(doc, checks_sequence=device.checks_sequence)
+        check_start(doc.rules, has_start=submission.not_before is not None)
         if doc.configuration is not None and device.is_emulator and device.checks_sequence and not device.reattaches:
             check_older_options(doc.configuration, device.adapter)
         _check_jobs(specs, header, doc, device)
-        return await self._commands.write(
+        write = partial(
+            self._commands.write,
             submission.batch_id or new_batch_id(),
             project,
             doc,
@@ -162,6 +204,18 @@ class Admission:
             idempotency_key=submission.idempotency_key,
             attempt=attempt,
         )
+        ended: dict[UUID, str] = {}
+        while True:
+            try:
+                return await write(ended=ended)
+            except UnknownParents as error:
+                found = {} if find_ends is None else await find_ends(project, error.batch_ids)
+                if unknown := {it: position for it, position in error.batch_ids.items() if it not in found}:
+                    raise UnknownParents(unknown) from None
+                for batch_id, end in found.items():
+                    if not end:  # lost with the last second of Redis, and not restored yet
+                        raise Unavailable(f"batch {batch_id} is being restored; try again") from None
+                ended |= found
 
     async def add_jobs(
         self,
@@ -313,6 +367,12 @@ def _packed_jobs(jobs: Sequence[JobSpec]) -> list[bytes]:
     return [_packed(f"jobs[{index}]", job) for index, job in enumerate(jobs)]
 
 
+def _stored_rules(rules: Rules | None) -> str:
+    """Return the rules that the scripts enforce as JSON, or ''."""
+    stored = None if rules is None else rules.stored()
+    return "" if stored is None else msgspec.json.encode(stored).decode()
+
+
 async def _compressed(packed: Sequence[bytes]) -> list[bytes]:
     """Compress records for Redis; large ones in a thread, so that they do not block the event loop."""
     if sum(map(len, packed)) <= _QUICK_BYTES:
@@ -355,6 +415,9 @@ def _refuse(script: str, word: bytes, details: Sequence[Any], batch_id: UUID, ar
             )
         case _, b"unknown_device":
             raise InvalidInput("device", f"there is no device {details[0].decode()}; `tweezer devices` lists them")
+        case _, b"unknown_parents":
+            positions = {parent: at for at, (parent, _, _) in enumerate(arguments["parents"])}
+            raise UnknownParents({UUID(parent := text.decode()): positions[parent] for text in details})
         case _, b"exists":
             raise Conflict(f"batch {batch_id} already exists in another project", code="exists")
         case "end_batch", b"forbidden":
@@ -405,13 +468,21 @@ class Commands:
         again: bool = False,
         idempotency_key: str = "",
         attempt: CallAttempt | None = None,
+        ended: Mapping[UUID, str] | None = None,
     ) -> NewBatch | UUID:
         """Write a batch; return it, or the id of the first call's batch if this call repeats that one.
 
         A call repeats another if it has the same id of a batch, the same idempotency key and content, or is an attempt
-        at a call without a key that was abandoned.
+        at a call without a key that was abandoned. Of a batch that depends on others, only the id is returned.
+
+        ended: how those of the batches that it depends on ended that only the ledger has, as in
+        :attr:`~tweezer.store.records.BatchRecord.end`. Raises UnknownParents.
         """
         check_key(idempotency_key)
+        depends_on = doc.rules.depends_on if doc.rules is not None else ()
+        for position, dependency in enumerate(depends_on):
+            if dependency.batch == batch_id:
+                raise InvalidInput(f"depends_on[{position}]", "is the id of the batch itself; name another batch")
         packed_doc, packed = _packed("batch", doc), _packed_jobs(jobs)
         due_ms = 0 if not_before is None else -((_EPOCH - not_before) // timedelta(milliseconds=1))  # not earlier
         head = (doc.device, priority.value, str(int(open)))
@@ -430,12 +501,14 @@ class Commands:
             idle_ms=round(doc.limits.open_timeout_s * 1000),
             retries=doc.limits.transient_retries,
             timeout_ms=round(doc.limits.job_timeout_s * 1000),
+            rules=_stored_rules(doc.rules),
             again=int(again),
             idempotency_key=idempotency_key,
             digest=digest,
+            parents=[(str(it.batch), it.when.letter, (ended or {}).get(it.batch, "")) for it in depends_on],
             specs=stored,
         )
-        if created_us is None:
+        if created_us is None or depends_on:
             return UUID(identity)
         made = {"priority": priority, "open": open, "not_before": moment(str(due_ms))}
         return NewBatch.of(batch_id, project, doc, jobs, created_us=created_us, **made)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import msgspec
 
-from tweezer.model.cancels import CancelAttempt, CancelOutcome, read_attempts
+from tweezer.model.cancels import RULE, CancelAttempt, CancelOutcome, read_attempts
 from tweezer.model.errors import FaultKind, NewerRecord, Unreadable
 from tweezer.model.ids import job_id, short_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus, Stage
@@ -24,6 +24,7 @@ from tweezer.model.messages import (
     decode_fault,
     decode_spec,
 )
+from tweezer.model.rules import StoredRules
 from tweezer.model.sequence import ANYWHERE, Geometry
 from tweezer.model.summaries import cut, describe_counts, describe_job, format_count
 from tweezer.model.windows import DeviceState, Unavailability, UnavailabilityKind, Window, remaining_s
@@ -102,8 +103,9 @@ be lost needs a new version.
 
 The hash also has ``v``, ``project``, ``doc``, a field ``t:<n>`` for each ticket, ``fault``, ``tags`` (JSON, once they
 were replaced), ``children`` (ids of the batches that repeat it), ``cancels`` (cancel requests, a line each; see
-:mod:`tweezer.model.cancels`) and ``paused`` (see :meth:`BatchPause.read`). In version 1, each value of the record was a
-field of the hash."""
+:mod:`tweezer.model.cancels`), ``paused`` (see :meth:`BatchPause.read`), ``rules`` (JSON, see
+:class:`~tweezer.model.rules.StoredRules`) and ``parents`` (the batches that it waits for: an id, a colon and the letter
+of :class:`~tweezer.model.rules.When` each). In version 1, each value of the record was a field of the hash."""
 
 NO_TIMES = b",".join(b"0" for _ in TIME_FIELDS)
 """The value of ``times`` where it is missing."""
@@ -189,13 +191,16 @@ class BatchRecord(msgspec.Struct, frozen=True):
         counts: Number of jobs by status.
         sequence_number: Number of its last event.
         doc: The part that does not change after the submit.
-        fault: Why it is in ERROR.
+        fault: Why it is in ERROR, or was ended by one of its rules.
         children: Ids of the batches that repeat it.
         idle_s: How long it held a machine without work, in seconds; the current such period is not included.
         job_s: Average duration of its DONE jobs, in seconds.
         cancels: The cancel requests, oldest first.
         not_before: The earliest time to start; None if it may start at once.
         pause: Who paused it, when and why; None if it is not paused, or was paused by an older version.
+        expires: When its queue timeout ends; None without one. It has no effect once the batch has started.
+        retried: Number of retries that count towards its limit; 0 without a limit.
+        waits_for: The batches that it depends on and still waits for.
     """
 
     id: UUID
@@ -219,6 +224,9 @@ class BatchRecord(msgspec.Struct, frozen=True):
     cancels: tuple[CancelAttempt, ...] = ()
     not_before: datetime | None = None
     pause: BatchPause | None = None
+    expires: datetime | None = None
+    retried: int = 0
+    waits_for: tuple[UUID, ...] = ()
 
     @property
     def may_wait(self) -> bool:
@@ -229,6 +237,13 @@ class BatchRecord(msgspec.Struct, frozen=True):
         """Return whether its start time keeps it waiting."""
         may_start = self.may_wait and not self.counts[JobStatus.RUNNING] and self.status is not BatchStatus.PAUSED
         return may_start and self.not_before is not None and now < self.not_before
+
+    @property
+    def end(self) -> str:
+        """How it ended: the letter of its status, followed by F if a job failed; empty if it is live."""
+        if not self.status.terminal:
+            return ""
+        return self.status.letter + ("F" if self.counts[JobStatus.ERROR] else "")
 
     def __repr__(self) -> str:
         name = f", {cut(self.doc.name)!r}" if self.doc.name else ""
@@ -419,6 +434,9 @@ def describe_wait(
         return f"{device.name}: no answer{since}: {device.unsure}"
     if batch.status is BatchStatus.PAUSED:
         return "someone to resume it: the batch is paused"
+    if batch.waits_for:
+        first, *others = batch.waits_for
+        return f"{len(batch.waits_for)} batches to end, such as {first}" if others else f"batch {first} to end"
     if batch.not_before is not None and batch.starts_later(now):
         return f"its start time, {clock(batch.not_before)}"
     if device is None:
@@ -571,6 +589,7 @@ def _batch_record(batch_id: UUID, row: dict[str, bytes], doc: BatchDoc | None) -
         return int(text.get(name, "0"))
 
     created, is_paused = moment_us(text["created"]), text["status"] == BatchStatus.PAUSED.letter
+    rules = msgspec.json.decode(row["rules"], type=StoredRules) if "rules" in row else StoredRules()
     return BatchRecord(
         id=batch_id,
         project=text["project"],
@@ -593,6 +612,9 @@ def _batch_record(batch_id: UUID, row: dict[str, bytes], doc: BatchDoc | None) -
         cancels=read_attempts(text.get("cancels", "")),
         not_before=moment(text.get("not_before")),
         pause=BatchPause.read(text["paused"]) if is_paused and "paused" in text else None,
+        expires=None if rules.expires is None else _moment(str(round(rules.expires))),
+        retried=rules.retried,
+        waits_for=tuple(UUID(parent.partition(":")[0]) for parent in text.get("parents", "").split()),
     )
 
 
@@ -646,7 +668,7 @@ def job_record(
 ) -> JobRecord:
     """Make a job's record from its fields in Redis. Raises Unreadable.
 
-    A job in ERROR without a fault gets that of its batch.
+    A job in ERROR without a fault gets that of its batch, and so does one that a rule of its batch cancelled.
     """
     try:
         return _job_record(batch, index, spec, state, fault)
@@ -661,13 +683,14 @@ def _job_record(
     words = read_state(state)
     status = JOB_BY_LETTER[words["status"]]
     faults = (decode_fault(fault),) if fault is not None else ()
-    if not faults and status is JobStatus.ERROR and batch.fault is not None:
-        faults = (batch.fault,)
     submitted, started = moment_us(created.decode()), moment(words.get("begun"))
     if status is JobStatus.PENDING:
         started = None
     progress = words.get("progress")
     ended, requested = moment(words.get("ended")), moment(words.get("cancel"))
+    cancels = tuple(attempt for attempt in batch.cancels if attempt.concerns(index, requested, ended))
+    if not faults and batch.fault is not None and shares_fault(status, cancels):
+        faults = (batch.fault,)
     return JobRecord(
         batch_id=batch.id,
         index=index,
@@ -688,8 +711,14 @@ def _job_record(
         device_s=_seconds(words.get("execution")),
         faults=faults,
         cancel_outcome=_cancel_outcome(status, words, faults),
-        cancels=tuple(attempt for attempt in batch.cancels if attempt.concerns(index, requested, ended)),
+        cancels=cancels,
     )
+
+
+def shares_fault(status: JobStatus, cancels: Sequence[CancelAttempt]) -> bool:
+    """Return whether a job without its own fault has that of its batch. cancels: the requests that apply to the job."""
+    by_rule = status is JobStatus.CANCELED and any(attempt.by == RULE for attempt in cancels)
+    return status is JobStatus.ERROR or by_rule
 
 
 _UNSURE = frozenset({"unconfirmed", "unknown"})  # codes of faults

@@ -84,7 +84,8 @@ class DirectTransport:
     # --- batches
 
     async def submit(self, submission: Submission, *, again: bool) -> UUID:
-        return await self.store.admission.submit(submission, project=self.project, again=again)
+        find_ends = self._reader.find_ends
+        return await self.store.admission.submit(submission, project=self.project, again=again, find_ends=find_ends)
 
     async def batch(self, batch_id: UUID) -> BatchRecord:
         return await self._reader.batch(self._caller, batch_id)

@@ -63,6 +63,7 @@ def _batch(
     jobs: tuple[int, int, int, int, int],
     *errors: Fault,
     open: bool = True,
+    is_started: bool = True,
 ) -> tuple[int, Data]:
     data = BatchData(
         project_id="default",
@@ -77,7 +78,7 @@ def _batch(
         open=open and not status.terminal,
         jobs=dict(zip(JobStatus, jobs, strict=True)),
         created_at=_at(0),
-        started_at=_at(_BEGUN_MS) if after_ms >= _BEGUN_MS else None,
+        started_at=_at(_BEGUN_MS) if is_started and after_ms >= _BEGUN_MS else None,
         ended_at=_at(after_ms) if status.terminal else None,
         errors=errors,
     )
@@ -135,6 +136,7 @@ _SAMPLES: dict[EventType, tuple[int, Data]] = {
     EventType.BATCH_PAUSED: _batch(7, 2000, _PAUSED, _RUNNING, (1, 0, 1, 1, 0)),
     EventType.BATCH_RESUMED: _batch(8, 62_000, _RUNNING, _PAUSED, (1, 0, 1, 1, 0)),
     EventType.BATCH_IDLE: _batch(10, 310_000, _RUNNING, _RUNNING, _OVER),
+    EventType.BATCH_LATE: _batch(2, 60_000, _PENDING, _PENDING, (3, 0, 0, 0, 0), is_started=False),
     EventType.BATCH_DONE: _batch(11, 330_000, BatchStatus.DONE, _RUNNING, _OVER),
     EventType.BATCH_ERROR: _batch(5, 180, BatchStatus.ERROR, _PENDING, (0, 0, 0, 3, 0), _OF_BATCH),
     EventType.BATCH_CANCELED: _batch(11, 330_000, BatchStatus.CANCELED, _RUNNING, _OVER),

@@ -108,7 +108,8 @@ async def write_traced(
     with tracing.continued("tweezer.submit", given, **{"tweezer.project": project}):
         if (trace := tracing.current() or given) is not None:
             submission = msgspec.structs.replace(submission, trace=trace)
-        return await queue.admission.write(submission, project=project, attempt=attempt)
+        find_ends = request.app.state.live.find_ends
+        return await queue.admission.write(submission, project=project, attempt=attempt, find_ends=find_ends)
 
 
 async def batch_response(written: NewBatch | UUID, caller: Principal, live: ReadModel) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar
 from uuid import UUID
@@ -62,6 +62,7 @@ _JOB_SNAPSHOTS: Select[Any] = (
     .where(jobs.c.id.in_(_IDS))
 )
 _RECORDS: Select[Any] = select(batches.c.id, batches.c.record).where(batches.c.id.in_(_IDS))
+_ENDS = select(batches.c.id, batches.c.status, batches.c.record).where(batches.c.id.in_(_IDS))
 _CHILDREN = select(batches.c.id).where(batches.c.parent == bindparam("id")).order_by(batches.c.id).limit(_CHILDREN_MAX)
 _RESULT = select(results.c.result).where(results.c.id == bindparam("id"))
 _PARKED = (
@@ -152,6 +153,11 @@ class Queries:
         record = batch_record(batch_id, {**fields, "doc": row.about})
         doc = msgspec.structs.replace(record.doc, sequence=row.sequence)
         return msgspec.structs.replace(record, doc=doc, children=children)
+
+    def ends(self, project: str, batch_ids: Collection[UUID]) -> dict[UUID, str]:
+        """Return the ends of batches of a project as :func:`read_ends`."""
+        with self.database.read() as connection:
+            return read_ends(connection, batch_ids, project)
 
     def job(self, caller: Principal, job_id: UUID) -> JobRecord | None:
         """Return the job, or None."""
@@ -264,6 +270,21 @@ def _add_job(snapshot: Snapshot, index: int, row: Row[Any]) -> None:
             column[index] = value
 
 
+def read_ends(connection: Connection, batch_ids: Collection[UUID], project: str | None = None) -> dict[UUID, str]:
+    """Return how batches ended, as in :attr:`~tweezer.store.records.BatchRecord.end`, without those that do not exist.
+
+    project: return only those of this project.
+    """
+    found = {}
+    for batch_id, status, record in connection.execute(_ENDS, {"ids": list(batch_ids)}):
+        fields = _fields_decoder.decode(record)
+        if project in (None, fields["project"].decode()):
+            has_failed = fields.get("error", b"0") != b"0"
+            is_over = BATCH_BY_LETTER[status].terminal
+            found[batch_id] = f"{status}{'F' if has_failed else ''}" if is_over else ""
+    return found
+
+
 def _fields_for(connection: Connection, caller: Principal, batch_id: UUID) -> dict[str, bytes] | None:
     """Return the record of a batch if the caller may see it; only then more of it is read."""
     record = connection.execute(_RECORD, {"id": batch_id}).scalar()
@@ -280,7 +301,7 @@ def _state(row: Row[Any]) -> bytes | None:
 
 
 def _listed_jobs(connection: Connection, scope: Scope, rows: Iterable[Row[Any]]) -> list[JobRecord]:
-    """Return the jobs of the rows; from their batches, the fault of a failed one, and the cancel requests."""
+    """Return the jobs of the rows; from their batches, the fault that a job shares, and the cancel requests."""
     placed = [(*split_job_id(row.id), _state(row), row) for row in rows]
     owners, more = {}, set()
     for batch_id, _, state, row in placed:
