@@ -245,7 +245,7 @@ async def test_a_batch_that_cannot_run_waits_for_its_running_jobs(two_lanes: Sto
     assert (await rig.job(batch_id, 1)).status is DONE
 
 
-async def test_a_batch_never_more_tickets_than_lanes_or_waiting_jobs(rig: StoreRig) -> None:
+async def test_a_batch_never_has_more_tickets_than_lanes_or_waiting_jobs(rig: StoreRig) -> None:
     await rig.announce(lanes=3)
     small, large = await rig.submit(2), await rig.submit(50, project="b")
     tickets = await rig.members(Key.READY, "EMU")
