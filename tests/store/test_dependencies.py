@@ -28,13 +28,13 @@ DONE, ERROR, CANCELED, TIMED_OUT = BatchStatus.DONE, BatchStatus.ERROR, BatchSta
 FAULT = Fault("internal", "it broke")
 
 
-def after(*parents: UUID | Dependency) -> dict[str, Any]:
-    """Return the part of a batch's doc that makes it depend on others."""
-    return {"rules": Rules(depends_on=tuple(it if isinstance(it, Dependency) else Dependency(it) for it in parents))}
+def after(*parents: UUID | Dependency) -> Rules:
+    """Return rules that make a batch depend on others."""
+    return Rules(depends_on=tuple(it if isinstance(it, Dependency) else Dependency(it) for it in parents))
 
 
 async def submit_after(rig: StoreRig, *parents: UUID | Dependency, jobs: int = 1, **options: Any) -> UUID:
-    return await rig.submit(jobs, about=after(*parents), **options)
+    return await rig.submit(jobs, rules=after(*parents), **options)
 
 
 async def status_of(rig: StoreRig, batch_id: UUID) -> BatchStatus:
@@ -69,7 +69,8 @@ async def assert_cancelled(rig: StoreRig, batch_id: UUID, *needles: str) -> None
     assert all(needle in batch.fault.message for needle in needles), batch.fault.message
     assert not batch.waits_for
     assert not batch.open
-    assert set(await rig.statuses(batch_id)) <= {JobStatus.CANCELED}
+    for job in await rig.jobs(batch_id):
+        assert (job.status, job.faults) == (JobStatus.CANCELED, (batch.fault,))
 
 
 # --------------------------------------------------------------------------------------------------- waiting
@@ -388,6 +389,30 @@ async def test_a_start_time_counts_after_the_release(rig: StoreRig) -> None:
     assert await rig.run_all() == [second]
 
 
+async def test_the_queue_timeout_counts_from_the_release(rig: StoreRig) -> None:
+    first = await rig.submit()
+    rules = replace(after(first), queue_timeout_s=3600.0)
+    second = await rig.submit(rules=rules)
+    assert (await rig.batch(second)).expires is None
+    assert await rig.members(Key.DEADLINES) == set()
+    await rig.run(await rig.take())
+    assert (await rig.batch(second)).expires is not None
+    assert await rig.members(Key.DEADLINES) == {str(second)}
+    third = await rig.submit(rules=rules)
+    assert (await rig.batch(third)).expires is not None
+    await rig.run_all()
+
+
+async def test_a_batch_may_be_late_while_it_waits(rig: StoreRig) -> None:
+    first = await rig.submit()
+    rules = replace(after(first), schedule_threshold_s=60.0, queue_timeout_s=3600.0)
+    second = await rig.submit(rules=rules, not_before=datetime.now(UTC) - timedelta(hours=1))
+    await rig.sweep_all()
+    assert await rig.event_texts(second) == ["batch.created", "batch.late"]
+    assert await waits_for(rig, second) == {first}
+    assert await rig.run_all() == [first, second]
+
+
 async def test_a_waiting_batch_counts_towards_the_quota_and_the_backlog(rig: StoreRig) -> None:
     first = await rig.submit()
     await submit_after(rig, first, jobs=5)
@@ -482,14 +507,14 @@ async def test_a_batch_of_an_unknown_version_is_refused(rig: StoreRig) -> None:
 
 async def test_a_repeated_submit_returns_the_first_batch_after_the_other_one_ended(rig: StoreRig) -> None:
     first = await rig.submit()
-    options = {"about": after(first), "idempotency_key": "k"}
+    options: dict[str, Any] = {"rules": after(first), "idempotency_key": "k"}
     second = await rig.submit(**options)
     await rig.commands.cancel(first, project="a")
     await assert_cancelled(rig, second)
     assert await rig.forget(first)
     assert await rig.submit(**options) == second
     with pytest.raises(Conflict, match="idempotency key"):
-        await rig.submit(about=after(Dependency(second, When.ENDED)), idempotency_key="k")
+        await rig.submit(rules=after(Dependency(second, When.ENDED)), idempotency_key="k")
 
 
 async def test_the_ledger_knows_the_end_of_batches_that_redis_forgot(rig: StoreRig) -> None:
@@ -508,7 +533,7 @@ async def test_the_ledger_knows_the_end_of_batches_that_redis_forgot(rig: StoreR
         return {}
 
     def submission(when: When) -> Submission:
-        return Submission("{}", [JobSpec(runs=1)], "EMU", **after(Dependency(first, when)))
+        return Submission("{}", [JobSpec(runs=1)], "EMU", rules=after(Dependency(first, when)))
 
     admission = rig.store.admission
     for when in When:

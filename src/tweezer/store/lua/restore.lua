@@ -228,7 +228,7 @@ if lacking == 0 and not is_over(b) then
   elseif b.status ~= 'S' then
     issue_tickets(b)
   end
-  if b.rules and b.started == 0 and not is_over(b) then enter_deadline(b) end
+  if b.started == 0 and not is_over(b) then enter_deadline(b) end
   conclude(b)
 end
 save(b)
