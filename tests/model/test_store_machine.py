@@ -4,8 +4,8 @@ Beside it runs a small model in Python, which follows :data:`JOB_TABLE` and :dat
 choose (which job it hands out) is read from its reply and checked against the model; the model predicts everything
 else. After each step the whole content of Redis is compared with the model and with itself.
 
-Batches may depend on others. Redis may lose its last writes, which the ledger then restores. Time does not pass: leases
-are long, and due times are moved into the past.
+Batches may depend on others, and may have other rules. Redis may lose its last writes, which the ledger then restores.
+Time does not pass: leases are long, and due times are moved into the past.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ from tweezer.model.lifecycle import (
     Stage,
 )
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Outcome, OutcomeKind, Priority, Result
-from tweezer.model.rules import Dependency, Rules, When
+from tweezer.model.rules import Dependency, OnFailures, Rules, When
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.producers import CancelAnswer
@@ -69,6 +70,9 @@ JOBS_MAX = 40
 RETRY_S = 5_000.0
 FAULT = Fault("internal", "it failed")
 UNMET = Fault("dependency", "its message depends on the end of another batch")
+FAILED = Fault("failures", "its message has the number of failed jobs")
+EXPIRED = Fault("expired", "its message has the queue timeout")
+BY_RULES = (UNMET, FAILED, EXPIRED)
 
 # What a lane may report: an outcome, and for a retry whether the lane crashed, and whether the retry has a delay.
 REPORTS = {
@@ -111,6 +115,8 @@ class Batch:
     """A batch in the model.
 
     ``transitions`` counts those of the batch and of its jobs. ``waits`` has the batches that it waits for.
+    ``uncounted`` is the number of jobs that had failed when its failure threshold began to count, and ``is_overdue``
+    whether its queue timeout has passed.
     """
 
     id: UUID
@@ -125,6 +131,10 @@ class Batch:
     fault: Fault | None = None
     transitions: int = 1
     waits: dict[UUID, When] = field(default_factory=dict)
+    rules: Rules = field(default_factory=Rules)
+    uncounted: int = 0
+    retried: int = 0
+    is_overdue: bool = False
 
     def apply(self, event: BatchEvent) -> None:
         after = BATCH_TABLE.get((self.status, event), self.status)
@@ -171,6 +181,48 @@ class Batch:
             self.apply_to(index, JobEvent.CANCEL)
         self.conclude()
 
+    def use_retry(self) -> bool:
+        """Count a retry; return False if the batch may have no further one."""
+        if self.rules.total_retries is None:
+            return True
+        if self.retried >= self.rules.total_retries:
+            return False
+        self.retried += 1
+        return True
+
+    def limit_failures(self) -> None:
+        """Pause or cancel the batch if so many jobs have failed."""
+        failed, threshold = len(self.of(JobStatus.ERROR)), self.rules.failure_threshold
+        ends = not self.open and not self.busy
+        if threshold is None or failed - self.uncounted < threshold or self.end is not BatchEvent.COMPLETE or ends:
+            return
+        self.uncounted = failed
+        if self.rules.on_failures is OnFailures.PAUSE:
+            self.apply(BatchEvent.PAUSE)
+        else:
+            self.cancel_all(FAILED)
+
+    def cancel_all(self, fault: Fault | None = None) -> None:
+        self.open = False
+        self.fault = self.fault or fault
+        if self.end is BatchEvent.COMPLETE:
+            self.end = BatchEvent.CANCEL
+        for index in self.of(JobStatus.PENDING, JobStatus.RUNNING):
+            self.cancel(index)
+
+    def expire(self) -> None:
+        """End the batch, because it did not start in time."""
+        assert self.is_overdue
+        assert not self.began
+        self.end = BatchEvent.OVERDUE
+        self.cancel_all(EXPIRED)
+
+    @property
+    def may_expire(self) -> bool:
+        """Whether it has a deadline."""
+        timed = self.rules.queue_timeout_s is not None
+        return timed and not self.began and not self.status.terminal and not self.waits
+
     def satisfies(self, when: When) -> bool:
         """Return whether the end of this batch satisfies a dependency."""
         match when:
@@ -206,6 +258,8 @@ class Batch:
         if self.end is BatchEvent.COMPLETE:
             self.end = ledger.end
         self.waits = {parent: when for parent, when in self.waits.items() if parent in ledger.waits}
+        if ledger.transitions > self.transitions:
+            self.uncounted, self.retried, self.is_overdue = ledger.uncounted, ledger.retried, ledger.is_overdue
         self.status, self.transitions = ledger.status, ledger.transitions
         for index in moved:
             job = self.jobs[index] = copy.copy(ledger.jobs[index])
@@ -271,6 +325,12 @@ def pick(among: list[T], at: int) -> T:
 NUMBERS = st.integers(0, 1000)
 WANTED = st.sampled_from([1, 2, 4, 4, 6, 6, 0])
 REPORTED = st.lists(st.sampled_from(sorted(REPORTS)), min_size=1, max_size=4)
+RULES = st.builds(
+    Rules,
+    queue_timeout_s=st.sampled_from([None, LEASE_S]),
+    failure_threshold=st.sampled_from([None, 1, 2]),
+    total_retries=st.sampled_from([None, 0, 2]),
+) | st.builds(Rules, failure_threshold=st.integers(1, 2), on_failures=st.just(OnFailures.CANCEL))
 FAILURES = st.tuples(st.integers(1, 3), st.sampled_from([0.0, RETRY_S]))  # the limit in a row, and the backoff
 
 
@@ -348,6 +408,7 @@ class StoreMachine(RuleBasedStateMachine):
         lapsed = [holder for holder in self.live if holder.lapsed and not self.world.shut]
         for holder in lapsed:
             self.give_back(holder, JobEvent.RECLAIM)
+            holder.batch.limit_failures()
             self.conclude(holder.batch)
         return len(lapsed)
 
@@ -385,12 +446,26 @@ class StoreMachine(RuleBasedStateMachine):
             self.world.unswept.clear()
             self.follow_ends()
 
+    def expired(self) -> list[Batch]:
+        """Apply the ends of batches that a sweep or a take found overdue; return these batches."""
+        found = []
+        for batch in self.batches:
+            if batch.may_expire and batch.is_overdue:
+                record = self.do(self.store.reader.batch(batch.id, project=batch.project))
+                if record.status is BatchStatus.TIMED_OUT:
+                    batch.expire()
+                    found.append(batch)
+        for batch in found:
+            self.conclude(batch)
+        return found
+
     def claimed(self, holder: Holder, jobs: list[HeldJob]) -> None:
         """Check what a script handed out, and apply it to the model."""
         batch, token = holder.batch, holder.grant.token
         indices = {job.index for job in jobs}
         assert len(indices) == len(jobs)
         assert not batch.waits, "no job of a batch that waits runs"
+        assert batch.began or not batch.is_overdue, "no job of a batch that did not start in time runs"
         new = indices - holder.held
         for index in new:
             job = batch.jobs[index]
@@ -418,7 +493,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.do(self.store.tickets.publish_settings(StoreConfig(restore_wait_s=LEASE_S)))
         self.do(self.store.recovery.mark_ledger())
         self.announce(lanes)
-        self.submit(jobs, open, "a", Priority.MEDIUM, 1, [])
+        self.submit(jobs, open, "a", Priority.MEDIUM, 1, [], Rules())
 
     @precondition(lambda self: len(self.batches) < BATCHES_MAX)
     @rule(
@@ -428,14 +503,29 @@ class StoreMachine(RuleBasedStateMachine):
         priority=st.sampled_from(Priority),
         retries=st.integers(0, 2),
         after=st.lists(st.tuples(NUMBERS, st.sampled_from(When)), max_size=2),
+        rules=RULES,
     )
     def submit_another(
-        self, jobs: int, open: bool, project: str, priority: Priority, retries: int, after: list[tuple[int, When]]
+        self,
+        jobs: int,
+        open: bool,
+        project: str,
+        priority: Priority,
+        retries: int,
+        after: list[tuple[int, When]],
+        rules: Rules,
     ) -> None:
-        self.submit(jobs, open, project, priority, retries, after)
+        self.submit(jobs, open, project, priority, retries, after, rules)
 
     def submit(
-        self, jobs: int, open: bool, project: str, priority: Priority, retries: int, after: list[tuple[int, When]]
+        self,
+        jobs: int,
+        open: bool,
+        project: str,
+        priority: Priority,
+        retries: int,
+        after: list[tuple[int, When]],
+        rules: Rules,
     ) -> None:
         candidates = [batch for batch in self.batches + self.forgotten if batch.project == project]
         parents = {pick(candidates, at).id: when for at, when in after} if candidates else {}
@@ -443,7 +533,7 @@ class StoreMachine(RuleBasedStateMachine):
             device=DEVICE,
             sequence="{}",
             limits=Limits(open_timeout_s=LEASE_S, transient_retries=retries),
-            rules=Rules(depends_on=tuple(Dependency(*it) for it in parents.items())) if parents else None,
+            rules=replace(rules, depends_on=tuple(Dependency(*it) for it in parents.items())),
         )
         specs = [JobSpec(runs=1 + index) for index in range(jobs)]
         batch_id = self.do(
@@ -451,7 +541,7 @@ class StoreMachine(RuleBasedStateMachine):
                 new_batch_id(), project, doc, specs, priority=priority, open=open, ended=self.recorded_ends(parents)
             )
         )
-        batch = Batch(batch_id, project, retries, open, [Job() for _ in specs])
+        batch = Batch(batch_id, project, retries, open, [Job() for _ in specs], rules=rules)
         for parent_id, when in parents.items():
             parent = self.find(parent_id)
             assert parent is not None
@@ -509,11 +599,7 @@ class StoreMachine(RuleBasedStateMachine):
     def cancel_batch(self, batch: Batch) -> None:
         if self.refused(batch, lambda: self.store.commands.cancel(batch.id, project=batch.project)):
             return
-        batch.open = False
-        if batch.end is BatchEvent.COMPLETE:
-            batch.end = BatchEvent.CANCEL
-        for index in batch.of(JobStatus.PENDING, JobStatus.RUNNING):
-            batch.cancel(index)
+        batch.cancel_all()
         self.conclude(batch)
 
     @precondition(lambda self: self.batches)
@@ -562,6 +648,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def resume(self, batch: Batch) -> None:
         if not self.refused(batch, lambda: self.store.commands.resume(batch.id, project=batch.project)):
+            if batch.status is BatchStatus.PAUSED:
+                batch.uncounted = len(batch.of(JobStatus.ERROR))
             batch.apply(BatchEvent.RESUME)
 
     def forget(self, batch: Batch) -> None:
@@ -649,6 +737,7 @@ class StoreMachine(RuleBasedStateMachine):
         names = [f"lane:{n}" for n in range(lanes)]
         taken = self.do(self.store.tickets.take(DEVICE, names, lease_s=LEASE_S))
         self.reclaim_lapsed()
+        self.expired()
         assert taken.paused is (self.world.device_paused or self.world.shut)
         assert len(taken.grants) <= (0 if taken.paused else lanes)
         if len(taken.grants) < lanes and not taken.paused:
@@ -681,6 +770,8 @@ class StoreMachine(RuleBasedStateMachine):
         turn = self.do(call)
         refused = sum(self.settled(holder, index, report) for index, report in outcomes.items())
         assert turn.refused == refused
+        if not holder.stale:
+            holder.batch.limit_failures()
         if holder.stale:
             assert turn.next is (NextStep.STALE if refused or not outcomes else NextStep.RETIRED)
             return
@@ -724,7 +815,7 @@ class StoreMachine(RuleBasedStateMachine):
             else:
                 job.transient += 1
                 exhausted = job.transient > batch.retries
-            if exhausted and not job.cancel_requested:
+            if not job.cancel_requested and (exhausted or not batch.use_retry()):
                 event = JobEvent.FAIL
         batch.apply_to(index, event)
         job.delayed = report == "retry later" and job.status is JobStatus.PENDING
@@ -834,7 +925,19 @@ class StoreMachine(RuleBasedStateMachine):
         found = self.do(self.store.tickets.sweep())
         self.swept()
         assert len(found.reclaimed) == self.reclaim_lapsed()
-        assert found.timed_out == 0
+        assert found.timed_out == len(self.expired())
+        assert self.world.shut or not any(batch.may_expire and batch.is_overdue for batch in self.batches)
+
+    @precondition(lambda self: any(batch.may_expire for batch in self.batches))
+    @rule(at=NUMBERS)
+    def be_overdue(self, at: int) -> None:
+        """Let the queue timeout of a batch that has not started pass."""
+        batch = pick([batch for batch in self.batches if batch.may_expire], at)
+        name = self.key(Key.BATCH, batch.id)
+        rules = json.loads(self.do(self.redis.hget(name, "rules")))
+        self.do(self.redis.hset(name, "rules", json.dumps(rules | {"expires": 1})))
+        self.do(self.redis.zadd(self.key(Key.DEADLINES), {str(batch.id): 1}, xx=True))
+        batch.is_overdue = True
 
     @rule()
     def wait(self) -> None:
@@ -888,6 +991,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.position = self.do(self.store.events.last())
         for was in lost:
             batch = then.get(was.id) or Batch(was.id, was.project, was.retries, was.open, [], waits=was.waits)
+            batch.rules = was.rules
             restored, jobs = ledger[was.id]
             ended = {parent: end for parent, end in ends.items() if parent in was.waits}
             assert self.do(self.store.recovery.restore(replace(restored, ended=ended), jobs)) == 0
@@ -913,11 +1017,11 @@ class StoreMachine(RuleBasedStateMachine):
         batch = pick([batch for batch in self.batches if self.idles(batch)], at)
         assert self.do(self.redis.zadd(self.key(Key.IDLE), {str(batch.id): 1}, xx=True, ch=True)) == 1
         found = self.do(self.store.tickets.sweep())
-        self.swept()
-        assert (found.timed_out, len(found.reclaimed)) == (1, self.reclaim_lapsed())
         batch.open = False
         batch.apply(BatchEvent.EXPIRE)
         self.conclude(batch)
+        self.swept()
+        assert (found.timed_out, len(found.reclaimed)) == (1 + len(self.expired()), self.reclaim_lapsed())
 
     def idles(self, batch: Batch) -> bool:
         return batch.open and not batch.busy and not batch.waits and batch.status is not BatchStatus.PAUSED
@@ -937,17 +1041,19 @@ class StoreMachine(RuleBasedStateMachine):
         for batch in self.batches:
             record = self.do(self.store.reader.batch(batch.id, project=batch.project))
             assert (record.status, record.open, set(record.waits_for)) == (batch.status, batch.open, set(batch.waits))
-            if batch.fault is UNMET and record.fault is not None:
-                assert record.fault.code == UNMET.code
+            if batch.fault in BY_RULES and record.fault is not None:
+                assert record.fault.code == batch.fault.code
             else:
                 assert record.fault == batch.fault
             statuses = Counter(job.status for job in batch.jobs)
             assert record.counts == {status: statuses[status] for status in JobStatus}
             assert record.sequence_number == batch.transitions
             assert record.status.terminal is (batch.is_complete or batch.status is BatchStatus.TIMED_OUT)
+            assert record.retried == batch.retried
             assert (record.ended is not None) is record.status.terminal
         ended = {str(batch.id) for batch in self.batches if batch.status.terminal}
         assert self.members(Key.ENDED) == ended
+        assert self.members(Key.DEADLINES) == {str(batch.id) for batch in self.batches if batch.may_expire}
 
     @invariant()
     def batches_that_wait_are_found_by_those_they_wait_for(self) -> None:
