@@ -357,7 +357,7 @@ class TestFailureThreshold:
             await messages.next(5)
             await rig.settle(first, {0: OutcomeKind.ERROR})
             (message,) = await messages.next(5)
-        assert (read_cancel(message).batch_id, read_cancel(message).indices) == (batch_id, {1})
+        assert (read_cancel(message).batch_id, read_cancel(message).indices) == (batch_id, frozenset({1}))
 
     async def test_jobs_that_the_ticket_still_holds_are_cancelled(self, rig: StoreRig) -> None:
         rules = Rules(failure_threshold=1, on_failures=OnFailures.CANCEL)
