@@ -21,7 +21,9 @@ from tweezer.ledger.database import Database
 from tweezer.model.events import read_events
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import JobSpec, OutcomeKind
+from tweezer.model.rules import Rules
 from tweezer.store.connection import Connect, Store
+from tweezer.store.keys import Key
 
 pytestmark = [pytest.mark.redis, pytest.mark.chaos]
 
@@ -182,6 +184,29 @@ async def test_a_redis_that_lost_everything_gets_its_live_batches_back(mortal: M
     await mortal.rig.commands.close(live, project=None)
     await mortal.record()
     assert set(mortal.ends_of_jobs().values()) == {1}
+
+
+async def test_a_redis_that_lost_everything_gets_the_rules_of_its_batches_back(mortal: Mortal) -> None:
+    rules = Rules(queue_timeout_s=60, failure_threshold=1, total_retries=1)
+    started = await mortal.rig.submit(3, rules=rules)
+    (grant,) = await mortal.rig.grants()
+    await mortal.rig.settle(grant, {0: OutcomeKind.RETRY}, want=0)
+    waiting = await mortal.rig.submit(2, rules=rules)
+    expires = (await mortal.rig.batch(waiting)).expires
+    await mortal.record()
+    await mortal.come_back_with(0)
+    await mortal.rig.announce(lanes=2)
+    async with mortal.recording():
+        await until(lambda: _is_there(mortal.rig, started, waiting), "the batches are there again")
+        await until(mortal.gate_is_open, "the recorder opens the gate")
+    assert await mortal.rig.members(Key.DEADLINES) == {str(waiting)}
+    assert [(await mortal.rig.batch(it)).retried for it in (started, waiting)] == [1, 0]
+    assert (await mortal.rig.batch(waiting)).expires == expires
+    await mortal.rig.let_expire(waiting)
+    assert (await mortal.rig.tickets.sweep()).timed_out == 1
+    (grant,) = await mortal.rig.grants()
+    await mortal.rig.settle(grant, {grant.jobs[0].index: ERROR})
+    assert (await mortal.rig.batch(started)).status is BatchStatus.PAUSED
 
 
 async def test_without_a_recorder_the_gate_opens_by_itself(mortal: Mortal) -> None:

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
+from msgspec.structs import replace
 from tests.support.power_loss import checkpoint, fall_back, recorded
 
 from tweezer.model.cancels import RULE, CancelOutcome
-from tweezer.model.errors import Conflict, FaultKind
+from tweezer.model.errors import Conflict, FaultKind, InvalidInput
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Outcome, OutcomeKind
 from tweezer.model.rules import OnFailures, Rules
 from tweezer.store.keys import Key
 from tweezer.store.measures import DeviceMeasures, measure
+from tweezer.store.producers import Submission
 from tweezer.store.records import STATE_FIELDS
 from tweezer.store.streams.feed import read_cancel
 from tweezer.store.workers import Grant, JobProgress, NextStep
@@ -355,7 +357,7 @@ class TestFailureThreshold:
             await messages.next(5)
             await rig.settle(first, {0: OutcomeKind.ERROR})
             (message,) = await messages.next(5)
-        assert (read_cancel(message).batch_id, read_cancel(message).indices) == (batch_id, {1})
+        assert (read_cancel(message).batch_id, read_cancel(message).indices) == (batch_id, frozenset({1}))
 
     async def test_jobs_that_the_ticket_still_holds_are_cancelled(self, rig: StoreRig) -> None:
         rules = Rules(failure_threshold=1, on_failures=OnFailures.CANCEL)
@@ -502,6 +504,16 @@ class TestSeveralRules:
         for rules in (None, Rules(keep_s=60)):
             batch_id = await rig.submit(1, rules=rules)
             assert await rig.redis.hexists(rig.keys(Key.BATCH, batch_id), "rules") == 0
+
+    async def test_a_submit_checks_the_rules(self, rig: StoreRig) -> None:
+        submission = Submission(None, [{"sequence": "{}"}], "EMU", rules=Rules(schedule_threshold_s=1))
+        with pytest.raises(InvalidInput, match="schedule_threshold_s: has no effect without start_at"):
+            await rig.store.admission.submit(submission, project="a")
+        with pytest.raises(InvalidInput, match="failure_threshold: expected a whole number"):
+            await rig.store.admission.submit(replace(submission, rules=Rules(failure_threshold=0)), project="a")
+        batch_id = await rig.store.admission.submit(replace(submission, not_before=FAR_AHEAD), project="a")
+        assert (await rig.batch(batch_id)).doc.rules == submission.rules
+        assert await rig.members(Key.DEADLINES) == {str(batch_id)}
 
     async def test_rules_of_a_newer_version_are_kept(self, rig: StoreRig) -> None:
         batch_id = await rig.submit(3, rules=Rules(total_retries=1))
