@@ -128,7 +128,11 @@ class Rig(ApiRig):
                 "project_id": PROJECT,
                 "sequence_builder": "{}",
                 "configuration": {"dt": 1},
+                "depends_on": [{"batch": self.ids["batch_id"]}],
+                "retries": {"total": 3},
+                "limits": {},
             },
+            "PriorityBody": {"queue_priority": "LOW"},
             "JobBody": jobs,
             "IndicesBody": {"indices": [0]},
             "": ["a"],  # tags

@@ -20,7 +20,7 @@ from tests.support.waiting import until
 from tweezer.ledger.database import Database
 from tweezer.model.events import read_events
 from tweezer.model.lifecycle import BatchStatus, JobStatus
-from tweezer.model.messages import JobSpec, OutcomeKind
+from tweezer.model.messages import JobSpec, OutcomeKind, Priority
 from tweezer.model.rules import Rules
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
@@ -233,16 +233,16 @@ def _jobs_of(bench: LedgerRig, batch_id: UUID) -> int:
     return batch.jobs
 
 
-async def test_tags_that_redis_lost_are_restored_from_the_ledger(mortal: Mortal) -> None:
+async def test_tags_and_priority_that_redis_lost_are_restored_from_the_ledger(mortal: Mortal) -> None:
     batch_id = await mortal.rig.submit(1)
     await mortal.record()
     size = mortal.size()
     await mortal.rig.commands.set_tags(batch_id, ["new"], project="a")
+    await mortal.rig.commands.set_priority(batch_id, Priority.HIGH, project="a")
     await mortal.record()
     await mortal.come_back_with(size)
     async with mortal.recording():
         await until(mortal.gate_is_open, "the recorder opens the gate")
-    assert (await mortal.rig.batch(batch_id)).doc.tags == ("new",)
-    batch = mortal.batch(batch_id)
-    assert batch is not None
-    assert batch.doc.tags == ("new",)
+    for batch in (await mortal.rig.batch(batch_id), mortal.batch(batch_id)):
+        assert batch is not None
+        assert (batch.doc.tags, batch.priority) == (("new",), Priority.HIGH)

@@ -274,6 +274,7 @@ async def _call_changes(examples: Examples) -> None:
     paused = await _submit(examples)
     for end in ("pause", "resume"):
         await call(f"PATCH /api/v2/batches/{{batch_id}}/{end}", batch_id=paused)
+    await call("PATCH /api/v2/batches/{batch_id}/priority", {"queue_priority": "HIGH"}, batch_id=paused)
 
 
 async def _call_service_side(examples: Examples, operator: str) -> None:

@@ -47,6 +47,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "results": ("results", "Show the bitstrings that the jobs measured."),
         "export": ("results", "Write batches with their jobs and results as JSON lines."),
         "delete": ("results", "Delete ended batches permanently."),
+        "change": ("batches", "Change the priority or the tags of batches."),
         "cancel": ("batches", "Cancel batches, or some jobs of a batch."),
         "pause": ("batches", "Pause batches or a device: start no more of their jobs."),
         "resume": ("batches", "Resume paused batches or a paused device."),
@@ -87,6 +88,8 @@ _OTHER_WORDS = {
     "stop": ("cancel", "drain"),
     "kill": ("cancel",),
     "log": ("logs", "events"),
+    "set": ("change",),
+    "edit": ("change",),
 }
 """Words for commands in other programs, and the commands that are meant."""
 

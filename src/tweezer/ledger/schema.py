@@ -187,8 +187,8 @@ tags = Table(
     **_CLUSTERED,
 )
 
-SHORT_ID, NAME = "S", "N"
-"""Kinds of the names of a batch."""
+SHORT_ID, NAME, PARENT = "S", "N", "P"
+"""Kinds of the names of a batch. PARENT: the id, in hexadecimal digits, of a batch that it depends on."""
 
 batch_names = Table(
     "batch_names",

@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 from uuid import UUID
 
 import msgspec
@@ -48,6 +48,7 @@ from tweezer.model.messages import (
     Limits,
     Priority,
     compress,
+    decode_fault,
     encode_fault,
     pack,
     pack_lasting,
@@ -61,8 +62,10 @@ from tweezer.model.windows import check_time
 from tweezer.store.guards import CallAttempt, RecentCalls
 from tweezer.store.keys import Key
 from tweezer.store.reader import Reader
-from tweezer.store.records import DeviceRecord, NewBatch, moment
+from tweezer.store.records import BatchRecord, DeviceRecord, NewBatch, describe_wait, moment, utc_clock
 from tweezer.store.scripts import Scripts, translating
+
+T = TypeVar("T")
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _DEVICE_AGE_S, _DEVICES_MAX = 10.0, 1000
@@ -143,6 +146,32 @@ Those that the ledger does not have are left out. Raises Unavailable.
 """
 
 
+class CheckedSubmission(msgspec.Struct, frozen=True):
+    """The batch that a submission would make.
+
+    Attributes:
+        project: Id of the project.
+        device: Name of the device.
+        jobs: Number of the jobs.
+        priority: Its priority.
+        limits: Its limits.
+        rules: Its rules; None without any.
+        not_before: The earliest time to start; None if it may start at once.
+        waits_for: What it would wait for now, for people; None if nothing is known.
+        warnings: What may be a mistake or a disappointment, for people.
+    """
+
+    project: str
+    device: str
+    jobs: int
+    priority: Priority
+    limits: Limits
+    rules: Rules | None = None
+    not_before: datetime | None = None
+    waits_for: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
 class Admission:
     """Checks submissions before they are written. Rejected ones raise InvalidInput that names the field."""
 
@@ -177,6 +206,55 @@ class Admission:
 
         Raises InvalidInput, QueueFull, Conflict, Unavailable.
         """
+        doc, specs = await self._examine(submission, project)
+        write = partial(
+            self._commands.write,
+            submission.batch_id or new_batch_id(),
+            project,
+            doc,
+            specs,
+            priority=check_priority(submission.priority),
+            open=submission.open,
+            not_before=submission.not_before,
+            again=again,
+            idempotency_key=submission.idempotency_key,
+            attempt=attempt,
+        )
+        return await _with_ends(write, project, find_ends)
+
+    async def check(
+        self, submission: Submission, *, project: str, find_ends: FindEnds | None = None
+    ) -> CheckedSubmission:
+        """Check a batch as :meth:`write`, without writing it. Raises InvalidInput, QueueFull, Unavailable."""
+        doc, specs = await self._examine(submission, project)
+        priority, now = check_priority(submission.priority), datetime.now(UTC)
+        waits_for, fault = await _with_ends(partial(self._commands.check, project, doc, specs), project, find_ends)
+        device = await self._reader.device(doc.device)
+        batch = NewBatch.of(
+            submission.batch_id or new_batch_id(),
+            project,
+            doc,
+            specs,
+            created_us=str(int(now.timestamp() * 1_000_000)),
+            priority=priority,
+            open=submission.open,
+            not_before=submission.not_before,
+            waits_for=waits_for,
+        ).batch
+        return CheckedSubmission(
+            project=project,
+            device=doc.device,
+            jobs=len(specs),
+            priority=priority,
+            limits=doc.limits,
+            rules=doc.rules,
+            not_before=submission.not_before,
+            waits_for=describe_wait(batch, device, now),
+            warnings=tuple(_warnings(batch, fault, device, now)),
+        )
+
+    async def _examine(self, submission: Submission, project: str) -> tuple[BatchDoc, list[JobSpec]]:
+        """Return what is stored of a submission. Raises InvalidInput."""
         if not is_project_id(project):
             raise InvalidInput("project", "must be 1 to 64 letters, digits, dots, dashes and underscores")
         specs = [as_job_spec(job, index) for index, job in enumerate(submission.jobs)]
@@ -191,31 +269,7 @@ class Admission:
         if doc.configuration is not None and device.is_emulator and device.checks_sequence and not device.reattaches:
             check_older_options(doc.configuration, device.adapter)
         _check_jobs(specs, header, doc, device)
-        write = partial(
-            self._commands.write,
-            submission.batch_id or new_batch_id(),
-            project,
-            doc,
-            _with_runs_shown(specs, doc),
-            priority=check_priority(submission.priority),
-            open=submission.open,
-            not_before=submission.not_before,
-            again=again,
-            idempotency_key=submission.idempotency_key,
-            attempt=attempt,
-        )
-        ended: dict[UUID, str] = {}
-        while True:
-            try:
-                return await write(ended=ended)
-            except UnknownParents as error:
-                found = {} if find_ends is None else await find_ends(project, error.batch_ids)
-                if unknown := {it: position for it, position in error.batch_ids.items() if it not in found}:
-                    raise UnknownParents(unknown) from None
-                for batch_id, end in found.items():
-                    if not end:  # lost with the last second of Redis, and not restored yet
-                        raise Unavailable(f"batch {batch_id} is being restored; try again") from None
-                ended |= found
+        return doc, _with_runs_shown(specs, doc)
 
     async def add_jobs(
         self,
@@ -292,6 +346,32 @@ class Admission:
             raise InvalidInput("device", f"there is no device {shown(name)}{suggest_name(name, names)}; {known_names}")
         self._devices.put(name, device)
         return device
+
+
+async def _with_ends(call: Callable[..., Awaitable[T]], project: str, find_ends: FindEnds | None) -> T:
+    """Call a function with the recorded ends of those batches that it does not find in Redis. Raises UnknownParents."""
+    ended: dict[UUID, str] = {}
+    while True:
+        try:
+            return await call(ended=ended)
+        except UnknownParents as error:
+            found = {} if find_ends is None else await find_ends(project, error.batch_ids)
+            if unknown := {it: position for it, position in error.batch_ids.items() if it not in found}:
+                raise UnknownParents(unknown) from None
+            for batch_id, end in found.items():
+                if not end:  # lost with the last second of Redis, and not restored yet
+                    raise Unavailable(f"batch {batch_id} is being restored; try again") from None
+            ended |= found
+
+
+def _warnings(batch: BatchRecord, fault: Fault | None, device: DeviceRecord | None, now: datetime) -> Iterator[str]:
+    """Yield what may be a mistake or a disappointment in a batch that was checked. fault: why it would be cancelled."""
+    if fault is not None:
+        yield f"the batch would be cancelled at once: {fault.message}"
+    if device is not None and (hold := device.unavailability(now)) is not None:
+        yield f"{device.name} is not available now: {hold.describe(utc_clock)}"
+    if batch.not_before is not None and batch.not_before <= now:
+        yield "start_at is in the past, so the batch may start at once"
 
 
 def _check_jobs(jobs: Sequence[JobSpec], header: SequenceHeader | None, doc: BatchDoc, device: DeviceRecord) -> None:
@@ -378,6 +458,17 @@ async def _compressed(packed: Sequence[bytes]) -> list[bytes]:
     if sum(map(len, packed)) <= _QUICK_BYTES:
         return list(map(compress, packed))
     return await asyncio.to_thread(lambda: list(map(compress, packed)))
+
+
+def _parents(doc: BatchDoc, ended: Mapping[UUID, str] | None) -> list[tuple[str, str, str]]:
+    """Return the batches that one depends on: the id, how it must end, and how it ended according to the ledger."""
+    depends_on = () if doc.rules is None else doc.rules.depends_on
+    return [(str(it.batch), it.when.letter, (ended or {}).get(it.batch, "")) for it in depends_on]
+
+
+async def _stored(doc: BatchDoc, jobs: Sequence[JobSpec], packed_doc: bytes, packed: Sequence[bytes]) -> list[bytes]:
+    """Return the doc and the jobs of a batch as they are stored in Redis."""
+    return await _compressed([shorten(doc, packed_doc), *map(shorten, jobs, packed)])
 
 
 def _refuse(script: str, word: bytes, details: Sequence[Any], batch_id: UUID, arguments: Mapping[str, Any]) -> NoReturn:
@@ -487,7 +578,7 @@ class Commands:
         due_ms = 0 if not_before is None else -((_EPOCH - not_before) // timedelta(milliseconds=1))  # not earlier
         head = (doc.device, priority.value, str(int(open)))
         digest = _digest([*head, pack_lasting(doc), str(due_ms), *packed]) if idempotency_key else ""
-        stored_doc, *stored = await _compressed([shorten(doc, packed_doc), *map(shorten, jobs, packed)])
+        stored_doc, *stored = await _stored(doc, jobs, packed_doc, packed)
         identity, created_us = await self._call_once(
             "submit",
             batch_id,
@@ -505,13 +596,30 @@ class Commands:
             again=int(again),
             idempotency_key=idempotency_key,
             digest=digest,
-            parents=[(str(it.batch), it.when.letter, (ended or {}).get(it.batch, "")) for it in depends_on],
+            parents=_parents(doc, ended),
             specs=stored,
         )
         if created_us is None or depends_on:
             return UUID(identity)
         made = {"priority": priority, "open": open, "not_before": moment(str(due_ms))}
         return NewBatch.of(batch_id, project, doc, jobs, created_us=created_us, **made)
+
+    async def check(
+        self, project: str, doc: BatchDoc, jobs: Sequence[JobSpec], *, ended: Mapping[UUID, str] | None = None
+    ) -> tuple[tuple[UUID, ...], Fault | None]:
+        """Raise the error that a submit of this batch would raise; nothing is written.
+
+        Return the batches that it would wait for, and the fault if it would be cancelled at once. ended: as in
+        :meth:`write`.
+        """
+        stored = await _stored(doc, jobs, _packed("batch", doc), _packed_jobs(jobs))
+        size = {"jobs": len(jobs), "bytes": sum(map(len, stored))}
+        call = {"project": project, "device": doc.device, **size, "parents": _parents(doc, ended)}
+        word, *details = await self._scripts.call("check_submit", **call)
+        if word != b"ok":
+            _refuse("check_submit", word, details, UUID(int=0), call)
+        fault, *waits_for = details
+        return tuple(UUID(parent.decode()[:36]) for parent in waits_for), decode_fault(fault) if fault else None
 
     async def add_jobs(
         self,
@@ -586,6 +694,10 @@ class Commands:
         """Replace the tags of a batch, live or ended. Raises InvalidInput("tags…", …)."""
         check_tags(tags)
         await self._command("set_tags", batch_id, project, tags=msgspec.json.encode(tags))
+
+    async def set_priority(self, batch_id: UUID, priority: Priority, *, project: str | None) -> None:
+        """Change the priority of a batch that has not ended; its waiting jobs are ranked anew at once."""
+        await self._command("set_priority", batch_id, project, priority=check_priority(priority).value)
 
     async def note_child(self, batch_id: UUID, child: UUID) -> bool:
         """Record that another batch repeats this one; return False if Redis no longer has it."""

@@ -96,7 +96,8 @@ RARE_FIELDS = (
 RECORD: Mapping[str, Sequence[str]] = {"made": MADE_FIELDS, "times": TIME_FIELDS, "now": (*NOW_FIELDS, *RARE_FIELDS)}
 """The record of a batch: fields of its hash, and the values in each of them, as a JSON array without brackets.
 
-``made`` never changes. ``times`` is missing while its values are 0. ``now`` ends before the rare values if these are 0.
+Of ``made`` only the priority changes. ``times`` is missing while its values are 0. ``now`` ends before the rare values
+if these are 0.
 Each field is usually shorter than 64 bytes, so that Redis stores a small hash compactly. New values are appended to
 ``now``; a record without them has zeros. A process that does not know them sets them to zero, so a value that must not
 be lost needs a new version.
@@ -414,16 +415,22 @@ class DeviceRecord(msgspec.Struct, frozen=True):
         return self.window if now + timedelta(seconds=needs_s) > self.window.begins else None
 
 
-def _utc_clock(moment: datetime) -> str:
+def utc_clock(moment: datetime) -> str:
+    """Format a time in UTC, for people whose time zone is not known."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def describe_wait(
-    batch: BatchRecord, device: DeviceRecord | None, now: datetime, clock: Callable[[datetime], str] = _utc_clock
+    batch: BatchRecord,
+    device: DeviceRecord | None,
+    now: datetime,
+    clock: Callable[[datetime], str] = utc_clock,
+    names: Mapping[UUID, str] | None = None,
 ) -> str | None:
     """Return what a batch waits for: one with pending jobs that runs none, or whose machine does not answer.
 
     None if nothing is known to keep it waiting. device: its device, as far as it is known. clock: formats times.
+    names: those of batches that it waits for, instead of their short ids.
     """
     if not batch.may_wait:
         return None
@@ -435,8 +442,9 @@ def describe_wait(
     if batch.status is BatchStatus.PAUSED:
         return "someone to resume it: the batch is paused"
     if batch.waits_for:
-        first, *others = batch.waits_for
-        return f"{len(batch.waits_for)} batches to end, such as {first}" if others else f"batch {first} to end"
+        first, *more_parents = batch.waits_for
+        more = f" and {format_count(len(more_parents), 'more batch')}" if more_parents else ""
+        return f"the end of {(names or {}).get(first, short_id(first))}{more}"
     if batch.not_before is not None and batch.starts_later(now):
         return f"its start time, {clock(batch.not_before)}"
     if device is None:

@@ -19,10 +19,11 @@ from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.queries.filters import BatchFilter
 from tweezer.model.errors import Conflict, NotFound, TweezerError, install_command
 from tweezer.model.events import Event, JobNews, Word, read_news
+from tweezer.model.messages import Priority
 from tweezer.model.windows import Window
 from tweezer.store.connection import Connect, Store
 from tweezer.store.job_logs import JobLog
-from tweezer.store.producers import CancelAnswer, Submission
+from tweezer.store.producers import CancelAnswer, CheckedSubmission, Submission
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 from tweezer.store.streams.batch_events import BatchEvents, LastEvent
 from tweezer.store.streams.feed import ChannelReader
@@ -87,6 +88,10 @@ class DirectTransport:
         find_ends = self._reader.find_ends
         return await self.store.admission.submit(submission, project=self.project, again=again, find_ends=find_ends)
 
+    async def check(self, submission: Submission) -> CheckedSubmission:
+        find_ends = self._reader.find_ends
+        return await self.store.admission.check(submission, project=self.project, find_ends=find_ends)
+
     async def batch(self, batch_id: UUID) -> BatchRecord:
         return await self._reader.batch(self._caller, batch_id)
 
@@ -130,6 +135,12 @@ class DirectTransport:
 
     async def resume(self, batch_id: UUID) -> None:
         await self._change(batch_id, self.store.commands.resume(batch_id, project=self.project))
+
+    async def set_priority(self, batch_id: UUID, priority: Priority) -> None:
+        await self._change(batch_id, self.store.commands.set_priority(batch_id, priority, project=self.project))
+
+    async def set_tags(self, batch_id: UUID, tags: Sequence[str]) -> None:
+        await self._change(batch_id, self.store.commands.set_tags(batch_id, tags, project=self.project))
 
     async def _change(self, batch_id: UUID, call: Awaitable[T]) -> T:
         """Return the outcome of a change. A batch that only the ledger has raises Conflict."""

@@ -20,15 +20,18 @@ from tweezer.model.errors import NotFound, ResultUnavailable, TweezerError, Unav
 from tweezer.model.events import Event, JobNews, Word
 from tweezer.model.lifecycle import Stage
 from tweezer.model.lru import Recent
+from tweezer.model.messages import Priority
+from tweezer.model.rules import Rules, check_start
 from tweezer.model.webhooks import EventMessage
 from tweezer.model.windows import Window, check_time
 from tweezer.store.job_logs import JobLog
-from tweezer.store.producers import CancelAnswer, Submission, check_priority
+from tweezer.store.producers import CancelAnswer, CheckedSubmission, Submission, check_priority
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 from tweezer.store.streams.batch_events import LastEvent
 from tweezer.transports.http_records import (
     AddedJson,
     BatchJson,
+    CheckedJson,
     DeviceJson,
     IdJson,
     JobJson,
@@ -89,29 +92,39 @@ class HttpTransport:
     # --- batches
 
     async def submit(self, submission: Submission, *, again: bool) -> UUID:
-        it = submission
-        doc = it.doc("any" if it.device is None else it.device)
-        check_batch(doc, checks_sequence=False)
-        if it.not_before is not None:
-            check_time("not_before", it.not_before)
-        body = {
-            "sequence_builder": doc.sequence,
-            "jobs": _jobs(it.jobs),
-            "device_type": it.device,
-            "queue_priority": check_priority(it.priority),
-            "open": it.open,
-            "name": it.name,
-            "tags": it.tags,
-            "webhook": it.webhook,
-            "backend_configuration": it.backend_configuration,
-            "limits": msgspec.structs.asdict(it.limits),
-            "not_before": it.not_before,
-            "project_id": self.project,
-        }
-        key = it.idempotency_key or str(it.batch_id)
-        created = (await self._http.call(IdJson, "POST", "/api/v1/batches", body=_plain(body), key=key)).data
+        body, key = self._body(submission), submission.idempotency_key or str(submission.batch_id)
+        created = (await self._http.call(IdJson, "POST", "/api/v1/batches", body=body, key=key)).data
         self._own.put(created.id, True)
         return created.id
+
+    async def check(self, submission: Submission) -> CheckedSubmission:
+        path, query = "/api/v1/batches", {"dry_run": "true"}
+        return (
+            await self._http.call(CheckedJson, "POST", path, query=query, body=self._body(submission))
+        ).data.record()
+
+    def _body(self, it: Submission) -> dict[str, Any]:
+        """Return a submission as JSON. Raises InvalidInput for what is wrong without knowledge of the device."""
+        doc = it.doc("any" if it.device is None else it.device)
+        check_batch(doc, checks_sequence=False)
+        check_start(doc.rules, has_start=it.not_before is not None)
+        return _plain(
+            {
+                "sequence_builder": doc.sequence,
+                "jobs": _jobs(it.jobs),
+                "device_type": it.device,
+                "queue_priority": check_priority(it.priority),
+                "open": it.open,
+                "name": it.name,
+                "tags": it.tags,
+                "webhook": it.webhook,
+                "backend_configuration": it.backend_configuration,
+                "limits": msgspec.structs.asdict(it.limits),
+                "not_before": it.not_before,  # the name that older servers know, too
+                "project_id": self.project,
+                **_rules(doc.rules or Rules()),
+            }
+        )
 
     async def batch(self, batch_id: UUID) -> BatchRecord:
         known = self._sequences.get(batch_id)
@@ -135,6 +148,7 @@ class HttpTransport:
             "status": [status.value for status in wanted.statuses],
             "device_type": wanted.devices,
             "name": wanted.names,
+            "depends_on": [str(parent) for parent in wanted.depends_on],
             "user_id": wanted.users,
             "all_tags": wanted.tags_all,
             "project_id": () if self.project is None else (self.project,),
@@ -187,6 +201,12 @@ class HttpTransport:
 
     async def resume(self, batch_id: UUID) -> None:
         await self._change(batch_id, "/api/v2/batches/{}/resume")
+
+    async def set_priority(self, batch_id: UUID, priority: Priority) -> None:
+        await self._change(batch_id, "/api/v2/batches/{}/priority", body={"queue_priority": priority})
+
+    async def set_tags(self, batch_id: UUID, tags: Sequence[str]) -> None:
+        await self._change(batch_id, "/api/v1/batches/{}/tags", body=list(tags))
 
     async def _change(self, batch_id: UUID, path: str, **options: Any) -> None:
         await self._require_visible(batch_id)
@@ -411,6 +431,19 @@ def _jobs(jobs: Sequence[object]) -> list[dict[str, object]]:
     specs = [as_job_spec(job, index) for index, job in enumerate(jobs)]
     check_jobs(specs, None, max_runs=MAX_INTEGER, needs_runs=False, checks_sequence=False)
     return [{"runs": it.runs, "variables": it.variables, "seed": it.seed, "sequence": it.sequence} for it in specs]
+
+
+def _rules(rules: Rules) -> dict[str, Any]:
+    """Return the rules of a batch as JSON; None where there is no such rule."""
+    return {
+        "schedule_threshold_s": rules.schedule_threshold_s,
+        "queue_timeout_s": rules.queue_timeout_s,
+        "failure_threshold": rules.failure_threshold,
+        "on_failures": None if rules.failure_threshold is None else rules.on_failures,
+        "retries": None if rules.total_retries is None else {"total": rules.total_retries},
+        "depends_on": [{"batch": str(it.batch), "when": it.when} for it in rules.depends_on] or None,
+        "keep_s": rules.keep_s,
+    }
 
 
 def _plain(body: dict[str, Any]) -> dict[str, Any]:

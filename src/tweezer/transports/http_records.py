@@ -13,9 +13,11 @@ from tweezer.model.cancels import CancelAttempt, CancelOutcome, read_ranges
 from tweezer.model.events import RETURNS, Event, Word
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Priority, Result
+from tweezer.model.rules import Dependency, OnFailures, Rules, When
 from tweezer.model.sequence import Geometry
 from tweezer.model.webhooks import EventMessage
 from tweezer.model.windows import Window
+from tweezer.store.producers import CheckedSubmission
 from tweezer.store.records import BatchPause, BatchRecord, DeviceRecord, JobRecord
 
 
@@ -40,7 +42,69 @@ class _PauseJson(msgspec.Struct, frozen=True):
     reason: str
 
 
-class BatchJson(msgspec.Struct, frozen=True):
+class _DependencyJson(msgspec.Struct, frozen=True):
+    batch: UUID
+    when: When
+
+    def dependency(self) -> Dependency:
+        return Dependency(self.batch, self.when)
+
+
+class _RetriesJson(msgspec.Struct, frozen=True):
+    total: int | None = None
+
+
+class _RulesJson(msgspec.Struct, frozen=True, kw_only=True):
+    """The rules of a batch, which older servers do not have."""
+
+    schedule_threshold_s: float | None = None
+    queue_timeout_s: float | None = None
+    failure_threshold: int | None = None
+    on_failures: OnFailures | None = None
+    retries: _RetriesJson = _RetriesJson()
+    depends_on: tuple[_DependencyJson, ...] = ()
+    keep_s: float | None = None
+
+    def rules(self) -> Rules | None:
+        rules = Rules(
+            schedule_threshold_s=self.schedule_threshold_s,
+            queue_timeout_s=self.queue_timeout_s,
+            failure_threshold=self.failure_threshold,
+            on_failures=self.on_failures or OnFailures.PAUSE,
+            total_retries=self.retries.total,
+            keep_s=self.keep_s,
+            depends_on=tuple(it.dependency() for it in self.depends_on),
+        )
+        return None if rules == Rules() else rules
+
+
+class CheckedJson(_RulesJson, frozen=True, kw_only=True):
+    """A submission that was checked."""
+
+    project_id: str
+    device_type: str
+    jobs_count: int
+    queue_priority: Priority
+    limits: _LimitsJson
+    start_at: datetime | None
+    waits_for: str | None
+    warnings: tuple[str, ...]
+
+    def record(self) -> CheckedSubmission:
+        return CheckedSubmission(
+            project=self.project_id,
+            device=self.device_type,
+            jobs=self.jobs_count,
+            priority=self.queue_priority,
+            limits=Limits(**msgspec.structs.asdict(self.limits)),
+            rules=self.rules(),
+            not_before=self.start_at,
+            waits_for=self.waits_for,
+            warnings=self.warnings,
+        )
+
+
+class BatchJson(_RulesJson, frozen=True):
     """A batch, with or without its sequence."""
 
     id: UUID
@@ -69,6 +133,7 @@ class BatchJson(msgspec.Struct, frozen=True):
     job_s: float | None
     cancel_attempts: tuple[_CancelJson, ...]
     not_before: datetime | None = None
+    waits_for_batches: tuple[UUID, ...] = ()
     pause: _PauseJson | None = None
     child_ids: tuple[UUID, ...] = ()
     sequence_builder: str | None = None
@@ -86,6 +151,7 @@ class BatchJson(msgspec.Struct, frozen=True):
             limits=Limits(**msgspec.structs.asdict(self.limits)),
             user=self.user_id or None,
             parent_id=self.parent_id,
+            rules=self.rules(),
         )
         return BatchRecord(
             id=self.id,
@@ -108,6 +174,7 @@ class BatchJson(msgspec.Struct, frozen=True):
             job_s=self.job_s,
             cancels=tuple(attempt.attempt() for attempt in self.cancel_attempts),
             not_before=self.not_before,
+            waits_for=self.waits_for_batches,
             pause=None if self.pause is None else BatchPause(self.pause.at, self.pause.by, self.pause.reason),
         )
 

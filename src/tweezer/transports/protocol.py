@@ -19,11 +19,11 @@ from tweezer.ledger.queries.filters import BatchFilter
 from tweezer.model.errors import ResultUnavailable
 from tweezer.model.events import Event, JobNews, Word
 from tweezer.model.lifecycle import JobStatus
-from tweezer.model.messages import Result
+from tweezer.model.messages import Priority, Result
 from tweezer.model.webhooks import EventMessage
 from tweezer.model.windows import Window
 from tweezer.store.job_logs import JobLog
-from tweezer.store.producers import CancelAnswer, Submission
+from tweezer.store.producers import CancelAnswer, CheckedSubmission, Submission
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 from tweezer.store.streams.batch_events import LastEvent
 
@@ -101,6 +101,10 @@ class Transport(Protocol):
         """Write a batch and return its id. again: whether an earlier, equal call may have taken effect."""
         ...
 
+    async def check(self, submission: Submission) -> CheckedSubmission:
+        """Check a submission without writing it."""
+        ...
+
     async def batch(self, batch_id: UUID) -> BatchRecord: ...
 
     async def find(self, text: str) -> UUID:
@@ -130,6 +134,10 @@ class Transport(Protocol):
     async def pause(self, batch_id: UUID, *, by: str, reason: str) -> None: ...
 
     async def resume(self, batch_id: UUID) -> None: ...
+
+    async def set_priority(self, batch_id: UUID, priority: Priority) -> None: ...
+
+    async def set_tags(self, batch_id: UUID, tags: Sequence[str]) -> None: ...
 
     # --- jobs
 

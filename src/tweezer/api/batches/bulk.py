@@ -13,10 +13,12 @@ from msgspec import Meta
 
 from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, Queue, ReadBodies, ResultsLinks, Submitter
 from tweezer.api.access.replay_guard import begin_call
-from tweezer.api.batches.bodies import build_repetition, rename_field
+from tweezer.api.batches.bodies import build_repetition, renaming_fields
 from tweezer.api.batches.commands import (
+    DryRun,
     IdempotencyKey,
     batch_response,
+    check_submission,
     describe_caller,
     expect_live,
     terminal_error,
@@ -27,6 +29,7 @@ from tweezer.api.batches.schemas import (
     BatchResponse,
     CanceledBatchesResponse,
     CanceledJobsResponse,
+    CheckedBatchResponse,
     EmbeddedJobResponse,
     ListedBatchResponse,
     ResultsLinksOfBatchResponse,
@@ -116,7 +119,7 @@ async def cancel_jobs(
 @router.post(
     "/api/v1/batches/{batch_id}/rebatch",
     summary="Run jobs of a batch again in a new batch",
-    **describe_route(BatchResponse, 400, 404, 409, 413),
+    **describe_route(BatchResponse, 400, 404, 409, 413, dry_run=CheckedBatchResponse),
 )
 async def rebatch(
     request: Request,
@@ -126,12 +129,13 @@ async def rebatch(
     queue: Queue,
     live: LiveStore,
     idempotency_key: IdempotencyKey = "",
+    dry_run: DryRun = False,
 ) -> Response:
     """Submit the jobs that match the parameters, or all jobs without parameters, in a new batch for the same device
     and project.
 
     The batch must be closed. The new batch has its id as `parent_id`, and each new job the id of the job that it
-    repeats.
+    repeats. It has the limits and the rules of the batch, but no start time, and depends on no other batch.
     """
     batch = await live.batch(caller, batch_id)
     if batch.open:
@@ -141,12 +145,12 @@ async def rebatch(
         raise InvalidInput(
             "jobs", f"no job of batch {batch_id} matches the parameters; change them, or omit them to repeat all jobs"
         )
-    async with begin_call(request, caller, idempotency_key) as attempt:
-        try:
-            submission = build_repetition(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
+    submission = build_repetition(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
+    with renaming_fields():
+        if dry_run:
+            return await check_submission(request, queue, submission, project=batch.project)
+        async with begin_call(request, caller, idempotency_key) as attempt:
             written = await write_traced(request, queue, submission, project=batch.project, attempt=attempt)
-        except InvalidInput as error:
-            raise rename_field(error) from error
     await queue.commands.note_child(batch_id, id_of(written))
     return await batch_response(written, caller, live)
 

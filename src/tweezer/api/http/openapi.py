@@ -121,6 +121,7 @@ def describe_route(
     example: Any = None,
     keyless: bool = False,
     creates: bool = False,
+    dry_run: Any = None,
     **beside: Any,
 ) -> dict[str, Any]:
     """Describe a route, as keyword arguments of its decorator.
@@ -132,10 +133,14 @@ def describe_route(
         example: A body that shows the usual fields; by default, one is made of the examples of all fields.
         keyless: Whether the route needs no key.
         creates: Whether the route creates what it returns: its status is 201.
+        dry_run: The type of ``data`` in the response to a dry run, if the route has one.
         beside: The types of additional members of the envelope.
     """
     status = HTTPStatus.CREATED if creates else HTTPStatus.OK
     success = _envelope(f"{_name(kind)}Envelope", kind, status, **beside)
+    if dry_run is not None:
+        checked = _envelope(f"{_name(dry_run)}Envelope", dry_run, status)
+        success = {"anyOf": [checked | {"description": "With `dry_run=true`."}, success]}
     described = _add_failures(success, failures, body, keyless, status=status)
     if example is not None:
         described["openapi_extra"]["requestBody"]["content"]["application/json"]["example"] = example

@@ -34,7 +34,7 @@ from sqlalchemy.ext.compiler import compiles
 
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, PageRequest
-from tweezer.ledger.schema import NAME, SHORT_ID, Id, batch_names, batches, counters, jobs, projects, tags
+from tweezer.ledger.schema import NAME, PARENT, SHORT_ID, Id, batch_names, batches, counters, jobs, projects, tags
 from tweezer.model.lifecycle import TERMINAL_BATCH, BatchStatus
 from tweezer.model.messages import Priority
 
@@ -188,7 +188,8 @@ def _changing_conditions(table: Table, wanted: BatchFilter | JobFilter) -> list[
 def _named(wanted: BatchFilter, scope: Scope) -> list[Condition]:
     """Return the conditions on the names of a batch."""
     found: list[Condition] = []
-    for kind, texts in ((SHORT_ID, [wanted.short_id] if wanted.short_id else []), (NAME, wanted.names)):
+    names = ((SHORT_ID, [wanted.short_id] if wanted.short_id else []), (NAME, wanted.names))
+    for kind, texts in (*names, (PARENT, [parent.hex for parent in wanted.depends_on])):
         if texts:
             table = batch_names.c
             whose = is_any_of(table.project, scope.projects)  # also if these are all projects: the index begins with it

@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 from tweezer.ledger.dead_letters import NewLetter, WaitingEntries
-from tweezer.ledger.schema import NAME, SHORT_ID
+from tweezer.ledger.schema import NAME, PARENT, SHORT_ID
 from tweezer.model.checks import MAX_NAME_LENGTH
 from tweezer.model.events import count_events, read_words
 from tweezer.model.ids import short_id
@@ -72,7 +72,7 @@ class KnownBatch(msgspec.Struct):
 class Changes(msgspec.Struct):
     """Rows to write, with the columns above; the project is an id, which the writer replaces by its number.
 
-    submitted: batches that the ledger does not have yet.
+    submitted: batches that the ledger does not have yet. priorities: the new ones, by their letter.
     """
 
     submitted: dict[UUID, KnownBatch] = {}
@@ -82,6 +82,7 @@ class Changes(msgspec.Struct):
     names: list[tuple[str, str, str, DriverId]] = []
     result_sizes: list[list[Any]] = []
     retagged: dict[UUID, tuple[str, ...]] = {}
+    priorities: dict[UUID, str] = {}
     jobs: list[list[Any]] = []
     results: list[tuple[DriverId, bytes | None, bytes | None]] = []
     transitions: list[list[Any]] = []
@@ -181,6 +182,11 @@ def _add_batch(
         changes.names.append((batch.project, SHORT_ID, short_id(snapshot.batch_id), own_id))
         if name := _fitting(doc.name or "", MAX_NAME_LENGTH):
             changes.names.append((batch.project, NAME, name, own_id))
+        for dependency in doc.rules.depends_on if doc.rules is not None else ():
+            changes.names.append((batch.project, PARENT, dependency.batch.hex, own_id))
+    priority = fields["priority"].decode()[0]
+    if priority != batch.priority:
+        changes.priorities[snapshot.batch_id] = batch.priority = priority
     tags = fields.pop("tags", None)  # in the ledger the tags are in the column about, replaced or not
     if tags is not None and tags != batch.tags:
         replaced = msgspec.json.decode(tags, type=tuple[str, ...])

@@ -24,8 +24,9 @@ from tweezer.ledger.recorder.changes import (
     TRANSITION_COLUMNS,
     Changes,
 )
-from tweezer.ledger.schema import TIME_BOUNDS_MS, batches, counters, hours, now_ms, recorder, tags, totals
+from tweezer.ledger.schema import TIME_BOUNDS_MS, batches, counters, hours, jobs, now_ms, recorder, tags, totals
 from tweezer.model.errors import TweezerError
+from tweezer.model.ids import last_job_id
 from tweezer.model.messages import decode_doc, encode_doc
 
 
@@ -150,6 +151,8 @@ class Writer:
         _insert(connection, "batch_names", NAME_COLUMNS, names)
         for batch_id, replaced in changes.retagged.items():
             replace_tags(connection, batch_id, replaced)
+        for batch_id, priority in changes.priorities.items():
+            _change_priority(connection, batch_id, priority)
         if changes.jobs:
             self._upsert(connection, "jobs", JOB_COLUMNS, changes.jobs, DURATION)
         _insert(connection, "results", RESULT_COLUMNS, changes.results)
@@ -275,6 +278,13 @@ def _add_up(
             text(f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT ({', '.join(key)}) DO UPDATE SET {sets}"),  # noqa: S608
             rows,
         )
+
+
+def _change_priority(connection: Connection, batch_id: UUID, priority: str) -> None:
+    """Change the priority of a batch and of those of its jobs that the ledger has."""
+    connection.execute(update(batches).where(batches.c.id == batch_id).values(priority=priority))
+    of_batch = jobs.c.id.between(batch_id, last_job_id(batch_id))
+    connection.execute(update(jobs).where(of_batch).values(priority=priority))
 
 
 def replace_tags(connection: Connection, batch_id: UUID, replaced: Sequence[str]) -> bool:

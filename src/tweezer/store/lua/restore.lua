@@ -12,7 +12,8 @@
 -- Events  none for transitions that are recorded; job.pending or job.canceled of a job that a lost ticket ran; batch.*
 --     if that ends the batch
 -- Gate    kept shut by each call
--- include: lists, intent, job_ends, results, deadlines, issue, finish, maxmemory, generated/record, generated/job_over, generated/sizes
+-- include: lists, intent, job_ends, results, deadlines, issue, priority, finish, maxmemory, generated/record
+-- include: generated/job_over, generated/sizes
 
 local PARTIAL = '0'
 local ANEW = { -- fields of a missing batch that are counted from its jobs, or start at 0
@@ -58,6 +59,7 @@ local function follow(b)
     b.rules = ledger.rules
     put(b.changed, 'rules', b.rules)
   end
+  if ledger.priority ~= b.priority then change_priority(b, ledger.priority) end
   if b.started == 0 then b.started = tonumber(ledger.started or 0) end
   b.worked = math.max(b.worked, tonumber(ledger.worked or 0))
   if recorded > b.seq and not is_over(b) and not BATCH_OVER[status] then b.status = status end

@@ -28,23 +28,8 @@ local before = repeated(equal, attempt, expires_us, running_first, running_last)
   or answered(project, idempotency_key, digest)
 if before then return before end
 if not is_known(device) then return { 'unknown_device', device } end
-local waits_for, fault, unknown = {}, nil, { 'unknown_parents' }
-for at = parents_first, parents_last, 3 do
-  local id, when, ended = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  local parent = load_batch(id)
-  if parent and parent.project == project then ended = is_over(parent) and end_of(parent) or nil end
-  if ended == '' then
-    unknown[#unknown + 1] = id
-  elseif not ended then
-    waits_for[#waits_for + 1] = id .. ':' .. when
-  elseif not is_satisfied(when, ended) then
-    fault = fault or dependency_fault(id, ended)
-  end
-end
-if #unknown > 1 then
-  if is_shut() then refuse_while_shut() end
-  return unknown
-end
+local waits_for, fault, unknown = look_at_parents(project, parents_first, parents_last)
+if unknown then return unknown end
 local jobs, bytes = specs_last - specs_first + 1, jobs_bytes(specs_first)
 local refused = refusal(project, device, jobs, BATCH_BYTES + #doc + bytes)
 if refused then return refused end

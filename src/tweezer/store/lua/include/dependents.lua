@@ -1,5 +1,5 @@
 -- The batches that depend on one that has ended. Its end is what `end_of` returns, or '' if it was discarded.
--- include: gate, conclude, issue, deadlines, cancel_all
+-- include: gate, restart, conclude, issue, deadlines, cancel_all
 
 local DEPENDENTS_MAX, DEPENDENTS_JOBS_MAX = 50, 10000 -- handled by one script; the sweep handles the rest
 local dependents_left, dependents_jobs_left = DEPENDENTS_MAX, DEPENDENTS_JOBS_MAX
@@ -21,6 +21,28 @@ local function dependency_fault(parent, ended)
     problem = 'ended in ' .. status .. ' instead of DONE; restart it, then submit this batch again to depend on the new one'
   end
   return { code = 'dependency', field = 'depends_on', message = 'batch ' .. parent .. ' ' .. problem }
+end
+
+-- Returns the batches that a new one waits for, as in its field `parents`; its fault if one of those that it depends on
+-- did not end as required, or nil; and the reply if the project lacks some of them, or nil.
+-- ARGV[first…last]: id, letter of When, and how it ended according to the ledger, or ''.
+local function look_at_parents(project, first, last)
+  local waits_for, fault, unknown = {}, nil, { 'unknown_parents' }
+  for at = first, last, 3 do
+    local id, when, ended = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+    local parent = load_batch(id)
+    if parent and parent.project == project then ended = is_over(parent) and end_of(parent) or nil end
+    if ended == '' then
+      unknown[#unknown + 1] = id
+    elseif not ended then
+      waits_for[#waits_for + 1] = id .. ':' .. when
+    elseif not is_satisfied(when, ended) then
+      fault = fault or dependency_fault(id, ended)
+    end
+  end
+  if #unknown == 1 then return waits_for, fault end
+  if is_shut() then refuse_while_shut() end
+  return waits_for, fault, unknown
 end
 
 -- Lets a batch start that waits for no more batches.
