@@ -11,6 +11,7 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
 
 from tweezer.ledger.access.projects import find_project, list_projects
+from tweezer.ledger.archive import count_tasks
 from tweezer.ledger.database import Database
 from tweezer.ledger.schema import (
     batch_names,
@@ -162,6 +163,7 @@ def _delete(connection: Connection, batch_ids: Sequence[UUID]) -> dict[str, int]
         of_batch = (batch_id, last_job_id(batch_id))
         _count_down(connection, jobs, "J", jobs.c.id.between(*of_batch))
         _count_down(connection, batches, "B", batches.c.id == batch_id)
+        count_tasks(connection, batches.c.id == batch_id, -1)
         connection.execute(delete(results).where(results.c.id.between(*of_batch)))
         connection.execute(delete(jobs).where(jobs.c.id.between(*of_batch)))
         for table in (transitions, deliveries, tags, batch_names, result_sizes):

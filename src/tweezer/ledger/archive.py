@@ -1,0 +1,143 @@
+"""Archives batches: the list of tasks and its counts leave them out, everything else stays as it is.
+
+A batch is archived on request, or by itself ``keep_s`` after its end (a rule of the batch). Archiving changes neither
+the batch nor its retention: an archived batch is deleted with its project's retention time, counted from its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import structlog
+from sqlalchemy import ColumnElement, Connection, func, select, update
+
+from tweezer.ledger.database import Database
+from tweezer.ledger.schema import batches, counters, insert_into, now_ms
+from tweezer.model.lifecycle import BATCH_BY_LETTER, TERMINAL_BATCH
+from tweezer.model.tasks import task_status
+
+log = structlog.get_logger(__name__)
+
+_PAGE = 500  # batches per transaction
+_AT_ONCE_MAX = 10_000
+_OVER = [status.letter for status in TERMINAL_BATCH]
+
+
+class Selected(msgspec.Struct, frozen=True):
+    """What became of selected batches: those that were changed, and those that were not because they have not ended."""
+
+    done: list[UUID] = []
+    live: list[UUID] = []
+
+    def __add__(self, other: Selected) -> Selected:
+        return Selected(self.done + other.done, self.live + other.live)
+
+
+def archive(connection: Connection, batch_ids: Sequence[UUID], projects: Collection[int]) -> Selected:
+    """Archive those of the batches that have ended; archived ones stay as they are.
+
+    projects: numbers of the projects that the caller may see; other batches are left out of the result.
+    """
+    _lock(connection, projects)
+    columns = (batches.c.id, batches.c.status, batches.c.archived_ms)
+    mine = (batches.c.id.in_(batch_ids), batches.c.project.in_(projects))
+    rows = connection.execute(select(*columns).where(*mine)).all()
+    over = [row.id for row in rows if row.status in _OVER or row.archived_ms is not None]
+    _archive(connection, [row.id for row in rows if row.id in set(over) and row.archived_ms is None])
+    return Selected(over, [row.id for row in rows if row.id not in set(over)])
+
+
+def restore_archived(connection: Connection, batch_id: UUID, projects: Collection[int]) -> bool:
+    """Put an archived batch back into the list of tasks, where it stays: its ``keep_s`` no longer applies.
+
+    Return whether it was archived.
+    """
+    _lock(connection, projects)
+    is_meant = (batches.c.id == batch_id, batches.c.project.in_(projects), batches.c.archived_ms.is_not(None))
+    restored = connection.execute(update(batches).where(*is_meant).values(archived_ms=None, keep_ms=None))
+    if restored.rowcount:
+        count_tasks(connection, batches.c.id == batch_id, 1)
+    return bool(restored.rowcount)
+
+
+async def archive_older(database: Database, projects: Collection[int], *, hours: float, ended_only: bool) -> Selected:
+    """Archive the tasks whose last change is that long ago, at most 10,000 of them, oldest first.
+
+    ended_only: leave out those that have not ended, and return them as live. Raises Unavailable.
+    """
+    before = now_ms() - round(hours * 3_600_000)
+    old: list[ColumnElement[bool]] = [batches.c.project.in_(projects), batches.c.updated_ms < before]
+    found = Selected()
+    if ended_only:
+        found = Selected([], await database.run_read(_find_old, [*old, batches.c.status.not_in(_OVER)], _AT_ONCE_MAX))
+        old.append(batches.c.status.in_(_OVER))
+    while len(found.done) < _AT_ONCE_MAX and (page := await database.run_write(_archive_old, projects, old)):
+        found += Selected(page)
+    return found
+
+
+async def archive_due(database: Database) -> int:
+    """Archive the batches whose ``keep_s`` has passed since their end; return their number. Raises Unavailable."""
+    total = 0
+    while page := await database.run_write(_archive_due):
+        total += page
+    if total:
+        log.info("retention.archived", batches=total)
+    return total
+
+
+def _find_old(connection: Connection, old: Sequence[ColumnElement[bool]], most: int) -> list[UUID]:
+    query = select(batches.c.id).where(*old, batches.c.archived_ms.is_(None))
+    return [row[0] for row in connection.execute(query.order_by(batches.c.created_ms, batches.c.id).limit(most))]
+
+
+def _archive_old(connection: Connection, projects: Collection[int], old: Sequence[ColumnElement[bool]]) -> list[UUID]:
+    _lock(connection, projects)
+    page = _find_old(connection, old, _PAGE)
+    _archive(connection, page)
+    return page
+
+
+def _archive_due(connection: Connection) -> int:
+    due = (
+        batches.c.keep_ms.is_not(None),
+        batches.c.archived_ms.is_(None),
+        batches.c.ended_ms <= now_ms() - batches.c.keep_ms,
+    )
+    query = select(batches.c.id, batches.c.project).where(*due).order_by(batches.c.ended_ms).limit(_PAGE)
+    rows = connection.execute(query).all()
+    _lock(connection, {row.project for row in rows})
+    still = select(batches.c.id).where(batches.c.id.in_([row.id for row in rows]), batches.c.archived_ms.is_(None))
+    _archive(connection, [row[0] for row in connection.execute(still)])
+    return len(rows)
+
+
+def _archive(connection: Connection, batch_ids: Sequence[UUID]) -> None:
+    if batch_ids:
+        which = batches.c.id.in_(batch_ids)
+        count_tasks(connection, which, -1)
+        connection.execute(update(batches).where(which).values(archived_ms=now_ms()))
+
+
+def _lock(connection: Connection, projects: Iterable[int]) -> None:
+    """Make other transactions that archive batches of these projects wait; the recorder locks in the same order."""
+    place = (counters.c.kind == "T", counters.c.project.in_(projects))
+    if connection.dialect.name == "postgresql":  # in SQLite there is only one writer
+        ordered = select(counters.c.count).where(*place).order_by(*counters.primary_key)
+        connection.execute(ordered.with_for_update())
+
+
+def count_tasks(connection: Connection, which: ColumnElement[bool], sign: int) -> None:
+    """Add the number of these batches that are not archived to the counters of tasks, or subtract it (sign: -1)."""
+    has_failures = batches.c.failed > 0
+    columns: tuple[Any, ...] = (batches.c.project, batches.c.device, batches.c.status, has_failures)
+    query = select(*columns, func.count()).where(which, batches.c.archived_ms.is_(None)).group_by(*columns)
+    for project, device, status, failed, count in connection.execute(query).all():
+        letter = task_status(BATCH_BY_LETTER[status], has_failures=bool(failed)).letter
+        row = {"project": project, "device": device, "kind": "T", "status": letter, "count": sign * count}
+        change = insert_into(connection, counters).values(row)
+        total = counters.c.count + change.excluded.count
+        connection.execute(change.on_conflict_do_update(index_elements=counters.primary_key, set_={"count": total}))
