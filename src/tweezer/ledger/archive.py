@@ -14,7 +14,9 @@ import msgspec
 import structlog
 from sqlalchemy import ColumnElement, Connection, func, select, update
 
+from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.database import Database
+from tweezer.ledger.queries.lists import Scope
 from tweezer.ledger.schema import batches, counters, insert_into, now_ms
 from tweezer.model.lifecycle import BATCH_BY_LETTER, TERMINAL_BATCH
 from tweezer.model.tasks import task_status
@@ -26,35 +28,37 @@ _AT_ONCE_MAX = 10_000
 _OVER = [status.letter for status in TERMINAL_BATCH]
 
 
-class Selected(msgspec.Struct, frozen=True):
-    """What became of selected batches: those that were changed, and those that were not because they have not ended."""
+class Archived(msgspec.Struct, frozen=True):
+    """What became of batches to archive: those that are archived now, and those that are not: they have not ended."""
 
     done: list[UUID] = []
     live: list[UUID] = []
 
-    def __add__(self, other: Selected) -> Selected:
-        return Selected(self.done + other.done, self.live + other.live)
+    def __add__(self, other: Archived) -> Archived:
+        return Archived(self.done + other.done, self.live + other.live)
 
 
-def archive(connection: Connection, batch_ids: Sequence[UUID], projects: Collection[int]) -> Selected:
+def archive(connection: Connection, caller: Principal, batch_ids: Sequence[UUID]) -> Archived:
     """Archive those of the batches that have ended; archived ones stay as they are.
 
-    projects: numbers of the projects that the caller may see; other batches are left out of the result.
+    Batches that the caller may not see are left out of the result.
     """
+    projects = Scope.read(connection, caller).projects
     _lock(connection, projects)
     columns = (batches.c.id, batches.c.status, batches.c.archived_ms)
     mine = (batches.c.id.in_(batch_ids), batches.c.project.in_(projects))
     rows = connection.execute(select(*columns).where(*mine)).all()
     over = [row.id for row in rows if row.status in _OVER or row.archived_ms is not None]
     _archive(connection, [row.id for row in rows if row.id in set(over) and row.archived_ms is None])
-    return Selected(over, [row.id for row in rows if row.id not in set(over)])
+    return Archived(over, [row.id for row in rows if row.id not in set(over)])
 
 
-def restore_archived(connection: Connection, batch_id: UUID, projects: Collection[int]) -> bool:
+def restore_archived(connection: Connection, caller: Principal, batch_id: UUID) -> bool:
     """Put an archived batch back into the list of tasks, where it stays: its ``keep_s`` no longer applies.
 
-    Return whether it was archived.
+    Return whether it was archived, and the caller may see it.
     """
+    projects = Scope.read(connection, caller).projects
     _lock(connection, projects)
     is_meant = (batches.c.id == batch_id, batches.c.project.in_(projects), batches.c.archived_ms.is_not(None))
     restored = connection.execute(update(batches).where(*is_meant).values(archived_ms=None, keep_ms=None))
@@ -63,19 +67,21 @@ def restore_archived(connection: Connection, batch_id: UUID, projects: Collectio
     return bool(restored.rowcount)
 
 
-async def archive_older(database: Database, projects: Collection[int], *, hours: float, ended_only: bool) -> Selected:
-    """Archive the tasks whose last change is that long ago, at most 10,000 of them, oldest first.
+async def archive_older(database: Database, caller: Principal, *, hours: float, ended_only: bool) -> Archived:
+    """Archive the caller's tasks whose last change is that long ago, at most 10,000 of them, oldest first.
 
     ended_only: leave out those that have not ended, and return them as live. Raises Unavailable.
     """
     before = now_ms() - round(hours * 3_600_000)
+    scope = await database.run_read(Scope.read, caller)
+    projects = scope.projects
     old: list[ColumnElement[bool]] = [batches.c.project.in_(projects), batches.c.updated_ms < before]
-    found = Selected()
+    found = Archived()
     if ended_only:
-        found = Selected([], await database.run_read(_find_old, [*old, batches.c.status.not_in(_OVER)], _AT_ONCE_MAX))
+        found = Archived([], await database.run_read(_find_old, [*old, batches.c.status.not_in(_OVER)], _AT_ONCE_MAX))
         old.append(batches.c.status.in_(_OVER))
     while len(found.done) < _AT_ONCE_MAX and (page := await database.run_write(_archive_old, projects, old)):
-        found += Selected(page)
+        found += Archived(page)
     return found
 
 

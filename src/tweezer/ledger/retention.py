@@ -136,6 +136,12 @@ def _find_ended(connection: Connection, batch_id: UUID, project: str | None) -> 
     return {batch_id: row[1]}
 
 
+def find_ended(connection: Connection, batch_ids: Collection[UUID]) -> dict[UUID, int]:
+    """Return those of the batches that have ended in the ledger, with the number of the last recorded event."""
+    query = select(batches.c.id, batches.c.sequence_number)
+    return _pairs(connection, query.where(batches.c.id.in_(batch_ids), batches.c.status.in_(_OVER)))
+
+
 def _find_in_project(connection: Connection, project_id: str) -> dict[UUID, int]:
     no = find_project(connection, project_id).no
     live = select(func.count()).where(batches.c.project == no, batches.c.status.not_in(_OVER))
