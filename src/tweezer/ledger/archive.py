@@ -6,7 +6,7 @@ the batch nor its retention: an archived batch is deleted with its project's ret
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, func, select, update
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.database import Database
 from tweezer.ledger.queries.lists import Scope
-from tweezer.ledger.schema import batches, counters, insert_into, now_ms
+from tweezer.ledger.schema import batches, counters, insert_into, now_ms, recorder
 from tweezer.model.lifecycle import BATCH_BY_LETTER, TERMINAL_BATCH
 from tweezer.model.tasks import task_status
 
@@ -44,7 +44,7 @@ def archive(connection: Connection, caller: Principal, batch_ids: Sequence[UUID]
     Batches that the caller may not see are left out of the result.
     """
     projects = Scope.read(connection, caller).projects
-    _lock(connection, projects)
+    hold_counters(connection)
     columns = (batches.c.id, batches.c.status, batches.c.archived_ms)
     mine = (batches.c.id.in_(batch_ids), batches.c.project.in_(projects))
     rows = connection.execute(select(*columns).where(*mine)).all()
@@ -59,7 +59,7 @@ def restore_archived(connection: Connection, caller: Principal, batch_id: UUID) 
     Return whether it was archived, and the caller may see it.
     """
     projects = Scope.read(connection, caller).projects
-    _lock(connection, projects)
+    hold_counters(connection)
     is_meant = (batches.c.id == batch_id, batches.c.project.in_(projects), batches.c.archived_ms.is_not(None))
     restored = connection.execute(update(batches).where(*is_meant).values(archived_ms=None, keep_ms=None))
     if restored.rowcount:
@@ -101,7 +101,7 @@ def _find_old(connection: Connection, old: Sequence[ColumnElement[bool]], most: 
 
 
 def _archive_old(connection: Connection, projects: Collection[int], old: Sequence[ColumnElement[bool]]) -> list[UUID]:
-    _lock(connection, projects)
+    hold_counters(connection)
     page = _find_old(connection, old, _PAGE)
     _archive(connection, page)
     return page
@@ -115,7 +115,7 @@ def _archive_due(connection: Connection) -> int:
     )
     query = select(batches.c.id, batches.c.project).where(*due).order_by(batches.c.ended_ms).limit(_PAGE)
     rows = connection.execute(query).all()
-    _lock(connection, {row.project for row in rows})
+    hold_counters(connection)
     still = select(batches.c.id).where(batches.c.id.in_([row.id for row in rows]), batches.c.archived_ms.is_(None))
     _archive(connection, [row[0] for row in connection.execute(still)])
     return len(rows)
@@ -128,12 +128,10 @@ def _archive(connection: Connection, batch_ids: Sequence[UUID]) -> None:
         connection.execute(update(batches).where(which).values(archived_ms=now_ms()))
 
 
-def _lock(connection: Connection, projects: Iterable[int]) -> None:
-    """Make other transactions that archive batches of these projects wait; the recorder locks in the same order."""
-    place = (counters.c.kind == "T", counters.c.project.in_(projects))
+def hold_counters(connection: Connection) -> None:
+    """Make the recorder and others that change counters of tasks wait until the end of this transaction."""
     if connection.dialect.name == "postgresql":  # in SQLite there is only one writer
-        ordered = select(counters.c.count).where(*place).order_by(*counters.primary_key)
-        connection.execute(ordered.with_for_update())
+        connection.execute(select(recorder.c.position).order_by(recorder.c.namespace).with_for_update())
 
 
 def count_tasks(connection: Connection, which: ColumnElement[bool], sign: int) -> None:

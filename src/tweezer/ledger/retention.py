@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
 
 from tweezer.ledger.access.projects import find_project, list_projects
-from tweezer.ledger.archive import count_tasks
+from tweezer.ledger.archive import count_tasks, hold_counters
 from tweezer.ledger.database import Database
 from tweezer.ledger.schema import (
     batch_names,
@@ -160,6 +160,7 @@ def _pairs(connection: Connection, query: Any) -> dict[UUID, int]:
 
 def _delete(connection: Connection, batch_ids: Sequence[UUID]) -> dict[str, int]:
     """Delete rows of batches; return the bytes of deleted results by project."""
+    hold_counters(connection)
     query = select(projects.c.id, func.sum(result_sizes.c.bytes)).join_from(
         projects, result_sizes, result_sizes.c.project == projects.c.no
     )
