@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 import structlog
-from sqlalchemy import ColumnElement, Connection, func, select, update
+from sqlalchemy import ColumnElement, Connection, Select, func, select, update
 
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.database import Database
@@ -137,8 +137,8 @@ def hold_counters(connection: Connection) -> None:
 def count_tasks(connection: Connection, which: ColumnElement[bool], sign: int) -> None:
     """Add the number of these batches that are not archived to the counters of tasks, or subtract it (sign: -1)."""
     has_failures = batches.c.failed > 0
-    columns: tuple[Any, ...] = (batches.c.project, batches.c.device, batches.c.status, has_failures)
-    query = select(*columns, func.count()).where(which, batches.c.archived_ms.is_(None)).group_by(*columns)
+    columns = (batches.c.project, batches.c.device, batches.c.status, has_failures)
+    query: Select[Any] = select(*columns, func.count()).where(which, batches.c.archived_ms.is_(None)).group_by(*columns)
     for project, device, status, failed, count in connection.execute(query).all():
         letter = task_status(BATCH_BY_LETTER[status], has_failures=bool(failed)).letter
         row = {"project": project, "device": device, "kind": "T", "status": letter, "count": sign * count}
