@@ -29,7 +29,7 @@ _OVER = [status.letter for status in TERMINAL_BATCH]
 
 
 class Archived(msgspec.Struct, frozen=True):
-    """What became of batches to archive: those that are archived now, and those that are not: they have not ended."""
+    """Batches to archive: those that are archived now, and those that are not, because they have not ended."""
 
     done: list[UUID] = []
     live: list[UUID] = []

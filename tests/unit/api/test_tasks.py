@@ -270,7 +270,7 @@ async def test_a_wrong_parameter_is_named(rig: Tasks, query: str, field: str) ->
         assert answer["data"]["field"] == field
 
 
-async def test_a_search_in_names_says_whether_it_was_cut(rig: Tasks) -> None:
+async def test_a_search_in_names_reports_whether_it_was_cut(rig: Tasks) -> None:
     batch_id = await rig.ended(DONE, name="hello constant")
     page = await rig.ask("GET", "/api/tasks?name__contains=constant")
     assert ([task["task_id"] for task in page["tasks"]], page["is_cut"]) == ([str(batch_id)], False)

@@ -210,7 +210,7 @@ async def delete_archived_task(
 
 
 class _Sorted(msgspec.Struct, frozen=True):
-    """Ids of tasks by what became of them, each in the order of the request."""
+    """Ids of tasks by the outcome, each in the order of the request."""
 
     done: list[UUID]
     missing: list[UUID]

@@ -70,8 +70,8 @@ class TaskQuery(BaseModel):
     name__contains: Annotated[str, Field(max_length=MAX_NAME_LENGTH, pattern=NO_CONTROLS)] = Field(
         "",
         description="A part of the name; upper and lower case differ. Only the names of the "
-        f"{NAMES_SCANNED:,} newest tasks that match the other parameters are searched: `is_cut` says whether there "
-        "are more.",
+        f"{NAMES_SCANNED:,} newest tasks that match the other parameters are searched: `is_cut` is true if "
+        "there are more.",
     )
     limit: int = Field(100, ge=1, le=TASKS_MAX, description="The largest number of tasks to return.")
     offset: Number = Field(0, description="The number of tasks to skip.")

@@ -178,7 +178,7 @@ class InstanceResultResponse(msgspec.Struct, frozen=True):
         doc("Number of shots by bitstring; null if the configuration requested no final bitstrings.", {"01": 100}),
     ]
     serialised_results: Annotated[
-        str | None, doc("Pulser's `Results.to_abstract_repr()`, as a string; null if there are none.", None)
+        str | None, doc("Pulser's `Results.to_abstract_repr()`, as a string; null without any.", None)
     ]
     provenance: Annotated[
         dict[str, Any] | None, doc("What is needed to reproduce the result.", {"backend": "qutip", "seed": 7})
@@ -221,7 +221,7 @@ class TaskResponse(TaskSummaryResponse, frozen=True, kw_only=True):
     result: Annotated[
         list[InstanceResultResponse] | None,
         doc(
-            "The results of its jobs in their order, redacted; null if there are none, or more than 1,000 jobs. "
+            "The results of its jobs in their order, redacted; null without any, and for more than 1,000 jobs. "
             "Results that are stored in files are left out: see `GET /api/v1/jobs/{job_id}/results_link`."
         ),
     ]
@@ -391,7 +391,7 @@ _Ids = list[UUID]
 
 
 class DeletedTasksResponse(msgspec.Struct, frozen=True):
-    """What became of the tasks to delete."""
+    """The outcome of a request to delete tasks."""
 
     deleted: Annotated[_Ids, doc("Tasks that were deleted.", [_TASK_ID])]
     missing: Annotated[_Ids, doc("Ids of no task of the caller's projects.", [])]
@@ -400,7 +400,7 @@ class DeletedTasksResponse(msgspec.Struct, frozen=True):
 
 
 class ArchivedTasksResponse(msgspec.Struct, frozen=True):
-    """What became of the tasks to archive."""
+    """The outcome of a request to archive tasks."""
 
     archived: Annotated[_Ids, doc("Tasks that are archived now.", [_TASK_ID])]
     missing: Annotated[_Ids, doc("Ids of no task of the caller's projects.", [])]
@@ -411,7 +411,7 @@ class ArchivedTasksResponse(msgspec.Struct, frozen=True):
 
 
 class CanceledTasksResponse(msgspec.Struct, frozen=True):
-    """What became of the tasks to cancel."""
+    """The outcome of a request to cancel tasks."""
 
     canceled: Annotated[_Ids, doc("Tasks that were cancelled, or whose running jobs were asked to stop.", [_TASK_ID])]
     missing: Annotated[_Ids, doc("Ids of no task of the caller's projects.", [])]
