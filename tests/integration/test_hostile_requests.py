@@ -111,6 +111,7 @@ class Rig(ApiRig):
         self.ids = {
             "batch_id": str(batch_id),
             "job_id": str(job_id(batch_id, 0)),
+            "task_id": str(batch_id),
             "device": device,
             "window": "5f3a90c1",
             "workload_id": str(batch_id),
@@ -137,6 +138,7 @@ class Rig(ApiRig):
             "IndicesBody": {"indices": [0]},
             "": ["a"],  # tags
             "BatchesBody": {"batch_ids": [str(uuid4())]},
+            "TaskIdsBody": {"task_ids": [str(uuid4())]},
             "BatchStatusBody": {"status": "ERROR"},
             "JobStatusBody": {"errors": ["it broke"]},
             "JobErrorsBody": {"errors": ["it broke"]},

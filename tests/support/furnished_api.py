@@ -81,6 +81,7 @@ async def furnished_api(
         ids = {
             "batch_id": [batch["id"] for batch in batches],
             "job_id": [job["id"] for batch in batches for job in batch["jobs"]],
+            "task_id": [batch["id"] for batch in batches],
             "device": [NULL],
             "workload_id": [batches[0]["id"]],
             "webhook_id": webhooks,

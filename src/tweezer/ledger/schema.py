@@ -160,13 +160,22 @@ batches = Table(
     Column("sequence_number", BigInteger, nullable=False),  # of its last recorded event
     Column("record", LargeBinary, nullable=False),  # its fields in Redis, MessagePack
     Column("about", LargeBinary, nullable=False),  # its BatchDoc without the sequence
+    Column("failed", Integer, nullable=False, server_default="0"),  # number of its jobs in ERROR
+    Column("shots", BigInteger, nullable=False, server_default="0"),  # of all of its jobs
+    Column("device_ms", BigInteger, nullable=False, server_default="0"),  # time on the device of its ended jobs
+    Column("previous", String(1)),  # its status before the last transition; null: none is recorded
+    Column("changed_ms", BigInteger),  # time of the last transition of the batch itself
+    Column("previous_ms", BigInteger),  # time of the transition before that
+    Column("keep_ms", BigInteger),  # how long after its end it is archived; null: not by itself
+    Column("archived_ms", BigInteger),  # null: not archived
     Index(
         "ix_batches_list",
         *("project", "created_ms", "id", "status", "open", "device", "user", "priority", "origin"),
-        *("jobs", "started_ms", "ended_ms", "updated_ms"),
+        *("jobs", "started_ms", "ended_ms", "updated_ms", "failed", "archived_ms"),
     ),
     Index("ix_batches_ended_ms", "ended_ms"),
     Index("ix_batches_parent", "parent"),
+    _partial_index("ix_batches_keep", "ended_ms", "keep_ms", where=text("keep_ms IS NOT NULL AND archived_ms IS NULL")),
     **_CLUSTERED,
 )
 
@@ -342,8 +351,8 @@ counters = Table(
     metadata,
     Column("project", BigInteger, primary_key=True),
     Column("device", String(64), primary_key=True),
-    Column("kind", String(1), primary_key=True),  # Batch, Job
-    Column("status", String(1), primary_key=True),
+    Column("kind", String(1), primary_key=True),  # Batch, Job, Task: a batch that is not archived
+    Column("status", String(1), primary_key=True),  # of tasks: the letter of model.tasks.TaskStatus
     Column("count", BigInteger, nullable=False),
     **_CLUSTERED,
 )

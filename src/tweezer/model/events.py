@@ -139,6 +139,11 @@ class Word(msgspec.Struct, frozen=True):
         """The number of events in the word."""
         return len(self.jobs) or 1
 
+    @property
+    def moves_batch(self) -> bool:
+        """Whether the batch itself was created or changed its status."""
+        return not self.jobs and self.letters[1] in BATCH_BY_LETTER
+
     def skip(self, count: int) -> Word:
         """Return the word without its first ``count`` events; it must contain more."""
         return Word(self.letters, self.jobs[count:], self.submitted) if count > 0 else self

@@ -123,13 +123,16 @@ class Scheduler:
 
 
 async def delete_expired(context: dict[Any, Any]) -> None:
-    """Delete batches past their retention, old deliveries, old dead letters, and expired secrets."""
+    """Archive batches that are due, and delete those past their retention, old deliveries and dead letters, and
+    expired secrets."""
+    from tweezer.ledger.archive import archive_due
     from tweezer.ledger.database import Database
     from tweezer.ledger.retention import expire
     from tweezer.webhooks.deliveries import delete_old_deliveries
 
     settings: Settings = context["settings"]
     with closing(Database.open(settings.locate_ledger())) as database:
+        await archive_due(database)
         await expire(context["store"], database, retention_s=settings.database.retention_s)
         await database.run(partial(delete_old_deliveries, database, kept_s=settings.webhook.kept_s))
         await database.run(_forget_expired, database)

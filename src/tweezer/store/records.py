@@ -283,6 +283,7 @@ class JobRecord(msgspec.Struct, frozen=True):
         faults: Why it failed.
         cancel_outcome: The effect of the cancel requests, once it has ended.
         cancels: The cancel requests, as far as they were recorded.
+        token: Fencing token of the claim that began or settled it last.
     """
 
     batch_id: UUID
@@ -305,6 +306,7 @@ class JobRecord(msgspec.Struct, frozen=True):
     faults: tuple[Fault, ...] = ()
     cancel_outcome: CancelOutcome | None = None
     cancels: tuple[CancelAttempt, ...] = ()
+    token: str | None = None
 
     def __repr__(self) -> str:
         runs = self.spec.runs or self.spec.runs_shown
@@ -720,6 +722,7 @@ def _job_record(
         faults=faults,
         cancel_outcome=_cancel_outcome(status, words, faults),
         cancels=cancels,
+        token=words.get("token"),
     )
 
 

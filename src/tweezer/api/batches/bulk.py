@@ -45,7 +45,7 @@ from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_CALL
 from tweezer.store.connection import Store
 from tweezer.store.producers import CancelAnswer, id_of
-from tweezer.store.records import BatchRecord, JobRecord
+from tweezer.store.records import BatchRecord, JobRecord, NewBatch
 
 BATCHES_MAX = 1000
 """Batches that one request may cancel."""
@@ -80,7 +80,7 @@ async def cancel_batches(
     errors: dict[UUID, str] = {}
     for batch_id in dict.fromkeys(body.batch_ids):
         try:
-            canceled.append(await _cancel(queue, live, caller, batch_id))
+            canceled.append(await cancel_one(queue, live, caller, batch_id))
         except (NotFound, Conflict, NewerRecord, Unreadable) as error:
             errors[batch_id] = error.message
     return success({"batches": [ListedBatchResponse.from_record(batch) for batch in canceled], "errors": errors})
@@ -138,21 +138,41 @@ async def rebatch(
     repeats. It has the limits and the rules of the batch, but no start time, and depends on no other batch.
     """
     batch = await live.batch(caller, batch_id)
-    if batch.open:
-        raise Conflict(f"batch {batch_id} is open; add the jobs to it, or close it first", code="open")
-    jobs = await select_jobs(live, caller, batch, query.filter)
+    jobs = await select_repeated(live, caller, batch, query.filter)
     if not jobs:
         raise InvalidInput(
             "jobs", f"no job of batch {batch_id} matches the parameters; change them, or omit them to repeat all jobs"
         )
+    if dry_run:
+        submission = build_repetition(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
+        with renaming_fields():
+            return await check_submission(request, queue, submission, project=batch.project)
+    written = await repeat_jobs(request, queue, caller, batch, jobs, idempotency_key)
+    return await batch_response(written, caller, live)
+
+
+async def select_repeated(live: ReadModel, caller: Principal, batch: BatchRecord, wanted: JobFilter) -> list[JobRecord]:
+    """Return the jobs of a closed batch that match. Raises Conflict if it is open; RequestRejected."""
+    if batch.open:
+        raise Conflict(f"batch {batch.id} is open; add the jobs to it, or close it first", code="open")
+    return await select_jobs(live, caller, batch, wanted)
+
+
+async def repeat_jobs(
+    request: Request,
+    queue: Store,
+    caller: Principal,
+    batch: BatchRecord,
+    jobs: Sequence[JobRecord],
+    idempotency_key: str,
+) -> NewBatch | UUID:
+    """Submit the jobs in a new batch, which becomes a child of theirs; return it, or the id of an earlier call's."""
     submission = build_repetition(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
     with renaming_fields():
-        if dry_run:
-            return await check_submission(request, queue, submission, project=batch.project)
         async with begin_call(request, caller, idempotency_key) as attempt:
             written = await write_traced(request, queue, submission, project=batch.project, attempt=attempt)
-    await queue.commands.note_child(batch_id, id_of(written))
-    return await batch_response(written, caller, live)
+    await queue.commands.note_child(batch.id, id_of(written))
+    return written
 
 
 @router.get(
@@ -191,7 +211,7 @@ async def get_batch_results_links(
     return success(ResultsLinksOfBatchResponse(results_links=found, errors=errors))
 
 
-async def _cancel(queue: Store, live: ReadModel, caller: Principal, batch_id: UUID) -> BatchRecord:
+async def cancel_one(queue: Store, live: ReadModel, caller: Principal, batch_id: UUID) -> BatchRecord:
     batch = await live.batch(caller, batch_id)
     async with expect_live(batch):
         await queue.commands.cancel(batch_id, project=batch.project, by=describe_caller(caller))

@@ -44,7 +44,7 @@ def _job_ids(record: BatchRecord) -> list[UUID] | None:
     return [job_id(record.id, index) for index in range(record.jobs)]
 
 
-def _readable(values: dict[str, Any] | None) -> dict[str, Any] | None:
+def readable(values: dict[str, Any] | None) -> dict[str, Any] | None:
     """Convert values to JSON types: producers may send others (NaN, bytes)."""
     if not values:
         return None
@@ -236,7 +236,7 @@ class EmbeddedJobResponse(msgspec.Struct, frozen=True, kw_only=True):
             project_id=record.project,
             status=record.status,
             runs=record.spec.runs or record.spec.runs_shown or 1,
-            variables=_readable(record.spec.variables),
+            variables=readable(record.spec.variables),
             creation_order=record.index,
             errors=[str(fault) for fault in record.faults],
             progress=get_percent(record),
@@ -365,7 +365,7 @@ class ListedBatchResponse(RulesResponse, frozen=True, kw_only=True):
             waits_for=describe_wait(record, device, datetime.now(UTC)),
             user_id=record.doc.user or "",
             complete=not record.open,
-            configuration=_readable(record.doc.configuration),
+            configuration=readable(record.doc.configuration),
             errors=[] if record.fault is None else [str(record.fault)],
             limits=LimitsResponse.from_record(record.doc.limits),
             **show_rules(record.doc.limits, record.doc.rules),

@@ -62,6 +62,7 @@ _EXAMPLES: dict[int, FailureData] = {
 TAGS = [
     {"name": "batches", "description": "Submit, list, follow, change, cancel and repeat batches."},
     {"name": "jobs", "description": "List, follow and cancel jobs, and download their results."},
+    {"name": "tasks", "description": "List, restart, archive and delete tasks: batches seen as one unit."},
     {"name": "devices", "description": "List devices, and read or change their specs, status and maintenance."},
     {"name": "events", "description": "Read events, in pages or as a stream."},
     {
@@ -145,6 +146,11 @@ def describe_route(
     if example is not None:
         described["openapi_extra"]["requestBody"]["content"]["application/json"]["example"] = example
     return described | ({"status_code": status.value} if creates else {})
+
+
+def describe_bare(kind: Any, *failures: int, body: Any = None) -> dict[str, Any]:
+    """Describe a route like :func:`describe_route` whose successful response has no envelope."""
+    return _add_failures(_describe(kind), failures, body)
 
 
 def describe_list(kind: Any, *failures: int) -> dict[str, Any]:

@@ -232,7 +232,7 @@ class Queries:
         with self.database.read() as connection:
             scope = Scope.read(connection, caller, wanted.projects)
             page = Listing(connection, scope, wanted).page(order, paging, _ALL_BATCHES)
-        return ListPage([_batch(row) for row in page.rows], page.total)
+        return ListPage([listed_batch(row) for row in page.rows], page.total)
 
     def jobs(
         self,
@@ -292,7 +292,7 @@ def _fields_for(connection: Connection, caller: Principal, batch_id: UUID) -> di
     return fields if fields is not None and caller.sees(fields["project"].decode()) else None
 
 
-def _batch(row: Row[Any]) -> BatchRecord:
+def listed_batch(row: Row[Any]) -> BatchRecord:
     return batch_record(row.id, {**_fields_decoder.decode(row.record), "doc": row.about})
 
 
