@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, selec
 from tweezer.ledger.access.projects import find_project, list_projects
 from tweezer.ledger.archive import count_tasks, hold_counters
 from tweezer.ledger.database import Database
+from tweezer.ledger.schedules.runner import stop_project
 from tweezer.ledger.schema import (
     batch_names,
     batches,
@@ -24,6 +25,7 @@ from tweezer.ledger.schema import (
     projects,
     result_sizes,
     results,
+    schedule_ticks,
     sequences,
     tags,
     transitions,
@@ -95,6 +97,8 @@ async def delete_project(store: Store, database: Database, project_id: str) -> i
     another call completes it.
     """
     total = 0
+    await database.run_read(_find_in_project, project_id)
+    await stop_project(store, database, project_id)  # so that no batch is submitted while its batches are deleted
     while found := await database.run_read(_find_in_project, project_id):
         deleted = await delete_batches(store, database, found)
         if not deleted:
@@ -166,6 +170,8 @@ def _delete(connection: Connection, batch_ids: Sequence[UUID]) -> dict[str, int]
     )
     rows = connection.execute(query.where(result_sizes.c.batch.in_(batch_ids)).group_by(projects.c.id))
     dropped = {project: int(size) for project, size in rows}
+    submitted = schedule_ticks.c.batch.in_(batch_ids)  # by schedules, which would submit missing batches again
+    connection.execute(update(schedule_ticks).where(submitted).values(due_ms=None))
     for batch_id in batch_ids:
         of_batch = (batch_id, last_job_id(batch_id))
         _count_down(connection, jobs, "J", jobs.c.id.between(*of_batch))

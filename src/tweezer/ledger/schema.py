@@ -424,6 +424,66 @@ dead_letter_totals = Table(
     Column("evicted", BigInteger, nullable=False),  # dropped because of the limits on number, size and age
 )
 
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("project", BigInteger, ForeignKey("projects.no", ondelete="CASCADE"), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("cron", String(200)),  # null: every every_s seconds
+    Column("time_zone", String(64), nullable=False),  # of the cron expression
+    Column("every_s", BigInteger),
+    Column("anchor_ms", BigInteger, nullable=False),  # from which intervals are counted
+    Column("overlap", String(8), nullable=False),
+    Column("missed", String(8), nullable=False),
+    Column("grace_s", BigInteger, nullable=False),
+    Column("template", LargeBinary, nullable=False),  # Submission, compressed JSON
+    Column("user", String(64)),  # who created it, if that is a user
+    Column("key", String(16)),  # the key that created it; null for a session, and without the API
+    Column("created_by", String(200), nullable=False),
+    Column("status", String(8), nullable=False),
+    Column("reason", String(500)),  # of the pause or the stop
+    Column("changed_by", String(200), nullable=False),
+    Column("since_ms", BigInteger, nullable=False),  # of the status
+    Column("created_ms", BigInteger, nullable=False),
+    Column("updated_ms", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("next_ms", BigInteger),  # the next tick; null unless the schedule is active
+    Column("last_ms", BigInteger),  # the last tick that was handled
+    Column("told", Boolean, nullable=False),  # whether the event of its status was published
+    Index("uq_schedules_project_name", "project", "name", unique=True),
+    _partial_index("ix_schedules_next_ms", "next_ms", where=text("next_ms IS NOT NULL")),
+)
+
+schedule_ticks = Table(
+    "schedule_ticks",
+    metadata,
+    Column("schedule", Id, ForeignKey("schedules.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(300), primary_key=True),  # what makes it unique: the time, or the key of a manual run
+    Column("at_ms", BigInteger, nullable=False),
+    Column("manual", Boolean, nullable=False),
+    Column("batch", Id, nullable=False),  # the id that its batch has, or would have
+    Column("user", String(64)),  # of the batch
+    Column("outcome", String(10), nullable=False),
+    Column("code", String(40)),  # why it was skipped or failed
+    Column("message", Text),
+    Column("missed", BigInteger, nullable=False),  # number of earlier ticks that were left out
+    Column("tries", Integer, nullable=False),
+    Column("updated_ms", BigInteger, nullable=False),
+    Column("due_ms", BigInteger),  # when a scheduler handles it next; null: nothing is left to do
+    Index("ix_schedule_ticks_at_ms", "schedule", "at_ms"),
+    Index("ix_schedule_ticks_batch", "batch"),
+    _partial_index("ix_schedule_ticks_due_ms", "due_ms", where=text("due_ms IS NOT NULL")),
+)
+
+schedule_totals = Table(
+    "schedule_totals",
+    metadata,
+    Column("outcome", String(10), primary_key=True),
+    Column("count", BigInteger, nullable=False),  # number of ticks that ever had it
+    Column("lag_ms", BigInteger, nullable=False),  # of the last of them: from its time to its outcome
+)
+
 users = Table(
     "users",
     metadata,

@@ -1,8 +1,9 @@
-"""The scheduler process: handles plain arq messages, sweeps, and runs the hourly jobs."""
+"""The scheduler process: handles plain arq messages, sweeps, submits the batches of schedules, runs hourly jobs."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 from collections.abc import Collection
 from contextlib import closing
 from functools import partial
@@ -34,12 +35,14 @@ from tweezer.worker.heartbeat import SWEEP_S, Sweeper
 
 if TYPE_CHECKING:
     from tweezer.ledger.database import Database
+    from tweezer.ledger.schedules.runner import ScheduleRunner
 
 log = structlog.get_logger(__name__)
 
 _POLL_S = 1.0  # between checks for arq messages when idle
 _INDEX_S = 3600.0
 _HOURLY_POLL_S = 10.0  # between checks for hourly jobs
+_SCHEDULES_S = 1.0  # between checks for batches that schedules submit
 
 
 def run_scheduler(settings: Settings) -> None:
@@ -55,6 +58,8 @@ class Scheduler:
         self._config = worker_config(settings)
         self._id = new_worker_id()
         self.store = Store.open(settings.connect())
+        self._database: Database | None = None
+        self._runner: ScheduleRunner | None = None
 
     async def async_run(self) -> None:
         """Run until a signal."""
@@ -67,6 +72,8 @@ class Scheduler:
             duties.start("presence", self._report, every_s=REPORT_S, backoff=backoff)
             duties.start("index", self._index, every_s=_INDEX_S, backoff=backoff)
             duties.start("sweep", Sweeper(self.store, self._config).sweep, every_s=SWEEP_S, backoff=backoff)
+            if importlib.util.find_spec("sqlalchemy") is not None:  # else this host has no ledger
+                duties.start("schedules", self._run_schedules, every_s=_SCHEDULES_S, backoff=backoff)
             await work(self._workers, stopping, doing="scheduler", drain_s=self._config.drain_s, backoff=backoff)
 
     async def _report(self) -> None:
@@ -76,8 +83,25 @@ class Scheduler:
         """Add batches of older producers, which may still run during an upgrade, to the index."""
         await self.store.index.add(self.store.snapshots.batch_ids())
 
+    async def _run_schedules(self) -> None:
+        """Submit the batches of schedules whose time has come, once there is a ledger."""
+        if self._runner is None:
+            from tweezer.ledger.database import Database
+            from tweezer.ledger.migrate import exists, require_schema
+            from tweezer.ledger.schedules.runner import ScheduleRunner
+
+            if self._database is None:
+                self._database = Database.open(self._settings.locate_ledger())
+            if not exists(self._database):
+                return
+            await self._database.run(require_schema, self._database)
+            self._runner = ScheduleRunner(self.store, self._database)
+        await self._runner.look()
+
     async def close(self) -> None:
         await self.store.close()
+        if self._database is not None:
+            self._database.close()
         log.info("scheduler.stopped")
 
     async def _workers(self) -> tuple[Worker, Worker]:
@@ -141,10 +165,13 @@ async def delete_expired(context: dict[Any, Any]) -> None:
 def _forget_expired(database: Database) -> None:
     from tweezer.ledger.config import DeadLetterBounds
     from tweezer.ledger.dead_letters import expire_letters
+    from tweezer.ledger.schedules.ticks import delete_old_ticks
+    from tweezer.ledger.schema import now_ms
     from tweezer.webhooks.secrets import delete_expired_secrets
 
     with database.write() as connection:
         delete_expired_secrets(connection)
+        delete_old_ticks(connection, now_ms())
         expire_letters(connection, DeadLetterBounds())
 
 

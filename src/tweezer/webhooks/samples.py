@@ -24,11 +24,13 @@ from tweezer.model.webhooks import (
     JobData,
     PingData,
     ResultLink,
+    ScheduleData,
     timestamp,
 )
 
 _BATCH = UUID("0199f6bd-2f7e-8b1d-9f04-a1b2c3000000")
 _ENDPOINT = "5b0e6a4e-3c0f-4a57-9d0c-6f7d2f1c8e11"
+_SCHEDULE = "c2b7d9f0-51c4-4f0e-8a86-2f6e0d3b9a17"
 _SUBMITTED_MS = 1_760_780_467_230
 _BEGUN_MS = 250  # after the submission
 _TAGS = ("calibration", "week 42")
@@ -47,8 +49,14 @@ def _subject(data: Data) -> str:
             return f"{data.batch_id}:{data.sequence}"
         case DeviceData():
             return data.device
+        case ScheduleData():
+            return f"{data.schedule_id}.{_SUBMITTED_MS // 1000}"
         case EndpointData() | PingData():
             return data.endpoint_id
+
+
+def _schedule(code: str, reason: str, *, tick_at: str | None = None, missed: int = 0) -> tuple[int, Data]:
+    return 0, ScheduleData("default", _SCHEDULE, "nightly calibration", code, reason, tick_at, missed)
 
 
 def _at(after_ms: int) -> str:
@@ -152,5 +160,12 @@ _SAMPLES: dict[EventType, tuple[int, Data]] = {
         0,
         EndpointData(_ENDPOINT, "https://hooks.example.org/tweezer", "the receiver responded with 410 Gone", _at(0)),
     ),
+    EventType.SCHEDULE_FAILED: _schedule(
+        "invalid", "device: there is no device 'FRESNEL'; the devices are EMU_FREE", tick_at=_at(0)
+    ),
+    EventType.SCHEDULE_SKIPPED: _schedule(
+        "overlap", f"batch {_BATCH} of the last tick has not ended", tick_at=_at(0), missed=0
+    ),
+    EventType.SCHEDULE_STOPPED: _schedule("stopped", "its creator, user alice, is disabled"),
     EventType.PING: (0, PingData(_ENDPOINT)),
 }
