@@ -39,6 +39,7 @@ from tweezer.api.pasqal import PathPrefixMiddleware
 from tweezer.api.read_model import ReadModel
 from tweezer.api.tasks import commands as task_commands
 from tweezer.api.tasks import reads as task_reads
+from tweezer.api.schedules import routes as schedules_routes
 from tweezer.api.webhooks import routes as webhooks_routes
 from tweezer.api.webhooks.service import WebhookService
 from tweezer.duties import Duties
@@ -194,6 +195,7 @@ def _routes() -> list[BaseRoute]:
         service_side,
         pasqal,
         webhooks_routes,
+        schedules_routes,
     )
     found = [route for module in ordered for route in module.router.routes]
     for route in found:

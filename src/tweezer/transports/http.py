@@ -15,17 +15,16 @@ import msgspec
 from tweezer.duties import Backoff, end_tasks
 from tweezer.ledger.queries.filters import BatchFilter
 from tweezer.model.cancels import as_ranges, show_ranges
-from tweezer.model.checks import MAX_INTEGER, MAX_REASON_LENGTH, as_job_spec, check_batch, check_jobs, check_text
+from tweezer.model.checks import MAX_REASON_LENGTH, check_text
 from tweezer.model.errors import NotFound, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.events import Event, JobNews, Word
 from tweezer.model.lifecycle import Stage
 from tweezer.model.lru import Recent
 from tweezer.model.messages import Priority
-from tweezer.model.rules import Rules, check_start
 from tweezer.model.webhooks import EventMessage
 from tweezer.model.windows import Window, check_time
 from tweezer.store.job_logs import JobLog
-from tweezer.store.producers import CancelAnswer, CheckedSubmission, Submission, check_priority
+from tweezer.store.producers import CancelAnswer, CheckedSubmission, Submission
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 from tweezer.store.streams.batch_events import LastEvent
 from tweezer.transports.http_records import (
@@ -38,7 +37,10 @@ from tweezer.transports.http_records import (
     JobLine,
     WindowJson,
     as_word,
+    plain,
     read_event,
+    write_jobs,
+    write_submission,
 )
 from tweezer.transports.http_session import HttpSession, at, check_api_url, check_secret
 from tweezer.transports.protocol import FeedPage, JobWithResult, Place, is_settled
@@ -92,7 +94,10 @@ class HttpTransport:
     # --- batches
 
     async def submit(self, submission: Submission, *, again: bool) -> UUID:
-        body, key = self._body(submission), submission.idempotency_key or str(submission.batch_id)
+        body, key = (
+            write_submission(submission, project_id=self.project),
+            submission.idempotency_key or str(submission.batch_id),
+        )
         created = (await self._http.call(IdJson, "POST", "/api/v1/batches", body=body, key=key)).data
         self._own.put(created.id, True)
         return created.id
@@ -100,31 +105,10 @@ class HttpTransport:
     async def check(self, submission: Submission) -> CheckedSubmission:
         path, query = "/api/v1/batches", {"dry_run": "true"}
         return (
-            await self._http.call(CheckedJson, "POST", path, query=query, body=self._body(submission))
+            await self._http.call(
+                CheckedJson, "POST", path, query=query, body=write_submission(submission, project_id=self.project)
+            )
         ).data.record()
-
-    def _body(self, it: Submission) -> dict[str, Any]:
-        """Return a submission as JSON. Raises InvalidInput for what is wrong without knowledge of the device."""
-        doc = it.doc("any" if it.device is None else it.device)
-        check_batch(doc, checks_sequence=False)
-        check_start(doc.rules, has_start=it.not_before is not None)
-        return _plain(
-            {
-                "sequence_builder": doc.sequence,
-                "jobs": _jobs(it.jobs),
-                "device_type": it.device,
-                "queue_priority": check_priority(it.priority),
-                "open": it.open,
-                "name": it.name,
-                "tags": it.tags,
-                "webhook": it.webhook,
-                "backend_configuration": it.backend_configuration,
-                "limits": msgspec.structs.asdict(it.limits),
-                "not_before": it.not_before,  # the name that older servers know, too
-                "project_id": self.project,
-                **_rules(doc.rules or Rules()),
-            }
-        )
 
     async def batch(self, batch_id: UUID) -> BatchRecord:
         known = self._sequences.get(batch_id)
@@ -173,7 +157,7 @@ class HttpTransport:
 
     async def add_jobs(self, batch_id: UUID, jobs: Sequence[object], *, idempotency_key: str) -> int:
         await self._require_visible(batch_id)
-        path, body = at("/api/v2/batches/{}/jobs", batch_id), _jobs(jobs)
+        path, body = at("/api/v2/batches/{}/jobs", batch_id), write_jobs(jobs)
         return (await self._http.call(AddedJson, "POST", path, body=body, key=idempotency_key)).data.first_added
 
     async def close_batch(self, batch_id: UUID) -> None:
@@ -328,7 +312,7 @@ class HttpTransport:
         await self._set_status(name, {"status": "UP"})
 
     async def _set_status(self, name: str, body: dict[str, object]) -> None:
-        await self._http.call(msgspec.Raw, "PUT", at("/api/v1/devices/{}/status", name), body=_plain(body))
+        await self._http.call(msgspec.Raw, "PUT", at("/api/v1/devices/{}/status", name), body=plain(body))
 
     async def windows(self, device: str) -> list[Window]:
         try:
@@ -339,7 +323,7 @@ class HttpTransport:
 
     async def plan(self, device: str, window: Window) -> None:
         body = {"id": window.id, "begins_at": window.begins, "ends_at": window.ends, "reason": window.reason}
-        await self._http.call(msgspec.Raw, "POST", at("/api/v1/devices/{}/maintenance", device), body=_plain(body))
+        await self._http.call(msgspec.Raw, "POST", at("/api/v1/devices/{}/maintenance", device), body=plain(body))
 
     async def drop(self, device: str, window_id: str) -> None:
         await self._http.call(msgspec.Raw, "DELETE", at("/api/v1/devices/{}/maintenance/{}", device, window_id))
@@ -424,35 +408,6 @@ class _PolledEvents:
             self._has_ended = (await self._transport.batch(self._batch_id)).status.terminal
             if not self._has_ended:
                 return []
-
-
-def _jobs(jobs: Sequence[object]) -> list[dict[str, object]]:
-    """Return jobs as JSON. Raises InvalidInput for what is wrong without knowledge of the device."""
-    specs = [as_job_spec(job, index) for index, job in enumerate(jobs)]
-    check_jobs(specs, None, max_runs=MAX_INTEGER, needs_runs=False, checks_sequence=False)
-    return [{"runs": it.runs, "variables": it.variables, "seed": it.seed, "sequence": it.sequence} for it in specs]
-
-
-def _rules(rules: Rules) -> dict[str, Any]:
-    """Return the rules of a batch as JSON; None where there is no such rule."""
-    return {
-        "schedule_threshold_s": rules.schedule_threshold_s,
-        "queue_timeout_s": rules.queue_timeout_s,
-        "failure_threshold": rules.failure_threshold,
-        "on_failures": None if rules.failure_threshold is None else rules.on_failures,
-        "retries": None if rules.total_retries is None else {"total": rules.total_retries},
-        "depends_on": [{"batch": str(it.batch), "when": it.when} for it in rules.depends_on] or None,
-        "keep_s": rules.keep_s,
-    }
-
-
-def _plain(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the body with times as text, and without members that are None."""
-    return {
-        name: value.isoformat() if isinstance(value, datetime) else value
-        for name, value in body.items()
-        if value is not None
-    }
 
 
 def _split(indices: Sequence[int]) -> Iterator[str]:

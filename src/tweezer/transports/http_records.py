@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -10,14 +11,15 @@ from uuid import UUID
 import msgspec
 
 from tweezer.model.cancels import CancelAttempt, CancelOutcome, read_ranges
+from tweezer.model.checks import MAX_INTEGER, as_job_spec, check_batch, check_jobs
 from tweezer.model.events import RETURNS, Event, Word
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Priority, Result
-from tweezer.model.rules import Dependency, OnFailures, Rules, When
+from tweezer.model.rules import Dependency, OnFailures, Rules, When, check_start
 from tweezer.model.sequence import Geometry
 from tweezer.model.webhooks import EventMessage
 from tweezer.model.windows import Window
-from tweezer.store.producers import CheckedSubmission
+from tweezer.store.producers import CheckedSubmission, Submission, check_priority
 from tweezer.store.records import BatchPause, BatchRecord, DeviceRecord, JobRecord
 
 
@@ -362,3 +364,62 @@ def as_word(event: Event) -> Word:
     before = "N" if event.previous is None else event.previous.letter
     after = "I" if event.previous is event.status else event.status.letter
     return Word(before + after, submitted=event.jobs)
+
+
+def write_submission(
+    submission: Submission, *, project_id: str | None = None, is_template: bool = False
+) -> dict[str, Any]:
+    """Return a submission as JSON. Raises InvalidInput for what is wrong without knowledge of the device.
+
+    is_template: it is that of a schedule, whose batches get their start time later.
+    """
+    it = submission
+    doc = it.doc("any" if it.device is None else it.device)
+    check_batch(doc, checks_sequence=False)
+    check_start(doc.rules, has_start=is_template or it.not_before is not None)
+    return plain(
+        {
+            "sequence_builder": doc.sequence,
+            "jobs": write_jobs(it.jobs),
+            "device_type": it.device,
+            "queue_priority": check_priority(it.priority),
+            "open": it.open,
+            "name": it.name,
+            "tags": it.tags,
+            "webhook": it.webhook,
+            "backend_configuration": it.backend_configuration,
+            "limits": msgspec.structs.asdict(it.limits),
+            "not_before": it.not_before,  # the name that older servers know, too
+            "project_id": project_id,
+            **_rules(doc.rules or Rules()),
+        }
+    )
+
+
+def _rules(rules: Rules) -> dict[str, Any]:
+    """Return the rules of a batch as JSON; None where there is no such rule."""
+    return {
+        "schedule_threshold_s": rules.schedule_threshold_s,
+        "queue_timeout_s": rules.queue_timeout_s,
+        "failure_threshold": rules.failure_threshold,
+        "on_failures": None if rules.failure_threshold is None else rules.on_failures,
+        "retries": None if rules.total_retries is None else {"total": rules.total_retries},
+        "depends_on": [{"batch": str(it.batch), "when": it.when} for it in rules.depends_on] or None,
+        "keep_s": rules.keep_s,
+    }
+
+
+def write_jobs(jobs: Sequence[object]) -> list[dict[str, object]]:
+    """Return jobs as JSON. Raises InvalidInput for what is wrong without knowledge of the device."""
+    specs = [as_job_spec(job, index) for index, job in enumerate(jobs)]
+    check_jobs(specs, None, max_runs=MAX_INTEGER, needs_runs=False, checks_sequence=False)
+    return [{"runs": it.runs, "variables": it.variables, "seed": it.seed, "sequence": it.sequence} for it in specs]
+
+
+def plain(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the body with times as text, and without members that are None."""
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in body.items()
+        if value is not None
+    }

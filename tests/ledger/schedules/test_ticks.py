@@ -360,7 +360,7 @@ async def test_after_a_downtime_one_batch_runs_for_the_last_missed_tick(lab: Sch
 async def test_missed_ticks_are_skipped_unless_within_the_grace(
     lab: Scheduling, late_ms: int, outcome: TickOutcome
 ) -> None:
-    identity = lab.add(missed=Missed.SKIP, every_s=3600, grace_s=60)
+    identity = lab.add(missed=Missed.SKIP, every_s=3600, grace_s=60, overlap=Overlap.QUEUE)
     lab.to_next(identity, late_ms)
     await lab.runner.look()
     (tick,) = lab.ticks(identity)

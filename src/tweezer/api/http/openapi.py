@@ -69,6 +69,7 @@ TAGS = [
         "name": "webhooks",
         "description": "Register endpoints for webhooks, manage their secrets, and inspect or resend deliveries.",
     },
+    {"name": "schedules", "description": "Submit batches at certain times: create, change, pause and run schedules."},
     {"name": "account", "description": "Log in, manage sessions, and list the projects of a key."},
     {"name": "service", "description": "Check health and readiness, and read metrics."},
     {"name": "service side", "description": "For operators: set statuses, progress and errors of batches and jobs."},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -22,19 +23,21 @@ from tweezer.ledger.schedules.records import (
     ScheduleTick,
     TickOutcome,
     check_settings,
+    check_template_tags,
 )
 from tweezer.ledger.schedules.timetable import Timetable, make_timetable
 from tweezer.ledger.schema import as_datetime, now_ms, projects, schedule_ticks, schedules
 from tweezer.model.checks import MAX_REASON_LENGTH, as_job_spec, check_text
-from tweezer.model.errors import Conflict, NotFound
+from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.messages import JobSpec
 from tweezer.model.sequence import sequence_text
-from tweezer.store.producers import Submission
+from tweezer.store.producers import Admission, Submission
 
 TICKS_SHOWN = 20
 """How many ticks the record of a single schedule has."""
 
 _BY_MAX = 200
+_TEMPLATE_MAX = 8 << 20
 _SETTINGS = ("name", "cron", "time_zone", "every_s", "overlap", "missed", "grace_s")
 _TIMING = ("cron", "time_zone", "every_s")
 
@@ -60,6 +63,19 @@ def pack_template(submission: Submission) -> bytes:
         submission, sequence=sequence, jobs=jobs, idempotency_key="", batch_id=None, user=None, trace=None
     )
     return zlib.compress(msgspec.json.encode(kept))
+
+
+async def prepare_template(admission: Admission, submission: Submission, *, project_id: str) -> bytes:
+    """Check the batch that a schedule submits as in a submit, and pack it. Raises InvalidInput, Unavailable."""
+    if submission.not_before is not None:
+        raise InvalidInput("not_before", "is not possible in a schedule, which decides when its batches start; omit it")
+    check_template_tags(submission.tags)
+    await admission.check(msgspec.structs.replace(submission, not_before=datetime.now(UTC)), project=project_id)
+    packed = pack_template(submission)
+    if len(packed) > _TEMPLATE_MAX:
+        problem = f"must be at most {_TEMPLATE_MAX >> 20} MiB when compressed; use fewer jobs, or shorter sequences"
+        raise InvalidInput("jobs", problem)
+    return packed
 
 
 def unpack_template(packed: bytes) -> Submission:

@@ -204,12 +204,10 @@ def claim_ticks(connection: Connection, now: int, most: int, *, only: Any = True
     claimed = []
     for row in connection.execute(query).all():
         same = (*_is_tick(row), schedule_ticks.c.due_ms == row.due_ms)
-        lease_ms = now + LEASE_MS
-        taken = connection.execute(
-            update(schedule_ticks).where(*same).values(due_ms=lease_ms, tries=schedule_ticks.c.tries + 1)
-        )
+        lease = {"due_ms": now + LEASE_MS, "tries": schedule_ticks.c.tries + 1}
+        taken = connection.execute(update(schedule_ticks).where(*same).values(lease))
         if taken.rowcount:
-            claimed.append(_claimed_tick(connection, row, lease_ms))
+            claimed.append(_claimed_tick(connection, row, now))
     return claimed
 
 
@@ -399,7 +397,7 @@ def _is_tick(row: Row[Any]) -> tuple[Any, Any]:
     return schedule_ticks.c.schedule == row.schedule, schedule_ticks.c.key == row.key
 
 
-def _claimed_tick(connection: Connection, row: Row[Any], lease_ms: int) -> ClaimedTick:
+def _claimed_tick(connection: Connection, row: Row[Any], now: int) -> ClaimedTick:
     tick = ClaimedTick(
         schedule=row.schedule,
         key=row.key,
@@ -415,7 +413,7 @@ def _claimed_tick(connection: Connection, row: Row[Any], lease_ms: int) -> Claim
         missed=row.missed,
         tries=row.tries + 1,
         updated_ms=row.updated_ms,
-        lease_ms=lease_ms,
+        lease_ms=now + LEASE_MS,
         overlap=Overlap(row.overlap),
         policy=Missed(row.policy),
         grace_ms=row.grace_s * 1000,
@@ -428,7 +426,8 @@ def _claimed_tick(connection: Connection, row: Row[Any], lease_ms: int) -> Claim
     if tick.recorded or tick.outcome is TickOutcome.SUBMITTED or tick.manual:
         return tick
     others = schedule_ticks.c.schedule == row.schedule
-    later = (others, schedule_ticks.c.manual.is_(False), schedule_ticks.c.at_ms > row.at_ms)
+    is_later = (schedule_ticks.c.at_ms > row.at_ms) & (schedule_ticks.c.at_ms <= now)  # or the clock was set back
+    later = (others, schedule_ticks.c.manual.is_(False), is_later)
     superseded = connection.execute(select(schedule_ticks.c.key).where(*later).limit(1)).first() is not None
     last = (
         select(schedule_ticks.c.batch, batches.c.status)
