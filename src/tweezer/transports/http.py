@@ -14,6 +14,7 @@ import msgspec
 
 from tweezer.duties import Backoff, end_tasks
 from tweezer.ledger.queries.filters import BatchFilter
+from tweezer.ledger.schedules.records import Schedule, ScheduleChange, ScheduleSettings
 from tweezer.model.cancels import as_ranges, show_ranges
 from tweezer.model.checks import MAX_REASON_LENGTH, check_text
 from tweezer.model.errors import NotFound, ResultUnavailable, TweezerError, Unavailable
@@ -327,6 +328,65 @@ class HttpTransport:
 
     async def drop(self, device: str, window_id: str) -> None:
         await self._http.call(msgspec.Raw, "DELETE", at("/api/v1/devices/{}/maintenance/{}", device, window_id))
+
+
+    # --- schedules
+
+    async def create_schedule(self, identity: UUID, settings: ScheduleSettings, template: Submission) -> Schedule:
+        body = msgspec.structs.asdict(settings) | {
+            "id": str(identity),
+            "project_id": self.project,
+            "template": plain(write_submission(template)),
+        }
+        return (await self._http.call(Schedule, "POST", "/api/v2/schedules", body=plain(body))).data
+
+    async def schedules(self, name: str | None = None) -> list[Schedule]:
+        found: list[Schedule] = []
+        while True:
+            query: dict[str, str | int] = {"limit": _PAGE, "offset": len(found)}
+            query |= {} if self.project is None else {"project_id": self.project}
+            query |= {} if name is None else {"name": name}
+            page = (await self._http.call(list[Schedule], "GET", "/api/v2/schedules", query=query)).data
+            found += page
+            if len(page) < _PAGE:
+                return found
+
+    async def schedule(self, identity: UUID) -> Schedule:
+        found = (await self._http.call(Schedule, "GET", at("/api/v2/schedules/{}", identity))).data
+        self._require_own(found.project_id, "schedule", identity)
+        return found
+
+    async def change_schedule(self, identity: UUID, change: ScheduleChange, template: Submission | None) -> Schedule:
+        await self._require_own_schedule(identity)
+        body = msgspec.structs.asdict(change)
+        if template is not None:
+            body["template"] = plain(write_submission(template))
+        return (await self._http.call(Schedule, "PATCH", at("/api/v2/schedules/{}", identity), body=plain(body))).data
+
+    async def pause_schedule(self, identity: UUID, *, by: str, reason: str) -> Schedule:
+        return await self._call_schedule(identity, "pause", by=by, reason=reason)
+
+    async def resume_schedule(self, identity: UUID, *, by: str) -> Schedule:
+        return await self._call_schedule(identity, "resume", by=by)
+
+    async def run_schedule(self, identity: UUID, *, by: str, idempotency_key: str) -> UUID:
+        await self._require_own_schedule(identity)
+        path = at("/api/v2/schedules/{}/run", identity)
+        return (await self._http.call(IdJson, "POST", path, query={"by": by}, key=idempotency_key)).data.id
+
+    async def delete_schedule(self, identity: UUID) -> None:
+        await self._require_own_schedule(identity)
+        await self._http.call(msgspec.Raw, "DELETE", at("/api/v2/schedules/{}", identity))
+
+    async def _call_schedule(self, identity: UUID, verb: str, **query: str) -> Schedule:
+        await self._require_own_schedule(identity)
+        path = at(f"/api/v2/schedules/{{}}/{verb}", identity)
+        return (await self._http.call(Schedule, "POST", path, query=query)).data
+
+    async def _require_own_schedule(self, identity: UUID) -> None:
+        """Raise NotFound if a project was named, and the schedule is in another project of the key."""
+        if self.project is not None:
+            await self.schedule(identity)
 
 
 class _PolledNews:

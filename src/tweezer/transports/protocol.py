@@ -16,6 +16,7 @@ from uuid import UUID
 import msgspec
 
 from tweezer.ledger.queries.filters import BatchFilter
+from tweezer.ledger.schedules.records import Schedule, ScheduleChange, ScheduleSettings
 from tweezer.model.errors import ResultUnavailable
 from tweezer.model.events import Event, JobNews, Word
 from tweezer.model.lifecycle import JobStatus
@@ -195,6 +196,32 @@ class Transport(Protocol):
     async def plan(self, device: str, window: Window) -> None: ...
 
     async def drop(self, device: str, window_id: str) -> None: ...
+
+    # --- schedules
+
+    async def create_schedule(self, identity: UUID, settings: ScheduleSettings, template: Submission) -> Schedule: ...
+
+    async def schedules(self, name: str | None = None) -> list[Schedule]:
+        """Return all schedules, or those with this name, ordered by name."""
+        ...
+
+    async def schedule(self, identity: UUID) -> Schedule:
+        """Return a schedule with its template and its last ticks."""
+        ...
+
+    async def change_schedule(
+        self, identity: UUID, change: ScheduleChange, template: Submission | None
+    ) -> Schedule: ...
+
+    async def pause_schedule(self, identity: UUID, *, by: str, reason: str) -> Schedule: ...
+
+    async def resume_schedule(self, identity: UUID, *, by: str) -> Schedule: ...
+
+    async def run_schedule(self, identity: UUID, *, by: str, idempotency_key: str) -> UUID:
+        """Submit the batch of a schedule now; return its id."""
+        ...
+
+    async def delete_schedule(self, identity: UUID) -> None: ...
 
 
 def is_settled(record: BatchRecord) -> bool:

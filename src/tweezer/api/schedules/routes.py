@@ -27,11 +27,10 @@ from tweezer.api.schedules.schemas import (
 )
 from tweezer.api.webhooks.service import Hooks, check_webhook, visible_projects
 from tweezer.ledger.access.credentials import Principal
-from tweezer.ledger.schedules.records import Creator, Schedule, ScheduleSettings
+from tweezer.ledger.schedules.records import Creator, Schedule, ScheduleChange, ScheduleSettings
 from tweezer.ledger.schedules.runner import ScheduleRunner
 from tweezer.ledger.schedules.schedules import (
     TICKS_SHOWN,
-    ScheduleChange,
     change_schedule,
     count_schedules,
     create_schedule,

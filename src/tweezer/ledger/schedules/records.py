@@ -165,6 +165,19 @@ class ScheduleSettings(msgspec.Struct, frozen=True):
     grace_s: float = GRACE_S
 
 
+class ScheduleChange(msgspec.Struct, frozen=True):
+    """Changes of a schedule; None leaves a field as it is. revision: the one that is changed, if that matters."""
+
+    revision: int | None = None
+    name: str | None = None
+    cron: str | None = None
+    time_zone: str | None = None
+    every_s: float | None = None
+    overlap: str | None = None
+    missed: str | None = None
+    grace_s: float | None = None
+
+
 class Creator(msgspec.Struct, frozen=True):
     """Who acts. user: id of a user. key: id of a key, unless the user logged in. by: the same for people."""
 

@@ -18,6 +18,7 @@ from tweezer.ledger.schedules.records import (
     Missed,
     Overlap,
     Schedule,
+    ScheduleChange,
     ScheduleSettings,
     ScheduleStatus,
     ScheduleTick,
@@ -40,19 +41,6 @@ _BY_MAX = 200
 _TEMPLATE_MAX = 8 << 20
 _SETTINGS = ("name", "cron", "time_zone", "every_s", "overlap", "missed", "grace_s")
 _TIMING = ("cron", "time_zone", "every_s")
-
-
-class ScheduleChange(msgspec.Struct, frozen=True):
-    """Changes of a schedule; None leaves a field as it is. revision: the one that is changed, if that matters."""
-
-    revision: int | None = None
-    name: str | None = None
-    cron: str | None = None
-    time_zone: str | None = None
-    every_s: float | None = None
-    overlap: str | None = None
-    missed: str | None = None
-    grace_s: float | None = None
 
 
 def pack_template(submission: Submission) -> bytes:
