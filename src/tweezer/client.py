@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypedDict, TypeVar, Unpack, cast
 from urllib.parse import urlsplit
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 
@@ -32,6 +32,15 @@ from tweezer.display.data import JobList, to_arrays
 from tweezer.duties import Backoff, heeding_cancel
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.queries.filters import BatchFilter
+from tweezer.ledger.schedules.records import (
+    GRACE_S,
+    Missed,
+    Overlap,
+    Schedule,
+    ScheduleChange,
+    ScheduleSettings,
+    check_settings,
+)
 from tweezer.model.arguments import check_flag, check_indices, check_list, check_path, check_seconds, read_secret, shown
 from tweezer.model.cancels import check_by, user_at_host
 from tweezer.model.checks import (
@@ -1247,6 +1256,227 @@ class AsyncQueue(Handle):
         check_text("name", name, MAX_DEVICE_LENGTH)
         check_text("window_id", window_id, MAX_NAME_LENGTH)
         await self.ask(lambda: self.transport.drop(name, window_id))
+
+    async def create_schedule(
+        self,
+        name: str,
+        sequence: object,
+        jobs: Iterable[JobSpec | dict[str, Any]] = (),
+        *,
+        cron: str | None = None,
+        time_zone: str = "UTC",
+        every_s: float | None = None,
+        overlap: Overlap | str = Overlap.SKIP,
+        missed: Missed | str = Missed.RUN_ONCE,
+        grace_s: float = GRACE_S,
+        batch: SubmitOptions | None = None,
+    ) -> Schedule:
+        """Create a schedule, which submits a batch at each of its ticks. The batch is checked as in a submit.
+
+        Each batch has the tags ``schedule:<id>`` and ``tick:<time>``. Over HTTP the schedule stops when the key that
+        created it is revoked or expires, or when its user is disabled. Over Redis this needs a ledger.
+
+        Args:
+            name: A name that no other schedule of the project has.
+            sequence: As in :meth:`submit`.
+            jobs: As in :meth:`submit`.
+            cron: Cron expression: minute, hour, day of month, month and day of week. Give either this or ``every_s``.
+            time_zone: Time zone of the cron expression, such as ``Europe/Paris``.
+            every_s: Interval in seconds, at least 60, counted from now.
+            overlap: ``skip`` a tick while the batch of the last one has not ended, or ``queue`` the batch.
+            missed: After a time without a scheduler, ``run_once`` for the last tick, or ``skip`` it if it is later than
+                ``grace_s``.
+            grace_s: How late a tick may be submitted before it counts as missed, in seconds.
+            batch: Options of :meth:`submit` for each batch, as a dictionary, without ``start_at`` and
+                ``idempotency_key``.
+
+        Raises:
+            InvalidInput: An argument is not valid; ``field`` names it, and nothing was written.
+            Conflict: The project has a schedule with this name, or as many schedules as it may have.
+            TweezerError: There is no ledger (code ``no_ledger``).
+            Unavailable: Redis, the ledger or the API did not answer.
+
+        Example:
+            ```python
+            schedule = await queue.create_schedule(
+                "nightly", sequence, [{"runs": 500}], cron="30 2 * * *", time_zone="Europe/Paris"
+            )
+            ```
+        """
+        settings = ScheduleSettings(name, cron, time_zone, every_s, overlap, missed, grace_s)
+        checked, identity = check_settings(settings), uuid4()  # a repeated call finds the schedule by its id
+        template = await self._prepare_template(sequence, jobs, batch)
+        return await self.ask(lambda: self.transport.create_schedule(identity, checked, template))
+
+    async def schedules(self) -> list[Schedule]:
+        """Return all schedules of the project, ordered by name, without their templates."""
+        return await self.ask(self.transport.schedules)
+
+    async def schedule(self, schedule: UUID | str) -> Schedule:
+        """Return a schedule with its template and its last ticks.
+
+        Args:
+            schedule: Its id or its name.
+
+        Raises:
+            NotFound: The project has no such schedule.
+            Conflict: Several projects of the key have a schedule with this name.
+            Unavailable: Redis, the ledger or the API did not answer.
+        """
+        identity = await self._find_schedule(schedule)
+        return await self.ask(lambda: self.transport.schedule(identity))
+
+    async def change_schedule(
+        self,
+        schedule: UUID | str,
+        *,
+        name: str | None = None,
+        cron: str | None = None,
+        time_zone: str | None = None,
+        every_s: float | None = None,
+        overlap: Overlap | str | None = None,
+        missed: Missed | str | None = None,
+        grace_s: float | None = None,
+        sequence: object = None,
+        jobs: Iterable[JobSpec | dict[str, Any]] | None = None,
+        batch: SubmitOptions | None = None,
+        revision: int | None = None,
+    ) -> Schedule:
+        """Change a schedule from its next tick on. Arguments that are None leave it as it is.
+
+        Args:
+            schedule: Its id or its name.
+            name: As in :meth:`create_schedule`, like the following ones.
+            cron: Replaces an interval, too.
+            time_zone: Time zone of the cron expression.
+            every_s: Replaces a cron expression, too.
+            overlap: ``skip`` or ``queue``.
+            missed: ``run_once`` or ``skip``.
+            grace_s: In seconds.
+            sequence: With ``jobs`` and ``batch``, replaces the whole batch.
+            jobs: The jobs of the new batch.
+            batch: The options of the new batch.
+            revision: The revision that you have read: a schedule that was changed since then is not changed.
+
+        Returns:
+            The schedule as it is now.
+
+        Raises:
+            InvalidInput: An argument is not valid; ``field`` names it, and nothing was changed.
+            NotFound: The project has no such schedule.
+            Conflict: Another schedule has this name, or the schedule has another revision.
+            Unavailable: Redis, the ledger or the API did not answer.
+        """
+        identity = await self._find_schedule(schedule)
+        change = ScheduleChange(revision, name, cron, time_zone, every_s, overlap, missed, grace_s)
+        template = None
+        if sequence is not None or jobs is not None or batch is not None:
+            template = await self._prepare_template(sequence, jobs or (), batch)
+        return await self.ask(lambda: self.transport.change_schedule(identity, change, template))
+
+    async def pause_schedule(self, schedule: UUID | str, reason: str = "", *, by: str | None = None) -> Schedule:
+        """Pause a schedule: it submits no batches until it is resumed.
+
+        Args:
+            schedule: Its id or its name.
+            reason: Why, for people.
+            by: Name to record as the one who paused it (default: ``user@host``).
+
+        Raises:
+            NotFound: The project has no such schedule.
+            Unavailable: Redis, the ledger or the API did not answer.
+        """
+        who, why = _checked_by(by), reason if reason == "" else check_text("reason", reason, MAX_REASON_LENGTH)
+        identity = await self._find_schedule(schedule)
+        return await self.ask(lambda: self.transport.pause_schedule(identity, by=who, reason=why))
+
+    async def resume_schedule(self, schedule: UUID | str, *, by: str | None = None) -> Schedule:
+        """Resume a paused or stopped schedule. Ticks since it was paused do not count as missed.
+
+        Args:
+            schedule: Its id or its name.
+            by: Name to record as the one who resumed it (default: ``user@host``).
+
+        Raises:
+            NotFound: The project has no such schedule.
+            Unavailable: Redis, the ledger or the API did not answer.
+        """
+        who, identity = _checked_by(by), await self._find_schedule(schedule)
+        return await self.ask(lambda: self.transport.resume_schedule(identity, by=who))
+
+    async def run_schedule(
+        self, schedule: UUID | str, *, idempotency_key: str | None = None, by: str | None = None
+    ) -> AsyncBatch:
+        """Submit the batch of a schedule now, even if it is paused, and return its handle.
+
+        Args:
+            schedule: Its id or its name.
+            idempotency_key: Calls with the same key submit one batch. By default each call submits one.
+            by: Name to record as the requester (default: ``user@host``).
+
+        Raises:
+            InvalidInput: The batch is not valid any more; ``field`` names the part at fault.
+            QuotaExceeded: A quota of the project is used up.
+            NotFound: The project has no such schedule.
+            Unavailable: Redis, the ledger or the API did not answer.
+        """
+        who, key, identity = _checked_by(by), _checked_key(idempotency_key), await self._find_schedule(schedule)
+        run = self.transport.run_schedule
+        return AsyncBatch(self, await self.ask(lambda: run(identity, by=who, idempotency_key=key)))
+
+    async def delete_schedule(self, schedule: UUID | str) -> None:
+        """Delete a schedule permanently. Its batches stay.
+
+        Args:
+            schedule: Its id or its name.
+
+        Raises:
+            NotFound: The project has no such schedule.
+            Unavailable: Redis, the ledger or the API did not answer.
+        """
+        identity = await self._find_schedule(schedule)
+        tries = itertools.count()
+
+        async def delete() -> None:
+            again = next(tries) > 0
+            try:
+                await self.transport.delete_schedule(identity)
+            except NotFound:
+                if not again:  # else an earlier call that failed has deleted it
+                    raise
+
+        await self.ask(delete)
+
+    async def _find_schedule(self, schedule: UUID | str) -> UUID:
+        if isinstance(schedule, UUID):
+            return schedule
+        text = check_text("schedule", schedule, MAX_NAME_LENGTH)
+        with contextlib.suppress(ValueError):
+            return UUID(text)
+        match await self.ask(lambda: self.transport.schedules(text)):
+            case [found]:
+                return found.id
+            case []:
+                raise NotFound("schedule", text)
+            case found:
+                listed = ", ".join(f"{it.id} (project {it.project_id})" for it in found)
+                raise Conflict(f"{text!r} is not unique; use an id: {listed}", code="ambiguous")
+
+    async def _prepare_template(
+        self, sequence: object, jobs: Iterable[JobSpec | dict[str, Any]], batch: SubmitOptions | None
+    ) -> Submission:
+        """Return the batch that a schedule submits. Raises InvalidInput."""
+        options = SubmitOptions() if batch is None else batch
+        if unknown := sorted(set(options) - SubmitOptions.__annotations__.keys()):
+            known = ", ".join(SubmitOptions.__annotations__)
+            raise InvalidInput("batch", f"{unknown[0]} is not an option of a submit; the options are {known}")
+        if options.get("idempotency_key") is not None:
+            raise InvalidInput("idempotency_key", "is not possible in a schedule, which submits many batches; omit it")
+        submission = await self._prepare(sequence, jobs, **options)
+        if submission.not_before is not None:
+            problem = "is not possible in a schedule, which decides when its batches start; omit it"
+            raise InvalidInput("start_at", problem)
+        return msgspec.structs.replace(submission, batch_id=None)
 
     async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call the transport, and repeat the call while it is unavailable. All calls are safe to repeat.

@@ -464,6 +464,14 @@ class Queue(_Handle):
     maintenance = _blocking(AsyncQueue.maintenance)
     plan_maintenance = _blocking(AsyncQueue.plan_maintenance)
     drop_maintenance = _blocking(AsyncQueue.drop_maintenance)
+    create_schedule = _blocking(AsyncQueue.create_schedule)
+    schedules = _blocking(AsyncQueue.schedules)
+    schedule = _blocking(AsyncQueue.schedule)
+    change_schedule = _blocking(AsyncQueue.change_schedule)
+    pause_schedule = _blocking(AsyncQueue.pause_schedule)
+    resume_schedule = _blocking(AsyncQueue.resume_schedule)
+    run_schedule = _returning_batch(AsyncQueue.run_schedule)
+    delete_schedule = _blocking(AsyncQueue.delete_schedule)
 
 
 def _opening(open_async: Callable[P, AsyncQueue]) -> Callable[P, Queue]:

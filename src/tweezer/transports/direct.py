@@ -246,7 +246,7 @@ class DirectTransport:
         database = await self._require_ledger()
         from tweezer.ledger.schedules import schedules
 
-        packed = await schedules.prepare_template(self.store.admission, template, project_id=self.project)
+        packed = await self._prepare_template(template)
         creator = Creator(user_at_host())
         await database.run_write(
             schedules.create_schedule, identity, settings, packed, project_id=self.project, creator=creator
@@ -266,19 +266,16 @@ class DirectTransport:
         found = await database.run_read(
             schedules.find_schedule, identity, self._caller.projects, ticks=schedules.TICKS_SHOWN
         )
-        template = write_submission(await database.run_read(schedules.read_template, identity))
+        submission = await database.run_read(schedules.read_template, identity)
+        template = write_submission(submission, is_template=True)
         return msgspec.structs.replace(found, template=template)
 
     async def change_schedule(self, identity: UUID, change: ScheduleChange, template: Submission | None) -> Schedule:
         database = await self._require_ledger()
         from tweezer.ledger.schedules import schedules
 
-        packed = None
-        if template is not None:
-            packed = await schedules.prepare_template(self.store.admission, template, project_id=self.project)
-        await database.run_write(
-            schedules.change_schedule, identity, change, packed, project_ids=self._caller.projects
-        )
+        packed = None if template is None else await self._prepare_template(template)
+        await database.run_write(schedules.change_schedule, identity, change, packed, project_ids=self._caller.projects)
         return await self.schedule(identity)
 
     async def pause_schedule(self, identity: UUID, *, by: str, reason: str) -> Schedule:
@@ -310,6 +307,12 @@ class DirectTransport:
         from tweezer.ledger.schedules.schedules import delete_schedule
 
         await database.run_write(delete_schedule, identity, project_ids=self._caller.projects)
+
+    async def _prepare_template(self, template: Submission) -> bytes:
+        from tweezer.ledger.schedules.schedules import prepare_template
+
+        find_ends = self._reader.find_ends
+        return await prepare_template(self.store.admission, template, project_id=self.project, find_ends=find_ends)
 
     async def _require_ledger(self) -> Database:
         """Return the ledger's database. Raises TweezerError without one."""

@@ -329,14 +329,13 @@ class HttpTransport:
     async def drop(self, device: str, window_id: str) -> None:
         await self._http.call(msgspec.Raw, "DELETE", at("/api/v1/devices/{}/maintenance/{}", device, window_id))
 
-
     # --- schedules
 
     async def create_schedule(self, identity: UUID, settings: ScheduleSettings, template: Submission) -> Schedule:
         body = msgspec.structs.asdict(settings) | {
             "id": str(identity),
             "project_id": self.project,
-            "template": plain(write_submission(template)),
+            "template": write_submission(template, is_template=True),
         }
         return (await self._http.call(Schedule, "POST", "/api/v2/schedules", body=plain(body))).data
 
@@ -360,7 +359,7 @@ class HttpTransport:
         await self._require_own_schedule(identity)
         body = msgspec.structs.asdict(change)
         if template is not None:
-            body["template"] = plain(write_submission(template))
+            body["template"] = write_submission(template, is_template=True)
         return (await self._http.call(Schedule, "PATCH", at("/api/v2/schedules/{}", identity), body=plain(body))).data
 
     async def pause_schedule(self, identity: UUID, *, by: str, reason: str) -> Schedule:

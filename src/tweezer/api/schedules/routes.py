@@ -11,7 +11,7 @@ import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from tweezer.api.access.dependencies import Caller, Ledger, LiveStore, Queue, ReadBodies, Submitter
-from tweezer.api.batches.bodies import BatchBody, build_submission, choose_project, rename_field
+from tweezer.api.batches.bodies import BatchBody, build_submission, choose_project, renaming_fields
 from tweezer.api.batches.commands import By, IdempotencyKey, Reason, describe_caller
 from tweezer.api.batches.reads import get_batch
 from tweezer.api.batches.schemas import BatchResponse
@@ -194,7 +194,9 @@ async def _prepare(request: Request, body: BatchBody, caller: Principal, queue: 
             raise InvalidInput("project_id", "is not the project of the schedule; omit it")
         agent = request.headers.get("User-Agent", "")
         submission = build_submission(body, user=caller.user, idempotency_key="", user_agent=agent)
-        return await prepare_template(queue.admission, submission, project_id=project)
+        find_ends = request.app.state.live.find_ends
+        with renaming_fields():
+            return await prepare_template(queue.admission, submission, project_id=project, find_ends=find_ends)
 
 
 @contextlib.contextmanager
@@ -203,8 +205,7 @@ def _in_template() -> Iterator[None]:
     try:
         yield
     except InvalidInput as error:
-        renamed = rename_field(error)
-        raise InvalidInput(f"template.{renamed.field}", renamed.problem) from error
+        raise InvalidInput(f"template.{error.field}", error.problem) from error
     except RequestRejected as error:
         if error.field is None:
             raise
@@ -214,5 +215,7 @@ def _in_template() -> Iterator[None]:
 
 async def _read_full(ledger: Ledger, caller: Principal, schedule_id: UUID) -> FullScheduleResponse:
     found: Schedule = await ledger.run_read(find_schedule, schedule_id, visible_projects(caller), ticks=TICKS_SHOWN)
-    template = msgspec.convert(write_submission(await ledger.run_read(read_template, schedule_id)), BatchBody)
+    template = msgspec.convert(
+        write_submission(await ledger.run_read(read_template, schedule_id), is_template=True), BatchBody
+    )
     return FullScheduleResponse.from_record(found, template=template, ticks=write_ticks(found.ticks))

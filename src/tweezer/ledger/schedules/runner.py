@@ -11,7 +11,9 @@ from uuid import UUID
 import msgspec
 import structlog
 
+from tweezer.ledger.batch_reader import BatchReader
 from tweezer.ledger.database import Database
+from tweezer.ledger.queries.queries import Queries
 from tweezer.ledger.schedules.records import Creator, Missed, Overlap, ScheduleTick, TickOutcome
 from tweezer.ledger.schedules.schedules import unpack_template
 from tweezer.ledger.schedules.ticks import (
@@ -56,6 +58,7 @@ class ScheduleRunner:
     def __init__(self, store: Store, database: Database, *, clock: Callable[[], int] = now_ms) -> None:
         self._store = store
         self._database = database
+        self._find_ends = BatchReader(store, Queries(database)).find_ends
         self._clock = clock
         self._check_at = 0.0
 
@@ -166,7 +169,9 @@ class ScheduleRunner:
         return TickChange(tick, TickOutcome.SUBMITTED, self._clock() + delay_ms)
 
     async def _submit(self, tick: ClaimedTick) -> None:
-        await self._store.admission.submit(make_submission(tick), project=tick.project, again=True)
+        await self._store.admission.submit(
+            make_submission(tick), project=tick.project, again=True, find_ends=self._find_ends
+        )
 
     async def _is_in_redis(self, batch_id: UUID) -> bool:
         try:

@@ -29,10 +29,11 @@ from tweezer.ledger.schedules.records import (
 from tweezer.ledger.schedules.timetable import Timetable, make_timetable
 from tweezer.ledger.schema import as_datetime, now_ms, projects, schedule_ticks, schedules
 from tweezer.model.checks import MAX_REASON_LENGTH, as_job_spec, check_text
-from tweezer.model.errors import Conflict, InvalidInput, NotFound
+from tweezer.model.errors import Conflict, InvalidInput, NotFound, QueueFull
 from tweezer.model.messages import JobSpec
+from tweezer.model.quotas import QuotaExceeded
 from tweezer.model.sequence import sequence_text
-from tweezer.store.producers import Admission, Submission
+from tweezer.store.producers import Admission, FindEnds, Submission
 
 TICKS_SHOWN = 20
 """How many ticks the record of a single schedule has."""
@@ -53,12 +54,22 @@ def pack_template(submission: Submission) -> bytes:
     return zlib.compress(msgspec.json.encode(kept))
 
 
-async def prepare_template(admission: Admission, submission: Submission, *, project_id: str) -> bytes:
-    """Check the batch that a schedule submits as in a submit, and pack it. Raises InvalidInput, Unavailable."""
+async def prepare_template(
+    admission: Admission, submission: Submission, *, project_id: str, find_ends: FindEnds
+) -> bytes:
+    """Check the batch that a schedule submits as in a submit, and pack it.
+
+    The queue may be full now, and have room at the next tick. Raises InvalidInput, Unavailable.
+    """
     if submission.not_before is not None:
-        raise InvalidInput("not_before", "is not possible in a schedule, which decides when its batches start; omit it")
+        raise InvalidInput("start_at", "is not possible in a schedule, which decides when its batches start; omit it")
     check_template_tags(submission.tags)
-    await admission.check(msgspec.structs.replace(submission, not_before=datetime.now(UTC)), project=project_id)
+    started = msgspec.structs.replace(submission, not_before=datetime.now(UTC))
+    try:
+        await admission.check(started, project=project_id, find_ends=find_ends)
+    except (QueueFull, QuotaExceeded) as error:
+        if not error.retryable:
+            raise
     packed = pack_template(submission)
     if len(packed) > _TEMPLATE_MAX:
         problem = f"must be at most {_TEMPLATE_MAX >> 20} MiB when compressed; use fewer jobs, or shorter sequences"
