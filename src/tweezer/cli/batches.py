@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 from uuid import UUID
 
 import click
@@ -117,31 +117,11 @@ def submit(
     options: Options,
     *,
     sequence_file: BinaryIO,
-    flags: tuple[str, ...],
-    runs: int | None,
-    variables: tuple[str, ...],
-    lines: TextIO | None,
-    device: str | None,
-    priority: str,
-    tags: tuple[str, ...],
-    name: str | None,
     stays_open: bool,
-    webhook: str | None,
-    backend_configuration: BinaryIO | None,
-    job_timeout_s: float | None,
-    start_at: datetime | None,
-    not_before: datetime | None,
-    schedule_threshold_s: int | None,
-    queue_timeout_s: int | None,
-    failure_threshold: int | None,
-    on_failures: str | None,
-    retries_per_job: int | None,
-    retries_total: int | None,
-    depends_on: tuple[str, ...],
-    keep_s: int | None,
     idempotency_key: str | None,
     dry_run: bool,
     wait: bool,
+    **chosen: Any,
 ) -> None:
     """Submit a batch (a serialised Pulser sequence and jobs) and print its id on stdout.
 
@@ -156,40 +136,19 @@ def submit(
     """
     if dry_run and wait:
         raise click.UsageError("give either --dry-run or --wait")
-    sequence = _text(sequence_file)
-    jobs = read_jobs(flags, runs, variables, lines)
+    sequence = read_text(sequence_file)
+    jobs, given = read_batch(chosen)
     if not jobs and not stays_open:
         raise click.UsageError("no jobs given; use --runs and --var, --job or --jobs (or --open to add jobs later)")
-    configuration = None if backend_configuration is None else _text(backend_configuration)
-
-    given: SubmitOptions = {
-        "device": device,
-        "priority": Priority(priority.upper()),
-        "open": stays_open,
-        "name": name,
-        "tags": tags,
-        "webhook": webhook,
-        "backend_configuration": configuration,
-        "limits": None if job_timeout_s is None else Limits(job_timeout_s=job_timeout_s),
-        "start_at": start_at,
-        "not_before": not_before,
-        "schedule_threshold_s": schedule_threshold_s,
-        "queue_timeout_s": queue_timeout_s,
-        "failure_threshold": failure_threshold,
-        "on_failures": on_failures,
-        "retries": Retries(retries_per_job, retries_total),
-        "depends_on": [_split_dependency(text) for text in depends_on],
-        "keep_s": keep_s,
-        "idempotency_key": idempotency_key,
-    }
+    given |= {"open": stays_open, "idempotency_key": idempotency_key}
 
     async def run(queue: AsyncQueue) -> None:
         if dry_run:
-            with _naming_options():
+            with naming_options():
                 checked = await queue.check(sequence, jobs, **given)
             show.echo("\n".join(_describe_checked(checked)))
             return
-        with _naming_options():
+        with naming_options():
             batch = await queue.submit(sequence, jobs, **given)
         submitted.append(batch.id)
         click.echo(short_id(batch.id) if sys.stdout.isatty() else str(batch.id))
@@ -204,6 +163,20 @@ def submit(
     submitted: list[UUID] = []
     with explaining_interrupts(submitted):
         options.run(run, patient=wait)
+
+
+def read_batch(chosen: dict[str, Any]) -> tuple[list[dict[str, Any]], SubmitOptions]:
+    """Return the jobs and the options of a batch from the options of the command. Raises as :func:`read_jobs`."""
+    jobs = read_jobs(*(chosen.pop(name) for name in ("flags", "runs", "variables", "lines")))
+    configuration, job_timeout_s = chosen.pop("backend_configuration"), chosen.pop("job_timeout_s")
+    given: dict[str, Any] = {
+        "priority": Priority(chosen.pop("priority").upper()),
+        "backend_configuration": None if configuration is None else read_text(configuration),
+        "limits": None if job_timeout_s is None else Limits(job_timeout_s=job_timeout_s),
+        "retries": Retries(chosen.pop("retries_per_job"), chosen.pop("retries_total")),
+        "depends_on": [_split_dependency(text) for text in chosen.pop("depends_on")],
+    }
+    return jobs, cast(SubmitOptions, chosen | given)
 
 
 _OPTION_NAMES = {
@@ -221,7 +194,7 @@ _DEPENDENCY = re.compile(r"depends_on(\[\d+\])?(\.when)?")
 
 
 @contextlib.contextmanager
-def _naming_options() -> Iterator[None]:
+def naming_options() -> Iterator[None]:
     """Name the option in an error about a field of the submit."""
     try:
         yield
@@ -453,7 +426,7 @@ def _is_id(text: str) -> bool:
         return False
 
 
-def _text(file: BinaryIO) -> str:
+def read_text(file: BinaryIO) -> str:
     name = getattr(file, "name", "<stdin>")
     text = decode_text(name, file.read())
     if not text.strip():

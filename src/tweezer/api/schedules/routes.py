@@ -67,9 +67,10 @@ async def list_all_schedules(query: SchedulePageParams, caller: Caller, ledger: 
     projects = visible_projects(caller)
     if query.project_id:
         projects = {it for it in query.project_id if caller.sees(it)}
-    wanted = {"name": query.name, "status": query.status}
-    found = await ledger.run_read(list_schedules, projects, **wanted, limit=query.limit, offset=query.offset)
-    total = await ledger.run_read(count_schedules, projects, **wanted)
+    found = await ledger.run_read(
+        list_schedules, projects, name=query.name, status=query.status, limit=query.limit, offset=query.offset
+    )
+    total = await ledger.run_read(count_schedules, projects, name=query.name, status=query.status)
     return page([ScheduleResponse.from_record(it) for it in found], offset=query.offset, total=total)
 
 

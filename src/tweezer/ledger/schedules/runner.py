@@ -40,9 +40,6 @@ from tweezer.store.producers import Submission
 
 log = structlog.get_logger(__name__)
 
-LOOK_S = 1.0
-"""How often a scheduler looks for ticks that are due."""
-
 _CHECK_S = 10.0  # between checks of creators and of the clock
 _AT_ONCE = 200  # ticks in one pass
 _CALLS = 16  # to Redis at the same time

@@ -50,9 +50,6 @@ LEASE_MS = 60_000
 KEPT_MS = 7 * 86_400_000
 """How long ticks are kept. The last one of each schedule is always kept."""
 
-OVERDUE_MS = 60_000
-"""How late a tick is when something is wrong with the schedulers."""
-
 _OVER = frozenset(status.letter for status in TERMINAL_BATCH)
 _AHEAD_MS = 1000
 _REWIND_MAX = 10_000
@@ -298,9 +295,11 @@ def read_schedule_health(connection: Connection) -> ScheduleHealth:
     """Count schedules and ticks."""
     by_status = connection.execute(select(schedules.c.status, func.count()).group_by(schedules.c.status))
     statuses = dict.fromkeys(ScheduleStatus, 0) | {ScheduleStatus(status): count for status, count in by_status}
-    totals = {row.outcome: row for row in connection.execute(select(schedule_totals))}
-    ended = (it for it in TickOutcome if it is not TickOutcome.PENDING)
-    submitted = totals.get(TickOutcome.SUBMITTED)
+    counts = dict.fromkeys((it for it in TickOutcome if it is not TickOutcome.PENDING), 0)
+    last_lag_ms = 0
+    for outcome, count, lag_ms in connection.execute(select(schedule_totals)):
+        counts[TickOutcome(outcome)] = count
+        last_lag_ms = lag_ms if outcome == TickOutcome.SUBMITTED else last_lag_ms
     first = (
         select(schedules.c.next_ms, schedules.c.name, projects.c.id)
         .join(projects, projects.c.no == schedules.c.project)
@@ -312,8 +311,8 @@ def read_schedule_health(connection: Connection) -> ScheduleHealth:
     overdue_s = 0.0 if row is None else max(now_ms() - row[0], 0) / 1000
     return ScheduleHealth(
         statuses,
-        {it: totals[it].count if it in totals else 0 for it in ended},
-        0.0 if submitted is None else submitted.lag_ms / 1000,
+        counts,
+        last_lag_ms / 1000,
         overdue_s,
         (row[1], row[2]) if row is not None and overdue_s else None,
     )

@@ -76,8 +76,8 @@ class Cron:
         try:
             CronSim(self._expression, datetime(2000, 1, 1, tzinfo=UTC))
         except CronSimError as error:
-            place = str(error).removeprefix("Bad ")
-            raise InvalidInput("cron", f"the field {place} is not valid; {_FORM} (got {shown(expression)})") from None
+            wrong = str(error).removeprefix("Bad ")
+            raise InvalidInput("cron", f"the field {wrong} is not valid; {_FORM} (got {shown(expression)})") from None
         try:
             self.next_after(0)
         except InvalidInput:
