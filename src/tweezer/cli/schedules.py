@@ -51,9 +51,7 @@ def schedules() -> None:
 @schedules.command(name="create")
 @click.argument("name")
 @click.option("--cron", metavar="EXPRESSION", help="Minute, hour, day of month, month, day of week: '30 2 * * *'.")
-@click.option(
-    "--time-zone", default="UTC", show_default=True, metavar="ZONE", help="Time zone of --cron: Europe/Paris."
-)
+@click.option("--time-zone", default="UTC", show_default=True, metavar="ZONE", help="Time zone of --cron.")
 @click.option("--every", "every_s", type=parse_duration, metavar="DURATION", help="Interval instead of --cron: 6h.")
 @click.option(
     "--overlap",

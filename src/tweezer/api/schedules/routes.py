@@ -216,7 +216,6 @@ def _in_template() -> Iterator[None]:
 
 async def _read_full(ledger: Ledger, caller: Principal, schedule_id: UUID) -> FullScheduleResponse:
     found: Schedule = await ledger.run_read(find_schedule, schedule_id, visible_projects(caller), ticks=TICKS_SHOWN)
-    template = msgspec.convert(
-        write_submission(await ledger.run_read(read_template, schedule_id), is_template=True), BatchBody
-    )
+    submission = await ledger.run_read(read_template, schedule_id)
+    template = msgspec.convert(write_submission(submission, is_template=True), BatchBody)
     return FullScheduleResponse.from_record(found, template=template, ticks=write_ticks(found.ticks))
