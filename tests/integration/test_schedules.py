@@ -146,7 +146,8 @@ async def test_two_schedulers_one_of_which_is_killed_submit_one_batch_for_each_t
             await create(queue, f"s-{number}", overlap="queue")
         settings = {"database_url": ledger_url(site)}
         first, second = site.spawn("scheduler", **settings), site.spawn("scheduler", **settings)
-        await until(lambda: first.logged("scheduler.started") and second.logged("scheduler.started"), "the schedulers")
+        await site.serves(first)
+        await site.serves(second)
         for _ in range(2):
             await asyncio.to_thread(make_due, site)
             await _handled(queue)

@@ -30,7 +30,7 @@ from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRe
 from tweezer.store.streams.batch_events import BatchEvents, LastEvent
 from tweezer.store.streams.feed import ChannelReader
 from tweezer.store.streams.tail import Tail
-from tweezer.transports.http_records import write_submission
+from tweezer.transports.http_records import read_template, write_submission
 from tweezer.transports.protocol import FeedPage, JobWithResult, Place, is_settled
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ class DirectTransport:
             schedules.find_schedule, identity, self._caller.projects, ticks=schedules.TICKS_SHOWN
         )
         submission = await database.run_read(schedules.read_template, identity)
-        template = write_submission(submission, is_template=True)
+        template = read_template(write_submission(submission, is_template=True))
         return msgspec.structs.replace(found, template=template)
 
     async def change_schedule(self, identity: UUID, change: ScheduleChange, template: Submission | None) -> Schedule:

@@ -40,6 +40,7 @@ from tweezer.transports.http_records import (
     as_word,
     plain,
     read_event,
+    read_template,
     write_jobs,
     write_submission,
 )
@@ -337,7 +338,7 @@ class HttpTransport:
             "project_id": self.project,
             "template": write_submission(template, is_template=True),
         }
-        return (await self._http.call(Schedule, "POST", "/api/v2/schedules", body=plain(body))).data
+        return await self._read_schedule("POST", "/api/v2/schedules", plain(body))
 
     async def schedules(self, name: str | None = None) -> list[Schedule]:
         found: list[Schedule] = []
@@ -351,7 +352,7 @@ class HttpTransport:
                 return found
 
     async def schedule(self, identity: UUID) -> Schedule:
-        found = (await self._http.call(Schedule, "GET", at("/api/v2/schedules/{}", identity))).data
+        found = await self._read_schedule("GET", at("/api/v2/schedules/{}", identity))
         self._require_own(found.project_id, "schedule", identity)
         return found
 
@@ -360,7 +361,7 @@ class HttpTransport:
         body = msgspec.structs.asdict(change)
         if template is not None:
             body["template"] = write_submission(template, is_template=True)
-        return (await self._http.call(Schedule, "PATCH", at("/api/v2/schedules/{}", identity), body=plain(body))).data
+        return await self._read_schedule("PATCH", at("/api/v2/schedules/{}", identity), plain(body))
 
     async def pause_schedule(self, identity: UUID, *, by: str, reason: str) -> Schedule:
         return await self._call_schedule(identity, "pause", by=by, reason=reason)
@@ -376,6 +377,11 @@ class HttpTransport:
     async def delete_schedule(self, identity: UUID) -> None:
         await self._require_own_schedule(identity)
         await self._http.call(msgspec.Raw, "DELETE", at("/api/v2/schedules/{}", identity))
+
+    async def _read_schedule(self, method: str, path: str, body: object = None) -> Schedule:
+        """Make a request whose response has the template."""
+        found = (await self._http.call(Schedule, method, path, body=body)).data
+        return msgspec.structs.replace(found, template=read_template(found.template))
 
     async def _call_schedule(self, identity: UUID, verb: str, **query: str) -> Schedule:
         await self._require_own_schedule(identity)

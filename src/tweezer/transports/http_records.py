@@ -423,3 +423,18 @@ def plain(body: dict[str, Any]) -> dict[str, Any]:
         for name, value in body.items()
         if value is not None
     }
+
+
+def read_template(body: object) -> Any:
+    """Return the template of a schedule as plain JSON, without members that are null."""
+    return _without_nulls(msgspec.json.decode(msgspec.json.encode(body)))
+
+
+def _without_nulls(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _without_nulls(part) for name, part in value.items() if part is not None}
+        case list():
+            return [_without_nulls(part) for part in value]
+        case _:
+            return value
