@@ -385,6 +385,8 @@ async def test_status_shows_why_a_batch_waits(site: Site) -> None:
     async with over_redis(site) as queue:
         parents = [await submit(queue, name=name) for name in ("aurora-1", "aurora-2", "aurora-3")]
         batch = await submit(queue, depends_on=parents, failure_threshold=2, keep_s=3600)
+        late = await submit(queue, queue_timeout_s=60)
+        assert "expires        unless it starts by " in await run(site, "status", short_id(late.id))
         shown = await run(site, "status", short_id(batch.id))
         assert f"the end of aurora-1 ({short_id(parents[0].id)}) and 2 more batches" in shown
         assert "pause after 2 failed jobs" in shown

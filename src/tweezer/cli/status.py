@@ -444,6 +444,8 @@ def _description(record: BatchRecord, device: DeviceRecord | None, names: Mappin
         ("jobs", f"{record.jobs}{f': {counts}' if counts else ''}"),
         ("submitted", f"{show.second(record.created)} ({_lasted(record.created)} ago)"),
         ("starts", start and f"not before {show.second(start)}"),
+        ("expires", _expiry(record)),
+        ("retried", record.retried and format_count(record.retried, "time")),
         ("started", record.started and _began(record, record.started)),
         ("ended", record.ended and _ended(record, record.ended)),
     ]
@@ -464,6 +466,13 @@ def describe_rules(limits: Limits, rules: Rules) -> list[tuple[str, object]]:
         ("retries", retries and f"at most {' and '.join(retries)}"),
         ("archived", None if rules.keep_s is None else f"{format_duration(rules.keep_s)} after its end"),
     ]
+
+
+def _expiry(record: BatchRecord) -> str | None:
+    """Return when a batch that has not started would time out."""
+    if record.expires is None or record.started is not None or record.status.terminal:
+        return None
+    return f"unless it starts by {show.second(record.expires)}"
 
 
 def _paused(pause: BatchPause) -> str:
@@ -549,6 +558,8 @@ def _rules_as_json(record: BatchRecord) -> dict[str, Any]:
         "retries": {"per_job": record.doc.limits.transient_retries, "total": rules.total_retries},
         "depends_on": [_fields(it, "batch", "when") for it in rules.depends_on],
         "waits_for_batches": record.waits_for,
+        "expires": record.expires,
+        "retried": record.retried,
         "keep_s": rules.keep_s,
     }
 

@@ -17,7 +17,7 @@ from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Priority, Result
 from tweezer.model.rules import Dependency, OnFailures, Rules, When, check_start
 from tweezer.model.sequence import Geometry
-from tweezer.model.webhooks import EventMessage
+from tweezer.model.webhooks import EventMessage, EventType
 from tweezer.model.windows import Window
 from tweezer.store.producers import CheckedSubmission, Submission, check_priority
 from tweezer.store.records import BatchPause, BatchRecord, DeviceRecord, JobRecord
@@ -136,6 +136,8 @@ class BatchJson(_RulesJson, frozen=True):
     cancel_attempts: tuple[_CancelJson, ...]
     not_before: datetime | None = None
     waits_for_batches: tuple[UUID, ...] = ()
+    expires_at: datetime | None = None
+    retried: int = 0
     pause: _PauseJson | None = None
     child_ids: tuple[UUID, ...] = ()
     sequence_builder: str | None = None
@@ -177,6 +179,8 @@ class BatchJson(_RulesJson, frozen=True):
             cancels=tuple(attempt.attempt() for attempt in self.cancel_attempts),
             not_before=self.not_before,
             waits_for=self.waits_for_batches,
+            expires=self.expires_at,
+            retried=self.retried,
             pause=None if self.pause is None else BatchPause(self.pause.at, self.pause.by, self.pause.reason),
         )
 
@@ -354,6 +358,7 @@ def read_event(message: EventMessage) -> Event:
         worker=data.get("worker"),
         lane=data.get("lane"),
         why=_RETURNS.get(data.get("reason", "")),
+        is_late=message.type == EventType.BATCH_LATE,
     )
 
 
@@ -362,7 +367,8 @@ def as_word(event: Event) -> Word:
     if event.index is not None and event.previous is not None:
         return Word(event.previous.letter + event.status.letter, range(event.index, event.index + 1))
     before = "N" if event.previous is None else event.previous.letter
-    after = "I" if event.previous is event.status else event.status.letter
+    unmoved = "L" if event.is_late else "I"
+    after = unmoved if event.previous is event.status else event.status.letter
     return Word(before + after, submitted=event.jobs)
 
 

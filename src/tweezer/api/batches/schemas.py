@@ -336,6 +336,12 @@ class ListedBatchResponse(RulesResponse, frozen=True, kw_only=True):
     waits_for_batches: Annotated[
         list[UUID], Source("waits_for"), doc("The batches of `depends_on` that it still waits for.", [])
     ]
+    expires_at: Annotated[
+        Moment | None,
+        Source("expires"),
+        doc("When its queue timeout ends; null without one. It has no effect once the batch has started.", None),
+    ]
+    retried: Annotated[Count, doc("Number of retries that count towards `retries.total`; 0 without that.", 0)]
     updated_at: Annotated[Moment, Source("updated"), doc("When the batch last changed.")]
     start_datetime: Annotated[
         Moment | None, Source("started"), doc("When its first job started; null if none has started.")
