@@ -435,8 +435,8 @@ def describe_wait(
     if batch.status is BatchStatus.PAUSED:
         return "someone to resume it: the batch is paused"
     if batch.waits_for:
-        first, *others = batch.waits_for
-        return f"{len(batch.waits_for)} batches to end, such as {first}" if others else f"batch {first} to end"
+        first, number = batch.waits_for[0], len(batch.waits_for)
+        return f"batch {first} to end" if number == 1 else f"{number} batches to end, such as {first}"
     if batch.not_before is not None and batch.starts_later(now):
         return f"its start time, {clock(batch.not_before)}"
     if device is None:
