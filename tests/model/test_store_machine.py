@@ -993,8 +993,8 @@ class StoreMachine(RuleBasedStateMachine):
             batch = then.get(was.id) or Batch(was.id, was.project, was.retries, was.open, [], waits=was.waits)
             batch.rules = was.rules
             restored, jobs = ledger[was.id]
-            ended = {parent: end for parent, end in ends.items() if parent in was.waits}
-            assert self.do(self.store.recovery.restore(replace(restored, ended=ended), jobs)) == 0
+            of_parents = {parent: end for parent, end in ends.items() if parent in was.waits}
+            assert self.do(self.store.recovery.restore(replace(restored, ended=of_parents), jobs)) == 0
             holders = [holder for holder in self.live if holder.batch is batch]
             ended = batch.follow(was, holders)
             for holder in holders:
