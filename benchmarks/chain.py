@@ -105,9 +105,7 @@ async def measure(url: str, asked: argparse.Namespace) -> tuple[list[Figure], di
 
 def main() -> int:
     parser = harness.options(__doc__, quick="a tenth of the work: a smoke test, not a measurement")
-    parser.add_argument(
-        "--lanes", type=int, default=32, help="lanes of the worker for batches that may run at once (32)"
-    )
+    parser.add_argument("--lanes", type=int, default=32, help="lanes of the worker, except for the chain (32)")
     asked = parser.parse_args()
     asked.rounds = asked.rounds or (1 if asked.quick else 3)
     with harness.server() as running:

@@ -43,6 +43,14 @@ def test_dispatch_ends_with_one_object_of_figures_and_setup(redis_server: object
 
 @pytest.mark.redis
 @pytest.mark.slow
+def test_chain_measures_three_figures(redis_server: object) -> None:
+    told = run("chain.py", "--quick", "--json")
+    assert len(told["figures"]) == 3
+    assert all(figure["value"] > 0 for figure in told["figures"])
+
+
+@pytest.mark.redis
+@pytest.mark.slow
 def test_peers_end_with_one_object_of_figures_and_setup(redis_server: object, tmp_path: Path) -> None:
     told = run("peers.py", "--quick", "--json", "--only", "arq", "--environments", str(tmp_path))
     assert len(told["figures"]) == 10

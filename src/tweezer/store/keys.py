@@ -21,9 +21,9 @@ class Key(StrEnum):
     BACK = "batch:%s:back"  # list: job indices that came back
     DELAY = "batch:%s:delay"  # sorted set: job index → due time (ms)
     REMOTE = "batch:%s:remote"  # hash: job index → intent of its submission to a machine (model.intents)
-    DEPENDENTS = "dependents:%s"  # sorted set: batch that waits for this one → when it was created (µs)
     CALL = "batch:%s:call"  # list of at most one element: rung when jobs are added, for the holder of the device
     HELD = "batch:%s:held:%s"  # set: job indices that a ticket holds; deleted with the ticket
+    DEPENDENTS = "dependents:%s"  # sorted set: batch that waits for this one → when it was created (µs)
     # of a device: kept as long as the device is known
     DEVICES = "devices"  # set of device names
     DEVICE = "device:%s"  # hash: status, lanes, counters, limits

@@ -341,6 +341,29 @@ def name_arguments(arguments: Sequence[_Argument]) -> Iterator[str]:
         place = f"{it.name}_last + 1"
 
 
+_LEVEL_NAMES = 30  # of local variables, before the next part goes into another function
+
+_DEFINED = re.compile(r"(?m)^local (?:function )?([\w, ]+)")
+
+
+def nest_parts(parts: Sequence[str]) -> str:
+    """Join the parts of a script, with a nested function after every few of them.
+
+    Each call of a script creates all of its functions. For each local variable that a function uses, Lua then searches
+    the variables of the enclosing function that other functions use, which takes long if these are many. A function may
+    use at most 60 variables of the enclosing ones.
+    """
+    levels, names = [[parts[0]]], 0
+    for part in parts[1:]:
+        if names >= _LEVEL_NAMES:
+            levels.append([])
+            names = 0
+        levels[-1].append(part)
+        names += sum(found.count(",") + 1 for found in _DEFINED.findall(part))
+    joined = "\nreturn (function()\n".join("\n".join(level) for level in levels)
+    return joined + "\nend)()" * (len(levels) - 1)
+
+
 @functools.cache
 def _load() -> dict[str, Script]:
     folder = resources.files("tweezer.store") / "lua"
@@ -356,7 +379,7 @@ def _load() -> dict[str, Script]:
             name, text = file.name.removesuffix(".lua"), file.read_text("utf-8")
             arguments = read_arguments(text)
             parts = (*resolve_includes(text, read), *name_arguments(arguments), text)
-            scripts[name] = Script(name, "\n".join(parts), arguments)
+            scripts[name] = Script(name, nest_parts(parts), arguments)
     return scripts
 
 

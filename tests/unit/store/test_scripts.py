@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import fakeredis
 import pytest
 
 from tweezer.store.scripts import (
@@ -16,6 +17,7 @@ from tweezer.store.scripts import (
     generated_includes,
     included_names,
     name_arguments,
+    nest_parts,
     read_arguments,
     resolve_includes,
     script_arguments,
@@ -73,6 +75,15 @@ def test_a_file_includes_what_it_uses_and_uses_what_it_includes(name: str) -> No
     used = {OWNERS[word] for word in words_of(text) & OWNERS.keys()} - {name}
     assert used <= found
     assert set(included_names(text)) <= used
+
+
+async def test_parts_that_are_nested_see_those_before_them() -> None:
+    parts = [f"local n{number} = {number}" for number in range(100)]
+    text = nest_parts([*parts, "return n0 + n40 + n99"])
+    assert text.count("return (function()") == text.count("end)()") == 3
+    redis: Any = fakeredis.FakeAsyncRedis()
+    assert await redis.eval(text, 0) == 139
+    await redis.aclose()
 
 
 @pytest.mark.parametrize("name", script_names())
