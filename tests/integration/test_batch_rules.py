@@ -110,9 +110,7 @@ FIELDS = list(fields({PARENT: UUID(int=0), OTHER: UUID(int=0)}))
 
 
 async def by_python(site: Site, field: Field, queue: tweezer.AsyncQueue) -> UUID:
-    times = {
-        name: datetime.fromisoformat(field.body[name]) for name in ("start_at", "not_before") if name in field.body
-    }
+    times: dict[str, Any] = dict.fromkeys(field.body.keys() & {"start_at", "not_before"}, START)
     return (await submit(queue, **field.body | times)).id
 
 

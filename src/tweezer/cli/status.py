@@ -423,7 +423,9 @@ async def read_names(queue: AsyncQueue, record: BatchRecord) -> dict[UUID, str]:
     return found
 
 
-def _description(record: BatchRecord, device: DeviceRecord | None, names: Mapping[UUID, str]) -> list[str]:
+def _description(
+    record: BatchRecord, device: DeviceRecord | None, names: Mapping[UUID, str] | None = None
+) -> list[str]:
     now = datetime.now(UTC)
     why = describe_wait(record, device, now, clock, names)
     start = None if record.starts_later(now) else record.not_before  # else `why` has it
