@@ -88,7 +88,12 @@ def _fuzz(api: FurnishedApi, operation: APIOperation[Any, Any, Any, Any], key: s
 
 
 def test_every_route_but_the_open_ones_requires_a_key(api: FurnishedApi) -> None:
-    named = {"batch_id": api.ids["batch_id"][0], "job_id": api.ids["job_id"][0], "device": NULL}
+    named = {
+        "batch_id": api.ids["batch_id"][0],
+        "job_id": api.ids["job_id"][0],
+        "task_id": api.ids["task_id"][0],
+        "device": NULL,
+    }
     found: dict[str, Call] = {}
     with httpx.Client(base_url=api.url, timeout=PATIENCE_S) as http:
         more = dict.fromkeys(("workload_id", "webhook_id", "delivery_id", "window", "session_id"), named["job_id"])

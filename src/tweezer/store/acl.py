@@ -47,7 +47,7 @@ SCRIPTS: Mapping[RedisUser, tuple[str, ...]] = {
     RedisUser.API: (
         *_USERS_CALL,
         *("look_up_jobs", "look_up_batch", "mark_calls", "measure", "note_child", "end_batch", "report"),
-        *("set_specs", "forget_specs"),
+        *("set_specs", "forget_specs", "forget", "drop_kept"),
     ),
     RedisUser.WORKER: (
         *("take", "settle", "renew", "release", "fail", "note_timeout", "ring", "sweep", "heartbeat"),

@@ -219,15 +219,18 @@ def list_tasks(database: Database, caller: Principal, wanted: TaskFilter, *, lim
         conditions = [*_conditions(wanted), *tag_conditions(batches, wanted.tags, scope)]
         if wanted.name_contains:
             return _search_names(connection, scope, conditions, wanted.name_contains, limit, offset)
-        ids = _newest(connection, scope, conditions, limit, offset)
-        if len(ids) < limit and (ids or not offset):
-            total = offset + len(ids)
-        elif wanted.is_coarse:
+        if wanted.is_coarse:
+            newest = _newest(scope, conditions, offset + limit).offset(offset).limit(limit)
+            ids = [row.id for row in connection.execute(newest)]
             total = sum(_counts(connection, scope, wanted).values())
-        else:
-            every = select(func.count()).select_from(batches).where(*scope.condition(batches), *conditions)
-            total = int(connection.execute(every).scalar_one())
-        return TaskPage(_read(connection, ids), total)
+        else:  # counted in the same pass over the index
+            matching = select(batches.c.id, func.count().over()).where(*scope.condition(batches), *conditions)
+            rows = connection.execute(matching.order_by(*_NEWEST).offset(offset).limit(limit)).all()
+            ids = [row.id for row in rows]
+            total = rows[0][1] if rows else 0
+            if offset and not rows:
+                total = connection.execute(select(func.count()).select_from(matching.subquery())).scalar_one()
+        return TaskPage(_read(connection, ids), int(total))
 
 
 def read_tasks(database: Database, caller: Principal, batch_ids: Sequence[UUID]) -> list[TaskRecord]:
@@ -270,42 +273,33 @@ def _has_status(wanted: TaskStatus) -> Condition:
     return or_(*found)
 
 
-def _newest(
-    connection: Connection, scope: Scope, conditions: Sequence[Condition], limit: int, offset: int
-) -> list[UUID]:
-    """Return the ids of a page, newest first. In the index, the rows of a project are in this order."""
-    if 1 < len(scope.projects) <= MERGED_MAX:
-        firsts = [
-            select(batches.c.id, batches.c.created_ms)
-            .where(batches.c.project == no, *conditions)
-            .order_by(*_NEWEST)
-            .limit(offset + limit)
-            .subquery()
-            for no in scope.projects
-        ]
-        merged = union_all(*map(select, firsts)).subquery()
-        query = select(merged.c.id).order_by(merged.c.created_ms.desc(), merged.c.id.desc())
-    else:
-        query = select(batches.c.id).where(*scope.condition(batches), *conditions).order_by(*_NEWEST)
-    return [row[0] for row in connection.execute(query.limit(limit).offset(offset))]
+def _newest(scope: Scope, conditions: Sequence[Condition], most: int) -> Select[Any]:
+    """Select the ids of the newest matching tasks. In the index, the rows of a project are in this order."""
+    columns = (batches.c.id, batches.c.created_ms)
+    if not 1 < len(scope.projects) <= MERGED_MAX:
+        return select(*columns).where(*scope.condition(batches), *conditions).order_by(*_NEWEST).limit(most)
+    firsts = [
+        select(*columns).where(batches.c.project == no, *conditions).order_by(*_NEWEST).limit(most).subquery()
+        for no in scope.projects
+    ]
+    merged = union_all(*map(select, firsts)).subquery()
+    return select(merged).order_by(merged.c.created_ms.desc(), merged.c.id.desc()).limit(most)
 
 
 def _search_names(
     connection: Connection, scope: Scope, conditions: Sequence[Condition], part: str, limit: int, offset: int
 ) -> TaskPage:
     """Return a page of those of the newest matching tasks whose name contains the text."""
-    newest = _newest(connection, scope, conditions, NAMES_SCANNED + 1, 0)
-    scanned = newest[:NAMES_SCANNED]
-    found: set[UUID] = set()
-    for first in range(0, len(scanned), _IDS_MAX):
-        named = select(batch_names.c.batch).where(
-            batch_names.c.batch.in_(scanned[first : first + _IDS_MAX]),
-            batch_names.c.kind == NAME,
-            text_position(batch_names.c.name, part) > 0,
-        )
-        found.update(row[0] for row in connection.execute(named))
-    matching = [batch_id for batch_id in scanned if batch_id in found]
-    return TaskPage(_read(connection, matching[offset : offset + limit]), len(matching), len(newest) > NAMES_SCANNED)
+    newest = _newest(scope, conditions, NAMES_SCANNED).subquery()
+    is_named = and_(
+        batch_names.c.batch == newest.c.id, batch_names.c.kind == NAME, text_position(batch_names.c.name, part) > 0
+    )
+    named = select(newest.c.id).join(batch_names, is_named)
+    ordered = named.order_by(newest.c.created_ms.desc(), newest.c.id.desc())
+    ids = [row.id for row in connection.execute(ordered)]
+    more = _newest(scope, conditions, NAMES_SCANNED + 1).offset(NAMES_SCANNED).limit(1)
+    is_cut = connection.execute(more).first() is not None
+    return TaskPage(_read(connection, ids[offset : offset + limit]), len(ids), is_cut)
 
 
 _IDS_MAX = 1000  # in one statement
