@@ -1,4 +1,4 @@
-"""Schedules with real processes: the same over both transports, and one batch for each tick whatever dies."""
+"""Schedules with real processes: the same over both transports, and one batch for each tick if a process dies."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def make_due(site: Site) -> None:
     """Let the next tick of all schedules be now."""
     database = Database.open(OpenDatabase(ledger_url(site)))
     with database.write() as connection:
-        connection.execute(text("UPDATE schedules SET next_ms = :now"), {"now": now_ms()})
+        now = now_ms()
+        values = {"now": now, "anchor": now - 60_000}
+        connection.execute(text("UPDATE schedules SET next_ms = :now, anchor_ms = :anchor"), values)
     database.close()
 
 

@@ -195,6 +195,7 @@ async def _call_all(rig: ApiRig) -> Examples:
     await _call_devices(examples, operator)
     await _call_events(examples)
     await _call_webhooks(examples)
+    await _call_schedules(examples)
     await _call_workloads(examples)
     return examples
 
@@ -390,6 +391,24 @@ async def _call_webhooks(examples: Examples) -> None:
     await call("POST /api/v2/webhooks/rotate_secret")
     await call("GET /api/v2/webhooks/secret")
     await call("DELETE /api/v2/webhooks/{webhook_id}", webhook_id=webhook_id)
+
+
+async def _call_schedules(examples: Examples) -> None:
+    call, one = examples.call, "/api/v2/schedules/{schedule_id}"
+    template = {
+        "sequence_builder": SEQUENCE,
+        "device_type": DEVICE,
+        "jobs": [{"runs": 100, "variables": {"omega": 6.0}}],
+    }
+    new = {"name": "nightly", "cron": "30 2 * * *", "time_zone": "Europe/Paris", "template": template}
+    schedule_id = (await call("POST /api/v2/schedules", new, status=201))["id"]
+    await call(f"POST {one}/run", schedule_id=schedule_id)
+    await call("GET /api/v2/schedules", query={"status": "active"})
+    await call(f"GET {one}", schedule_id=schedule_id)
+    await call(f"PATCH {one}", {"revision": 1, "cron": "0 3 * * *"}, schedule_id=schedule_id)
+    await call(f"POST {one}/pause", query={"reason": "new lens"}, schedule_id=schedule_id)
+    await call(f"POST {one}/resume", schedule_id=schedule_id)
+    await call(f"DELETE {one}", schedule_id=schedule_id)
 
 
 async def _call_workloads(examples: Examples) -> None:

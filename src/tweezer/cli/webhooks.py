@@ -81,7 +81,7 @@ for command in (*COMMANDS, listen):
     multiple=True,
     type=click.Choice([it.value for it in EventType if it is not EventType.PING]),
     metavar="TYPE",
-    help="Event type to send; may be repeated  [default: batch.*, the ends of jobs, endpoint.disabled].",
+    help="Event type to send; may be repeated  [default: batch.*, the ends of jobs, endpoint.disabled, schedule.*].",
 )
 @click.option("--description", default="", help="Description for people.")
 @click.option("--ed25519", is_flag=True, help="Also sign with a private key, and print the public key.")

@@ -1,4 +1,4 @@
-"""One batch for each tick, whatever happens to schedulers, clocks and Redis."""
+"""One batch for each tick, also if schedulers die, clocks change or Redis loses data."""
 
 from __future__ import annotations
 
@@ -318,7 +318,7 @@ async def test_ticks_wait_while_redis_does_not_answer(lab: Scheduling, monkeypat
 # --- overlap and missed ticks
 
 
-async def test_a_tick_is_skipped_while_the_last_batch_lives(lab: Scheduling) -> None:
+async def test_a_tick_is_skipped_while_the_last_batch_has_not_ended(lab: Scheduling) -> None:
     identity = lab.add(overlap=Overlap.SKIP)
     first = await lab.pass_tick(identity)
     second = await lab.pass_tick(identity)
@@ -500,7 +500,7 @@ async def test_a_schedule_of_a_key_that_expired_stops(lab: Scheduling) -> None:
     assert "has expired" in (lab.schedule(identity).reason or "")
 
 
-async def test_whoever_resumes_a_stopped_schedule_becomes_its_creator(lab: Scheduling) -> None:
+async def test_who_resumes_a_stopped_schedule_becomes_its_creator(lab: Scheduling) -> None:
     key = _make_key(lab)
     identity = lab.add(creator=Creator("key", key=key))
     with lab.bench.database.write() as connection:

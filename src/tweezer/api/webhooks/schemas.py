@@ -30,7 +30,7 @@ _GIVEN_URL = doc(
     _URL,
 )
 _GIVEN_TYPES = doc(
-    "Types of events to send. Empty: all events of batches, the ends of jobs, and `endpoint.disabled`.",
+    "Types of events to send. Empty: all events of batches, the ends of jobs, `endpoint.disabled`, and `schedule.*`.",
     ["job.done", "job.error"],
 )
 _GIVEN_DESCRIPTION = doc(f"A description for people, at most {DESCRIPTION_MAX} characters.", "the lab's")

@@ -65,7 +65,7 @@ class ScheduleStatus(StrEnum):
 
 
 class TickOutcome(StrEnum):
-    """What became of a tick. Pending: its batch is being submitted."""
+    """The outcome of a tick. Pending: its batch is being submitted."""
 
     PENDING = "pending"
     SUBMITTED = "submitted"
@@ -79,7 +79,7 @@ class ScheduleTick(msgspec.Struct, frozen=True):
     Attributes:
         tick_at: Its time by the schedule, or the time of the request.
         manual: Whether it was run on request.
-        outcome: What became of it.
+        outcome: Whether its batch was submitted.
         batch_id: The batch that was submitted, else None.
         code: Why it was skipped (``overlap``, ``missed``) or failed (the code of the error), else None.
         message: The same for people.
@@ -213,7 +213,7 @@ def check_template_tags(tags: object) -> None:
     """Raise InvalidInput unless there is room for the tags that the schedule adds."""
     most = MAX_TAGS - OWN_TAGS
     if isinstance(tags, (list, tuple)) and len(tags) > most:
-        problem = f"at most {most} tags are allowed in a schedule, which adds {OWN_TAGS} of its own (got {len(tags)})"
+        problem = f"at most {most} tags are allowed in a schedule, which adds {OWN_TAGS} more (got {len(tags)})"
         raise InvalidInput("tags", problem)
 
 

@@ -140,7 +140,7 @@ class ScheduleRunner:
             return self._fail(tick, "internal", f"internal error: {type(error).__name__}: {error}")
 
     async def _run(self, tick: ClaimedTick) -> TickChange:
-        """Submit the batch of a tick, unless that was done before or a rule says that it is skipped."""
+        """Submit the batch of a tick, unless that was done before or a rule skips it."""
         submitted = TickChange(tick, TickOutcome.SUBMITTED, self._clock() + _CONFIRM_MS)
         if tick.recorded or (tick.tries > 1 and await self._is_in_redis(tick.batch)):
             return submitted
@@ -235,7 +235,7 @@ class ScheduleRunner:
 
 
 async def stop_project(store: Store, database: Database, project_id: str) -> None:
-    """Stop the schedules of a project that is to be deleted, and publish that. Raises Unavailable."""
+    """Stop the schedules of a project before it is deleted, and publish that. Raises Unavailable."""
     await database.run_write(stop_in_project, project_id)
     await ScheduleRunner(store, database).tell_stops()
 

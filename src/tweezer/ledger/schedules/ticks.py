@@ -1,4 +1,4 @@
-"""The ticks of schedules in the ledger: which are due, who handles them, and what became of them.
+"""The ticks of schedules in the ledger: which are due, who handles them, and their outcomes.
 
 A tick has one row, whose key is its time, so it exists once however many schedulers there are and however their clocks
 move. ``due_ms`` of the row is when a scheduler handles it next: at once, after a failed try, or at the end of the lease
@@ -63,7 +63,7 @@ class ClaimedTick(msgspec.Struct, frozen=True):
         recorded: Whether the ledger has its batch.
         superseded: Whether a later tick of the schedule is due, too.
         last_batch: The batch of the last other tick that was submitted.
-        last_over: Whether the ledger says that this batch has ended; None if the ledger does not have it.
+        last_over: Whether this batch has ended in the ledger; None if the ledger does not have it.
     """
 
     schedule: UUID
@@ -92,7 +92,7 @@ class ClaimedTick(msgspec.Struct, frozen=True):
 
 
 class TickChange(msgspec.Struct, frozen=True):
-    """What became of a claimed tick. due_ms: when it is handled next; None: nothing is left to do."""
+    """The outcome of a claimed tick. due_ms: when it is handled next; None: nothing is left to do."""
 
     tick: ClaimedTick
     outcome: TickOutcome
@@ -165,7 +165,7 @@ def begin_ticks(connection: Connection, now: int, most: int) -> None:
 def begin_run(
     connection: Connection, schedule: UUID, idempotency_key: str, *, creator: Creator, projects_seen: Any
 ) -> ScheduleTick | ClaimedTick:
-    """Create and claim the tick of a run on request; return it, or what became of it if the call is a repeated one.
+    """Create and claim the tick of a run on request; return it, or its outcome if the call is a repeated one.
 
     Raises NotFound.
     """
@@ -209,7 +209,7 @@ def claim_ticks(connection: Connection, now: int, most: int, *, only: Any = True
 
 
 def write_changes(connection: Connection, changes: Iterable[TickChange], now: int) -> list[TickChange]:
-    """Record what became of claimed ticks; return what was recorded.
+    """Record the outcomes of claimed ticks; return those that were recorded.
 
     A submitted batch is recorded even if the lease has ended, because it exists; everything else is then left to the
     scheduler that has taken over.
@@ -246,7 +246,7 @@ def stop_orphans(connection: Connection, now: int) -> None:
 
 
 def stop_in_project(connection: Connection, project_id: str) -> None:
-    """Stop the schedules of a project that is to be deleted."""
+    """Stop the schedules of a project before it is deleted."""
     of_project = select(projects.c.no).where(projects.c.id == project_id).scalar_subquery()
     there = (schedules.c.project == of_project, schedules.c.status != ScheduleStatus.STOPPED.value)
     for row in connection.execute(_select_schedules().where(*there)).all():

@@ -46,7 +46,7 @@ class Timetable(Protocol):
 
 
 class Interval:
-    """Ticks at equal intervals. anchor_ms: the time from which they are counted; it is no tick itself."""
+    """Ticks at equal intervals. anchor_ms: the time from which they are counted; it is not a tick itself."""
 
     def __init__(self, every_s: int, anchor_ms: int) -> None:
         self._every_ms = every_s * 1000
