@@ -223,7 +223,7 @@ def list_tasks(database: Database, caller: Principal, wanted: TaskFilter, *, lim
             newest = _newest(scope, conditions, offset + limit).offset(offset).limit(limit)
             ids = [row.id for row in connection.execute(newest)]
             total = sum(_counts(connection, scope, wanted).values())
-        else:  # counted in the same skip the index
+        else:  # counted while the index is read
             matching = select(batches.c.id, func.count().over()).where(*scope.condition(batches), *conditions)
             rows = connection.execute(matching.order_by(*_NEWEST).offset(offset).limit(limit)).all()
             ids = [row.id for row in rows]
