@@ -390,3 +390,14 @@ async def test_status_shows_why_a_batch_waits(site: Site) -> None:
         assert "pause after 2 failed jobs" in shown
         assert "archived     1 h after its end" in shown
         assert "after 3 batches" in await run(site, "batches")
+
+
+async def test_a_late_batch_is_reported_over_both_transports(site: Site, queue: tweezer.AsyncQueue) -> None:
+    site.spawn("recorder", data_dir=site.folder)
+    batch = await submit(queue, start_at=datetime.now(UTC) - timedelta(hours=1), schedule_threshold_s=1)
+    await site.store.tickets.sweep()
+
+    async def reported() -> bool:
+        return [event.type async for event in batch.events(follow=False)] == ["batch.created", "batch.late"]
+
+    await until(reported, "the event batch.late")

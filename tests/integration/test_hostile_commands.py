@@ -61,6 +61,7 @@ GIVEN = {
     "users create": ["--generate"],
     "users password": ["--generate"],
     "pause": ["--device", DEVICE],
+    "change": ["--tag", "a"],
     "projects limit": ["--queued-jobs", "5"],
 }
 SHOWN = {"NUL": "\\x00", "ESC": "\\x1b", "half a surrogate pair": "\\udced", "U+202E": "\\u202e"}
