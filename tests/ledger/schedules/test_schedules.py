@@ -12,6 +12,7 @@ from sqlalchemy import insert
 from tweezer.ledger.backup import backup, restore
 from tweezer.ledger.config import OpenDatabase, sqlite_url
 from tweezer.ledger.database import Database
+from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.schedules.records import (
     SCHEDULES_MAX,
     Creator,
@@ -142,7 +143,9 @@ def test_the_id_of_a_batch_follows_from_its_tick() -> None:
     assert created_s(first) == 1795341602
 
 
-def test_a_backup_has_the_schedules(ledger: Database, tmp_path: Path) -> None:
+def test_a_backup_has_the_schedules(tmp_path: Path) -> None:
+    ledger = Database.open(OpenDatabase(sqlite_url(tmp_path / "ledger.db")), create=True)
+    upgrade(ledger)
     identity = create(ledger, "nightly")
     backup(ledger, tmp_path / "backup.db")
     copy = Database.open(OpenDatabase(sqlite_url(tmp_path / "copy.db")), create=True)
@@ -153,9 +156,10 @@ def test_a_backup_has_the_schedules(ledger: Database, tmp_path: Path) -> None:
             assert read_template(connection, identity).jobs == [JobSpec(1)]
     finally:
         copy.close()
+        ledger.close()
 
 
 @pytest.mark.parametrize("name", ["a\nb", "", " a", "x" * 256])
-def test_a_name_that_cannot_be_shown_is_rejected(ledger: Database, name: str) -> None:
-    with pytest.raises(TweezerError, match="^name: "):
-        create(ledger, name)
+def test_a_name_that_cannot_be_shown_is_rejected(database: Database, name: str) -> None:
+    with pytest.raises(TweezerError, match=r"^name: "):
+        create(database, name)
