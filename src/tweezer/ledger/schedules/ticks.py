@@ -295,7 +295,8 @@ def read_schedule_health(connection: Connection) -> ScheduleHealth:
     """Count schedules and ticks."""
     by_status = connection.execute(select(schedules.c.status, func.count()).group_by(schedules.c.status))
     statuses = dict.fromkeys(ScheduleStatus, 0) | {ScheduleStatus(status): count for status, count in by_status}
-    counts = dict.fromkeys((it for it in TickOutcome if it is not TickOutcome.PENDING), 0)
+    ended = [it for it in TickOutcome if it is not TickOutcome.PENDING]
+    counts: dict[TickOutcome, int] = dict.fromkeys(ended, 0)
     last_lag_ms = 0
     for outcome, count, lag_ms in connection.execute(select(schedule_totals)):
         counts[TickOutcome(outcome)] = count
