@@ -115,6 +115,7 @@ _ANSWERS = {
 @pass_options
 def submit(
     options: Options,
+    /,
     *,
     sequence_file: BinaryIO,
     stays_open: bool,

@@ -80,6 +80,7 @@ def schedules() -> None:
 @pass_options
 def create(
     options: Options,
+    /,
     *,
     name: str,
     sequence_file: BinaryIO,

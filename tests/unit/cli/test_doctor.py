@@ -17,8 +17,10 @@ import pytest
 
 from tweezer import __version__
 from tweezer.cli import doctor, ledger_checks
-from tweezer.cli.ledger_checks import Finding, Level
+from tweezer.cli.ledger_checks import Finding, Level, check_schedules
 from tweezer.ledger.health import LedgerHealth
+from tweezer.ledger.schedules.records import ScheduleStatus
+from tweezer.ledger.schedules.ticks import ScheduleHealth
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.settings import load
@@ -423,3 +425,17 @@ def test_paths_and_commands_in_findings_are_not_broken(capsys: pytest.CaptureFix
         [ledger_checks.warn("results folder", f"{path} is full", f"empty {path}")], as_json=False
     )
     assert capsys.readouterr().out.split().count(path) == 2
+
+
+def test_an_overdue_tick_of_a_schedule_is_a_failure() -> None:
+    statuses = dict.fromkeys(ScheduleStatus, 0)
+    none = ScheduleHealth(statuses, {}, 0.0, 0.0)
+    assert check_schedules(none) is None
+    fine = check_schedules(ScheduleHealth(statuses | {ScheduleStatus.ACTIVE: 2}, {}, 0.5, 2.0, ("nightly", "lab")))
+    assert fine is not None
+    assert (fine.level, fine.says) == (Level.OK, "2 active; no tick is overdue")
+    late = check_schedules(ScheduleHealth(statuses | {ScheduleStatus.ACTIVE: 2}, {}, 0.5, 7200.0, ("nightly", "lab")))
+    assert late is not None
+    assert late.level is Level.FAIL
+    assert "the next tick of schedule nightly (project lab) is 2 h" in late.says
+    assert "tweezer scheduler" in (late.change or "")

@@ -316,7 +316,8 @@ def _set_status(
 
 def _write(connection: Connection, row: Row[Any], values: dict[str, Any]) -> None:
     values |= {"updated_ms": now_ms(), "revision": row.revision + 1}
-    connection.execute(update(schedules).where(schedules.c.id == row.id).values(values))
+    same = (schedules.c.id == row.id, schedules.c.revision == row.revision)  # schedulers do not lock the row
+    connection.execute(update(schedules).where(*same).values(values))
 
 
 def _filtered(project_ids: Collection[str] | None, name: str | None, status: ScheduleStatus | None) -> Select[Any]:

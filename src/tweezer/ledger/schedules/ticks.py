@@ -257,8 +257,11 @@ def rewind(connection: Connection, now: int) -> None:
     """Move schedules whose last tick is in the future back: the clock was ahead. Ticks that exist do not run again."""
     ahead = schedules.c.last_ms > now + _AHEAD_MS
     for row in connection.execute(_select_schedules().where(ahead, schedules.c.next_ms.is_not(None))).all():
-        timetable = timetable_of(row)
-        next_ms = timetable.next_after(now)
+        try:
+            timetable = timetable_of(row)
+            next_ms = timetable.next_after(now)
+        except InvalidInput:  # it stops at its next tick
+            continue
         for _ in range(_REWIND_MAX):
             known = (schedule_ticks.c.schedule == row.id, schedule_ticks.c.key == str(next_ms))
             if next_ms >= row.next_ms or connection.execute(select(schedule_ticks.c.key).where(*known)).first() is None:
@@ -295,7 +298,8 @@ def read_schedule_health(connection: Connection) -> ScheduleHealth:
     """Count schedules and ticks."""
     by_status = connection.execute(select(schedules.c.status, func.count()).group_by(schedules.c.status))
     statuses = dict.fromkeys(ScheduleStatus, 0) | {ScheduleStatus(status): count for status, count in by_status}
-    counts = dict.fromkeys((it for it in TickOutcome if it is not TickOutcome.PENDING), 0)
+    ended = [it for it in TickOutcome if it is not TickOutcome.PENDING]
+    counts: dict[TickOutcome, int] = dict.fromkeys(ended, 0)
     last_lag_ms = 0
     for outcome, count, lag_ms in connection.execute(select(schedule_totals)):
         counts[TickOutcome(outcome)] = count
