@@ -91,6 +91,7 @@ _MODULES = {
         "connect_async",
     ),
     "tweezer.display.data": ("JobList",),
+    "tweezer.model.attempts": ("Attempt", "AttemptOutcome"),
     "tweezer.model.errors": (
         "Conflict",
         "EventsTrimmed",

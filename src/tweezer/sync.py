@@ -450,6 +450,7 @@ class Queue(_Handle):
     batches = _listing_batches(AsyncQueue.batches)
     submit = _returning_batch(AsyncQueue.submit)
     job = _blocking(AsyncQueue.job)
+    attempts = _blocking(AsyncQueue.attempts)
     logs = _blocking(AsyncQueue.logs)
     result = _blocking(AsyncQueue.result)
     cancel_many = _blocking(AsyncQueue.cancel_many)

@@ -232,6 +232,10 @@ class HttpTransport:
             if not ended:
                 raise Unavailable(f"the API at {self._http.url} sent only a part of the jobs; try again")
 
+    async def attempts(self, job_id: UUID) -> list[Attempt]:
+        path = at("/api/v2/jobs/{}/attempts", job_id)
+        return [found.attempt() for found in (await self._http.call(list[AttemptJson], "GET", path)).data]
+
     async def logs(self, job_id: UUID, after: int) -> JobLog:
         path = at("/api/v2/jobs/{}/logs", job_id)
         return (await self._http.call(JobLog, "GET", path, query={"after": after})).data
@@ -278,7 +282,7 @@ class HttpTransport:
         """Return the progress of running jobs of a batch, of the first hundred."""
         query: dict[str, str | int] = {"batch_id": str(batch_id), "status": "RUNNING", "limit": _PAGE}
         found = (await self._http.call(list[JobJson], "GET", "/api/v2/jobs", query=query)).data
-        return [JobNews(it.creation_order, it.stage or Stage.ON_DEVICE, it.progress) for it in found]
+        return [JobNews(it.creation_order, it.stage or Stage.ON_DEVICE, it.progress, it.steps) for it in found]
 
     # --- devices
 

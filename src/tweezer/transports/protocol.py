@@ -16,6 +16,7 @@ from uuid import UUID
 import msgspec
 
 from tweezer.ledger.queries.filters import BatchFilter
+from tweezer.model.attempts import Attempt
 from tweezer.model.errors import ResultUnavailable
 from tweezer.model.events import Event, JobNews, Word
 from tweezer.model.lifecycle import JobStatus
@@ -146,6 +147,8 @@ class Transport(Protocol):
     async def result(self, job: JobRecord) -> JobWithResult:
         """Return a job that was read before, with its result."""
         ...
+
+    async def attempts(self, job_id: UUID) -> list[Attempt]: ...
 
     async def logs(self, job_id: UUID, after: int) -> JobLog:
         """Return what the emulator wrote after this position; the caller has read the job before."""
