@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tweezer.client import AsyncBatch, AsyncQueue, Finished, JobFailed, ListedBatch, WaitTimeout, connect_async
     from tweezer.display.data import JobList
+    from tweezer.model.attempts import Attempt, AttemptOutcome
     from tweezer.model.errors import (
         Conflict,
         EventsTrimmed,
@@ -47,6 +48,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncBatch",
     "AsyncQueue",
+    "Attempt",
+    "AttemptOutcome",
     "Batch",
     "BatchStatus",
     "Conflict",

@@ -137,7 +137,7 @@ def attempts(options: Options, *, job: str, as_json: bool) -> None:
 def _cells(attempt: Attempt) -> tuple[object, ...]:
     """Return the cells of an attempt; the outcome of one that runs is empty."""
     outcome = attempt.outcome or "running"
-    why = "; ".join(filter(None, (attempt.reason, attempt.fault and str(attempt.fault))))
+    why = "; ".join(filter(None, (attempt.reason, str(attempt.fault or ""))))
     return (
         attempt.number,
         "" if attempt.started is None else show.second(attempt.started),

@@ -25,6 +25,7 @@ from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.events import JobNews, Word
 from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import Steps
 from tweezer.model.summaries import describe_values, format_duration
 from tweezer.store.records import BatchPause, BatchRecord, DeviceRecord, JobRecord, describe_wait
 from tweezer.transports.protocol import is_settled

@@ -238,8 +238,8 @@ class BatchReader:
             entries, trimmed = await self._ask(read)
             if position_number(trimmed) > position and queries is None and (job.attempt or job.started):
                 raise EventsTrimmed(
-                    f"events of job {job.id} may no longer be in Redis; set database_url=… or TWEEZER_DATABASE_URL to the "
-                    "ledger that has them"
+                    f"events of job {job.id} may no longer be in Redis; set database_url=… or TWEEZER_DATABASE_URL to "
+                    "the ledger that has them"
                 )
             if position_number(trimmed) > position and queries is not None and rereads < _REREADS_MAX:
                 rereads += 1  # what was trimmed has been recorded

@@ -28,6 +28,11 @@ class AttemptOutcome(StrEnum):
     RESTART = "restart"
     UNKNOWN = "unknown"
 
+    @classmethod
+    def _missing_(cls, value: object) -> AttemptOutcome:
+        """Take a word of a newer version for unknown."""
+        return cls.UNKNOWN
+
 
 class Attempt(msgspec.Struct, frozen=True):
     """One execution of a job.
@@ -103,6 +108,4 @@ def read_attempts(
 
 
 def _outcome(event: Event) -> AttemptOutcome:
-    if event.status is not JobStatus.PENDING:
-        return AttemptOutcome(event.status.lower())
-    return AttemptOutcome.UNKNOWN if event.why is None else AttemptOutcome(event.why)
+    return AttemptOutcome(event.why if event.status is JobStatus.PENDING else event.status.lower())

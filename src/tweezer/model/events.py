@@ -147,8 +147,7 @@ class Word(msgspec.Struct, frozen=True):
     def events(
         self, batch_id: UUID, sequence: int, time_us: int, holder: str = "", faults: str = ""
     ) -> Iterator[Event]:
-        """Yield the events of the word; the first one has this sequence number. holder, faults: as in
-        :func:`read_events`."""
+        """Yield the events of the word; the first one has this sequence number. The rest as :func:`read_events`."""
         before, after = self.letters[0], self.letters[1]
         if self.jobs:
             worker, lane, why = _read_holder(holder)

@@ -256,16 +256,15 @@ def fit_progress(progress: Progress) -> Progress:
             fraction = done / total
         text = "".join(it if it.isprintable() else " " for it in steps.message or "")
         message = " ".join(text.replace(_SPACE, " ").split())[:MAX_PROGRESS_LENGTH].strip()
-        steps = Steps(done, total, message or None) if message or total else None
-    return Progress(progress.stage, fraction, steps)
+        steps = Steps(done, total, message if message not in ("", "-") else None)
+    return Progress(progress.stage, fraction, None if steps == Steps() else steps)
 
 
 def pack_steps(steps: Steps | None) -> tuple[str, str]:
     """Return the steps as two words: their numbers, and the message. ``-`` stands for a missing value."""
     if steps is None:
         return "-", "-"
-    message = (steps.message or "").replace(" ", _SPACE)
-    return "-" if steps.total is None else f"{steps.done}/{steps.total}", message if message not in ("", "-") else "-"
+    return "-" if steps.total is None else f"{steps.done}/{steps.total}", (steps.message or "-").replace(" ", _SPACE)
 
 
 def read_steps(numbers: str = "-", message: str = "-") -> Steps | None:

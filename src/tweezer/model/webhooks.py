@@ -183,8 +183,8 @@ class EventMessage(msgspec.Struct, frozen=True):
 def describe_event(event: Event, project: str) -> EventMessage:
     """Convert a transition for the feed.
 
-    ``data`` has the fields of JobData or BatchData that the event contains, and the worker and lane that held the job. A
-    job that is pending again has the reason, and the error of its attempt.
+    ``data`` has the fields of JobData or BatchData that the event contains, and the worker and lane that held the job.
+    For a job that is pending again it also has the reason, and the error of its attempt.
     """
     data: dict[str, Any] = {"project_id": project, "batch_id": str(event.batch_id)}
     if event.index is not None:

@@ -14,6 +14,7 @@ import msgspec
 
 from tweezer.duties import Backoff, end_tasks
 from tweezer.ledger.queries.filters import BatchFilter
+from tweezer.model.attempts import Attempt
 from tweezer.model.cancels import as_ranges, show_ranges
 from tweezer.model.checks import MAX_INTEGER, MAX_REASON_LENGTH, as_job_spec, check_batch, check_jobs, check_text
 from tweezer.model.errors import NotFound, ResultUnavailable, TweezerError, Unavailable
@@ -28,6 +29,7 @@ from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRe
 from tweezer.store.streams.batch_events import LastEvent
 from tweezer.transports.http_records import (
     AddedJson,
+    AttemptJson,
     BatchJson,
     DeviceJson,
     IdJson,

@@ -202,15 +202,13 @@ class AttemptJson(msgspec.Struct, frozen=True):
     fault: Fault | None
 
     def attempt(self) -> Attempt:
-        """Return the attempt. An outcome of a newer version is unknown here."""
-        known = self.outcome in AttemptOutcome or self.outcome is None
         return Attempt(
             number=self.number,
             worker=self.worker,
             lane=self.lane,
             started=self.start_timestamp,
             ended=self.end_timestamp,
-            outcome=None if self.outcome is None else AttemptOutcome(self.outcome if known else "unknown"),
+            outcome=None if self.outcome is None else AttemptOutcome(self.outcome),
             fault=self.fault,
         )
 

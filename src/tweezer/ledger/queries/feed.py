@@ -308,18 +308,15 @@ def _read_transitions(
     if types:
         conditions.append(_has_words(connection, pairs))
     columns = (table.position, table.batch, table.sequence_number, table.time_us, table.words)
-    named: Select[Any] = select(*columns, table.holder, table.faults, projects.c.id).join(
-        projects, projects.c.no == table.project
-    )
+    more = (table.holder, table.faults, projects.c.id)
+    named: Select[Any] = select(*columns, *more).join(projects, projects.c.no == table.project)
     firsts = [named.where(*part, *conditions).order_by(table.position).limit(_STEP) for part in whose]
     query = firsts[0]
     if len(firsts) > 1:  # each project's rows are contiguous in the index
         merged = union_all(*(select(first.subquery()) for first in firsts)).subquery()
         query = select(merged).order_by(merged.c.position).limit(_STEP)
-    items = [
-        _Item(row.position, row.id, *row[1:5], None, row.holder or "", row.faults or "")
-        for row in connection.execute(query)
-    ]
+    rows = connection.execute(query).all()
+    items = [_Item(row.position, row.id, *row[1:5], holder=row.holder or "", faults=row.faults or "") for row in rows]
     return items, items[-1].position if len(items) == _STEP else until
 
 

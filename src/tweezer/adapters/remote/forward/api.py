@@ -51,8 +51,8 @@ class ServerBatch(msgspec.Struct, frozen=True):
 class ServerJob(msgspec.Struct, frozen=True):
     """A job on the server.
 
-    errors: Messages for people. progress (percent), steps, stage, device_s (seconds): None if the server does not report
-    them.
+    errors: Messages for people. progress (percent), stage, device_s (seconds), steps: None if the server does not
+    report them.
     start_timestamp: None before the job has begun.
     """
 

@@ -24,7 +24,6 @@ from tweezer.adapters.remote.service import JobContext, Observed, RemoteId, Remo
 from tweezer.model.errors import ExecutionError, FaultKind
 from tweezer.model.ids import new_worker_id
 from tweezer.model.intents import Intent, Mark
-from tweezer.model.lifecycle import Stage
 from tweezer.model.lru import Recent
 from tweezer.model.messages import BatchWork, Outcome, OutcomeKind, Result
 

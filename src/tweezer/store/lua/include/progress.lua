@@ -1,5 +1,5 @@
 -- The progress of running jobs.
--- include: job
+-- include: keys
 
 -- steps, message: words as messages.pack_steps makes them, or '-'.
 local function set_progress(st, percent, steps, message)
