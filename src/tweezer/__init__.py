@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tweezer.client import AsyncBatch, AsyncQueue, Finished, JobFailed, ListedBatch, WaitTimeout, connect_async
     from tweezer.display.data import JobList
-    from tweezer.model.attempts import Attempt, AttemptOutcome
+    from tweezer.model.attempts import JobAttempt, JobAttemptOutcome
     from tweezer.model.errors import (
         Conflict,
         EventsTrimmed,
@@ -48,8 +48,6 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncBatch",
     "AsyncQueue",
-    "Attempt",
-    "AttemptOutcome",
     "Batch",
     "BatchStatus",
     "Conflict",
@@ -58,6 +56,8 @@ __all__ = [
     "Finished",
     "InvalidInput",
     "Job",
+    "JobAttempt",
+    "JobAttemptOutcome",
     "JobFailed",
     "JobList",
     "JobLog",
@@ -94,7 +94,7 @@ _MODULES = {
         "connect_async",
     ),
     "tweezer.display.data": ("JobList",),
-    "tweezer.model.attempts": ("Attempt", "AttemptOutcome"),
+    "tweezer.model.attempts": ("JobAttempt", "JobAttemptOutcome"),
     "tweezer.model.errors": (
         "Conflict",
         "EventsTrimmed",

@@ -32,7 +32,7 @@ from tweezer.duties import Backoff, heeding_cancel
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.queries.filters import BatchFilter
 from tweezer.model.arguments import check_flag, check_indices, check_list, check_path, check_seconds, read_secret, shown
-from tweezer.model.attempts import Attempt
+from tweezer.model.attempts import JobAttempt
 from tweezer.model.cancels import check_by, user_at_host
 from tweezer.model.checks import (
     MAX_DEVICE_LENGTH,
@@ -925,7 +925,7 @@ class AsyncQueue(Handle):
         identity = await self._find_job(job_id)
         return await self.ask(lambda: self.transport.job(identity))
 
-    async def attempts(self, job_id: UUID | str) -> list[Attempt]:
+    async def attempts(self, job_id: UUID | str) -> list[JobAttempt]:
         """Return each execution of a job, oldest first: where it ran, from when to when, and how it ended.
 
         Args:

@@ -9,7 +9,7 @@ from tests.support.ledger_rig import OPERATOR, LedgerRig
 from tests.support.records import end_earlier
 
 from tweezer.ledger.batch_reader import BatchReader
-from tweezer.model.attempts import Attempt
+from tweezer.model.attempts import JobAttempt
 from tweezer.model.errors import EventsTrimmed, NotFound
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import Stage
@@ -26,12 +26,12 @@ async def retry(bench: LedgerRig) -> UUID:
     return batch_id
 
 
-async def read(bench: LedgerRig, batch_id: UUID, index: int = 0) -> list[Attempt]:
+async def read(bench: LedgerRig, batch_id: UUID, index: int = 0) -> list[JobAttempt]:
     reader = BatchReader(bench.rig.store, bench.queries)
     return await reader.attempts(OPERATOR, job_id(batch_id, index))
 
 
-def ends(found: list[Attempt]) -> list[tuple[str | None, Fault | None]]:
+def ends(found: list[JobAttempt]) -> list[tuple[str | None, Fault | None]]:
     return [(it.outcome, it.fault) for it in found]
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from tweezer.model.attempts import Attempt, read_attempts
+from tweezer.model.attempts import JobAttempt, read_attempts
 from tweezer.model.errors import FaultKind
 from tweezer.model.events import JobNews, read_news
 from tweezer.model.ids import job_id
@@ -30,14 +30,14 @@ async def entries(rig: StoreRig) -> list[Entry]:
     return await rig.store.events.read(most=1000)
 
 
-async def attempts(rig: StoreRig, batch_id: UUID, index: int = 0) -> list[Attempt]:
+async def attempts(rig: StoreRig, batch_id: UUID, index: int = 0) -> list[JobAttempt]:
     events = [event for entry in await entries(rig) for event in entry.events]
     job = await rig.job(batch_id, index)
     fault = job.faults[0] if job.faults else None
     return read_attempts((it for it in events if it.index == index), started=job.started, fault=fault)
 
 
-def ends(found: list[Attempt]) -> list[tuple[str | None, Fault | None]]:
+def ends(found: list[JobAttempt]) -> list[tuple[str | None, Fault | None]]:
     return [(it.outcome, it.fault) for it in found]
 
 

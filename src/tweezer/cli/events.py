@@ -15,7 +15,7 @@ from tweezer.cli import show
 from tweezer.cli.options import Options, pass_options, print_json, split_job
 from tweezer.cli.status import check_number
 from tweezer.client import AsyncBatch, AsyncQueue
-from tweezer.model.attempts import Attempt
+from tweezer.model.attempts import JobAttempt
 from tweezer.model.ids import short_id
 from tweezer.model.summaries import format_duration
 from tweezer.model.webhooks import EventMessage, EventType, describe_event
@@ -134,7 +134,7 @@ def attempts(options: Options, *, job: str, as_json: bool) -> None:
     options.run(run)
 
 
-def _cells(attempt: Attempt) -> tuple[object, ...]:
+def _cells(attempt: JobAttempt) -> tuple[object, ...]:
     """Return the cells of an attempt; the outcome of one that runs is empty."""
     outcome = attempt.outcome or "running"
     why = "; ".join(filter(None, (attempt.reason, str(attempt.fault or ""))))
@@ -148,5 +148,5 @@ def _cells(attempt: Attempt) -> tuple[object, ...]:
     )
 
 
-def _as_json(attempt: Attempt) -> dict[str, object]:
+def _as_json(attempt: JobAttempt) -> dict[str, object]:
     return msgspec.structs.asdict(attempt) | {"reason": attempt.reason, "duration_s": attempt.duration_s}

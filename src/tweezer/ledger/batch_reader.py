@@ -14,7 +14,7 @@ import msgspec
 
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, PageRequest
-from tweezer.model.attempts import Attempt, read_attempts
+from tweezer.model.attempts import JobAttempt, read_attempts
 from tweezer.model.errors import Conflict, EventsTrimmed, NotFound, ResultUnavailable, Unavailable
 from tweezer.model.events import Event
 from tweezer.model.ids import job_id, read_short_id
@@ -220,7 +220,7 @@ class BatchReader:
         packed = await self.packed_results(batch_id, indices)
         return {index: await self._store.results.read(data) for index, data in packed.items()}
 
-    async def attempts(self, caller: Principal, job_id: UUID) -> list[Attempt]:
+    async def attempts(self, caller: Principal, job_id: UUID) -> list[JobAttempt]:
         """Return the attempts of the job, oldest first. Raises NotFound, EventsTrimmed."""
         job = await self.job(caller, job_id)
         events = await self._events_of_job(job)

@@ -13,7 +13,7 @@ from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import Fault
 
 
-class AttemptOutcome(StrEnum):
+class JobAttemptOutcome(StrEnum):
     """How an attempt ended. After the first three and ``unknown`` come the reasons for another attempt, see RETURNS."""
 
     DONE = "done"
@@ -29,12 +29,12 @@ class AttemptOutcome(StrEnum):
     UNKNOWN = "unknown"
 
     @classmethod
-    def _missing_(cls, value: object) -> AttemptOutcome:
+    def _missing_(cls, value: object) -> JobAttemptOutcome:
         """Take a word of a newer version for unknown."""
         return cls.UNKNOWN
 
 
-class Attempt(msgspec.Struct, frozen=True):
+class JobAttempt(msgspec.Struct, frozen=True):
     """One execution of a job.
 
     Attributes:
@@ -54,7 +54,7 @@ class Attempt(msgspec.Struct, frozen=True):
     lane: int | None
     started: datetime | None
     ended: datetime | None = None
-    outcome: AttemptOutcome | None = None
+    outcome: JobAttemptOutcome | None = None
     fault: Fault | None = None
 
     @property
@@ -72,7 +72,7 @@ class Attempt(msgspec.Struct, frozen=True):
 
 def read_attempts(
     events: Iterable[Event], *, started: datetime | None = None, fault: Fault | None = None
-) -> list[Attempt]:
+) -> list[JobAttempt]:
     """Return the attempts of a job.
 
     Args:
@@ -81,17 +81,17 @@ def read_attempts(
             end has the time of the end.
         fault: Why the job ended in ERROR.
     """
-    found: list[Attempt] = []
+    found: list[JobAttempt] = []
     begun: Event | None = None  # the begin of the last attempt while its end was not seen
     for event in events:
         if event.status is JobStatus.RUNNING:
             if begun is not None:  # Redis lost the end in a power loss
-                found[-1] = msgspec.structs.replace(found[-1], outcome=AttemptOutcome.UNKNOWN)
+                found[-1] = msgspec.structs.replace(found[-1], outcome=JobAttemptOutcome.UNKNOWN)
             begun = event
-            found.append(Attempt(len(found) + 1, event.worker, event.lane, event.time))
+            found.append(JobAttempt(len(found) + 1, event.worker, event.lane, event.time))
         elif event.previous is JobStatus.RUNNING or begun is not None:
             if begun is None:
-                found.append(Attempt(len(found) + 1, event.worker, event.lane, None))
+                found.append(JobAttempt(len(found) + 1, event.worker, event.lane, None))
             at_once = begun is not None and begun.time_us == event.time_us
             began = started if at_once and event.status.terminal and started is not None else found[-1].started
             found[-1] = msgspec.structs.replace(
@@ -107,5 +107,5 @@ def read_attempts(
     return found
 
 
-def _outcome(event: Event) -> AttemptOutcome:
-    return AttemptOutcome(event.why if event.status is JobStatus.PENDING else event.status.lower())
+def _outcome(event: Event) -> JobAttemptOutcome:
+    return JobAttemptOutcome(event.why if event.status is JobStatus.PENDING else event.status.lower())

@@ -261,7 +261,7 @@ def fit_progress(progress: Progress) -> Progress:
 
 
 def pack_steps(steps: Steps | None) -> tuple[str, str]:
-    """Return the steps as two words: their numbers, and the message. ``-`` stands for a missing value."""
+    """Return the steps as two words: their numbers, and the message. A missing value is ``-``."""
     if steps is None:
         return "-", "-"
     return "-" if steps.total is None else f"{steps.done}/{steps.total}", (steps.message or "-").replace(" ", _SPACE)

@@ -17,7 +17,7 @@ from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.batch_reader import BatchReader
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.queries.filters import BatchFilter
-from tweezer.model.attempts import Attempt
+from tweezer.model.attempts import JobAttempt
 from tweezer.model.errors import Conflict, NotFound, TweezerError, install_command
 from tweezer.model.events import Event, JobNews, Word, read_news
 from tweezer.model.windows import Window
@@ -157,7 +157,7 @@ class DirectTransport:
         results = await self._reader.results(job.batch_id, [job.index] if job.may_have_result else [])
         return job, results.get(job.index)
 
-    async def attempts(self, job_id: UUID) -> list[Attempt]:
+    async def attempts(self, job_id: UUID) -> list[JobAttempt]:
         return await self._reader.attempts(self._caller, job_id)
 
     async def logs(self, job_id: UUID, after: int) -> JobLog:

@@ -14,7 +14,7 @@ import msgspec
 
 from tweezer.duties import Backoff, end_tasks
 from tweezer.ledger.queries.filters import BatchFilter
-from tweezer.model.attempts import Attempt
+from tweezer.model.attempts import JobAttempt
 from tweezer.model.cancels import as_ranges, show_ranges
 from tweezer.model.checks import MAX_INTEGER, MAX_REASON_LENGTH, as_job_spec, check_batch, check_jobs, check_text
 from tweezer.model.errors import NotFound, ResultUnavailable, TweezerError, Unavailable
@@ -234,7 +234,7 @@ class HttpTransport:
             if not ended:
                 raise Unavailable(f"the API at {self._http.url} sent only a part of the jobs; try again")
 
-    async def attempts(self, job_id: UUID) -> list[Attempt]:
+    async def attempts(self, job_id: UUID) -> list[JobAttempt]:
         path = at("/api/v2/jobs/{}/attempts", job_id)
         return [found.attempt() for found in (await self._http.call(list[AttemptJson], "GET", path)).data]
 

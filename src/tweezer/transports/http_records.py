@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from tweezer.model.attempts import Attempt, AttemptOutcome
+from tweezer.model.attempts import JobAttempt, JobAttemptOutcome
 from tweezer.model.cancels import CancelAttempt, CancelOutcome, read_ranges
 from tweezer.model.events import RETURNS, Event, Word
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
@@ -201,14 +201,14 @@ class AttemptJson(msgspec.Struct, frozen=True):
     outcome: str | None
     fault: Fault | None
 
-    def attempt(self) -> Attempt:
-        return Attempt(
+    def attempt(self) -> JobAttempt:
+        return JobAttempt(
             number=self.number,
             worker=self.worker,
             lane=self.lane,
             started=self.start_timestamp,
             ended=self.end_timestamp,
-            outcome=None if self.outcome is None else AttemptOutcome(self.outcome),
+            outcome=None if self.outcome is None else JobAttemptOutcome(self.outcome),
             fault=self.fault,
         )
 

@@ -16,7 +16,7 @@ from uuid import UUID
 import msgspec
 
 from tweezer.ledger.queries.filters import BatchFilter
-from tweezer.model.attempts import Attempt
+from tweezer.model.attempts import JobAttempt
 from tweezer.model.errors import ResultUnavailable
 from tweezer.model.events import Event, JobNews, Word
 from tweezer.model.lifecycle import JobStatus
@@ -148,7 +148,7 @@ class Transport(Protocol):
         """Return a job that was read before, with its result."""
         ...
 
-    async def attempts(self, job_id: UUID) -> list[Attempt]: ...
+    async def attempts(self, job_id: UUID) -> list[JobAttempt]: ...
 
     async def logs(self, job_id: UUID, after: int) -> JobLog:
         """Return what the emulator wrote after this position; the caller has read the job before."""

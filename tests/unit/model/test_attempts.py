@@ -10,7 +10,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tweezer.model.attempts import Attempt, AttemptOutcome, read_attempts
+from tweezer.model.attempts import JobAttempt, JobAttemptOutcome, read_attempts
 from tweezer.model.events import RETURNS, Event, read_events
 from tweezer.model.messages import Fault, encode_fault
 
@@ -34,7 +34,7 @@ def events(*entries: tuple[str, str] | tuple[str, str, str]) -> list[Event]:
     return found
 
 
-def summaries(found: Iterable[Attempt]) -> list[tuple[int, str | None, str | None]]:
+def summaries(found: Iterable[JobAttempt]) -> list[tuple[int, str | None, str | None]]:
     return [(it.number, it.worker, it.outcome) for it in found]
 
 
@@ -45,7 +45,7 @@ def test_a_job_that_never_began_has_no_attempt() -> None:
 
 
 def test_an_attempt_that_runs_has_no_end() -> None:
-    assert read_attempts(events(("0PR", FIRST))) == [Attempt(1, "lab1:812:3fa901", 2, at(1))]
+    assert read_attempts(events(("0PR", FIRST))) == [JobAttempt(1, "lab1:812:3fa901", 2, at(1))]
 
 
 def test_each_attempt_has_its_worker_its_times_and_its_end() -> None:
@@ -53,8 +53,8 @@ def test_each_attempt_has_its_worker_its_times_and_its_end() -> None:
         events(("0PR", FIRST), ("0RP", f"{FIRST} lost"), ("0PR", SECOND), ("0RD", SECOND)), started=at(3)
     )
     assert found == [
-        Attempt(1, "lab1:812:3fa901", 2, at(1), at(2), AttemptOutcome.LOST),
-        Attempt(2, "lab2:7:a1b2c3", 0, at(3), at(4), AttemptOutcome.DONE),
+        JobAttempt(1, "lab1:812:3fa901", 2, at(1), at(2), JobAttemptOutcome.LOST),
+        JobAttempt(2, "lab2:7:a1b2c3", 0, at(3), at(4), JobAttemptOutcome.DONE),
     ]
     assert found[0].reason == RETURNS["lost"]
     assert found[1].reason is None
@@ -72,14 +72,14 @@ def test_a_repeated_attempt_has_its_own_fault_and_the_last_one_that_of_the_job()
 
 def test_the_fault_of_a_job_belongs_to_no_attempt_that_did_not_fail() -> None:
     (found,) = read_attempts(events(("0PR", FIRST), ("0RC", FIRST)), fault=FAULT)
-    assert (found.outcome, found.fault) == (AttemptOutcome.CANCELED, None)
+    assert (found.outcome, found.fault) == (JobAttemptOutcome.CANCELED, None)
 
 
 def test_a_job_on_a_machine_that_another_worker_continued_is_one_attempt() -> None:
     assert summaries(read_attempts(events(("0PR", FIRST), ("0RD", SECOND)))) == [(1, "lab2:7:a1b2c3", "done")]
 
 
-def test_an_attempt_that_was_reported_with_its_end_began_when_the_record_says() -> None:
+def test_an_attempt_that_was_reported_with_its_end_has_the_begin_of_the_record() -> None:
     (found,) = read_attempts(events(("0PR 0RD", FIRST)), started=at(0.25))
     assert (found.started, found.ended) == (at(0.25), at(1))
 
@@ -101,8 +101,8 @@ def test_events_from_before_holders_were_recorded_make_attempts_too() -> None:
 
 
 def test_each_reason_for_another_attempt_is_an_outcome_and_a_newer_one_is_unknown() -> None:
-    assert set(RETURNS) | {"done", "error", "canceled", "unknown"} == set(AttemptOutcome)
-    assert AttemptOutcome("of a newer version") is AttemptOutcome.UNKNOWN
+    assert set(RETURNS) | {"done", "error", "canceled", "unknown"} == set(JobAttemptOutcome)
+    assert JobAttemptOutcome("of a newer version") is JobAttemptOutcome.UNKNOWN
 
 
 @given(st.lists(st.tuples(st.sampled_from(["0PR", "0RP", "0RD", "0RE", "0RC", "0PC"]), st.text(max_size=30))))

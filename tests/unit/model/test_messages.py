@@ -216,7 +216,7 @@ def test_numbers_of_steps_that_cannot_be_are_left_out(steps: Steps) -> None:
 
 
 @pytest.mark.parametrize("fraction", [float("nan"), float("inf"), float("-inf")])
-def test_a_fraction_that_is_no_finite_number_is_left_out(fraction: float) -> None:
+def test_a_fraction_must_be_finite(fraction: float) -> None:
     assert fitted(Steps(), fraction) == Progress(Stage.ON_DEVICE)
 
 

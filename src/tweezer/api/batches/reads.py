@@ -23,10 +23,10 @@ from tweezer.api.access.dependencies import (
 from tweezer.api.batches.filters import BatchPageParams, BatchParams, FindText, JobPageParams, JobParams, ProjectIds
 from tweezer.api.batches.results import KeptResults, result_response, stream_lines
 from tweezer.api.batches.schemas import (
-    AttemptResponse,
     BatchResponse,
     BatchStateResponse,
     FoundBatchResponse,
+    JobAttemptResponse,
     JobLineResponse,
     JobResponse,
     JobResultResponse,
@@ -242,12 +242,12 @@ async def get_job_transitions(job_id: JobId, caller: Caller, live: LiveStore) ->
 @router.get(
     "/api/v2/jobs/{job_id}/attempts",
     summary="List the attempts of a job",
-    **describe_route(list[AttemptResponse], 404),
+    **describe_route(list[JobAttemptResponse], 404),
 )
 async def get_job_attempts(job_id: JobId, caller: Caller, live: LiveStore) -> Response:
     """Return each execution of the job, oldest first: where it ran, from when to when, and how it ended. The list is
     current, and empty if the job has never begun. The last attempt has no end while the job is `RUNNING`."""
-    return success([AttemptResponse.from_record(attempt) for attempt in await live.attempts(caller, job_id)])
+    return success([JobAttemptResponse.from_record(attempt) for attempt in await live.attempts(caller, job_id)])
 
 
 @router.get(

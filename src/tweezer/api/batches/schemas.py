@@ -16,7 +16,7 @@ from msgspec import Meta
 from pydantic_core import to_jsonable_python
 
 from tweezer.api.http.responses import Count, Moment, RecordResponse, Seconds, Source, doc
-from tweezer.model.attempts import Attempt, AttemptOutcome
+from tweezer.model.attempts import JobAttempt, JobAttemptOutcome
 from tweezer.model.cancels import CancelOutcome
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
@@ -547,7 +547,7 @@ class TransitionResponse(RecordResponse, frozen=True):
     reason: Annotated[str | None, doc("Why a running job is pending again.", "its worker stopped renewing its lease")]
 
 
-class AttemptResponse(RecordResponse, frozen=True):
+class JobAttemptResponse(RecordResponse, frozen=True):
     """One execution of a job."""
 
     number: Annotated[
@@ -569,7 +569,7 @@ class AttemptResponse(RecordResponse, frozen=True):
         Moment | None, Source("ended"), doc("When it ended; null while it runs, and if it was not recorded.")
     ]
     outcome: Annotated[
-        AttemptOutcome | None,
+        JobAttemptOutcome | None,
         doc(
             "How it ended: `done`, `error` or `canceled`; or why the job was queued again, in a word; `unknown` if it "
             "was not recorded. Null while it runs.",
@@ -583,7 +583,7 @@ class AttemptResponse(RecordResponse, frozen=True):
     fault: Annotated[FaultResponse | None, doc("Why the attempt failed; null if it did not.", None)]
 
     @classmethod
-    def from_record(cls, record: Attempt, **computed: Any) -> Self:
+    def from_record(cls, record: JobAttempt, **computed: Any) -> Self:
         fault = None if record.fault is None else FaultResponse.from_record(record.fault)
         return super().from_record(record, fault=fault, **computed)
 
