@@ -135,7 +135,7 @@ def attempts(options: Options, *, job: str, as_json: bool) -> None:
 
 
 def _cells(attempt: JobAttempt) -> tuple[object, ...]:
-    """Return the cells of an attempt; the outcome of one that runs is empty."""
+    """Return the cells of an attempt."""
     outcome = attempt.outcome or "running"
     why = "; ".join(filter(None, (attempt.reason, str(attempt.fault or ""))))
     return (
