@@ -42,7 +42,7 @@ async def _submit(store: Store, jobs: list[JobSpec], project: str = PROJECT) -> 
 
 
 @contextlib.asynccontextmanager
-async def _pool(url: str, lanes: int, *options: str, workers: int = 1) -> AsyncIterator[tuple[Store, harness.Program]]:
+async def pool(url: str, lanes: int, *options: str, workers: int = 1) -> AsyncIterator[tuple[Store, harness.Program]]:
     """Yield an empty store, and the first of its workers, which wait for work."""
     async with Store.open(Connect(url=url)) as store, contextlib.AsyncExitStack() as stack:
         await store.redis.flushall()
@@ -58,12 +58,12 @@ async def _has_lanes(store: Store, lanes: int) -> bool:
     return device is not None and device.lanes == lanes
 
 
-async def _is_drained(store: Store) -> bool:
+async def is_drained(store: Store) -> bool:
     device = await store.reader.device(DEVICE)
     return device is not None and device.pending + device.running == 0
 
 
-async def _check_done(store: Store, batches: list[UUID]) -> None:
+async def check_done(store: Store, batches: list[UUID]) -> None:
     for batch_id in batches:
         batch = await store.reader.batch(batch_id, project=None)
         if batch.status is not BatchStatus.DONE or batch.counts[JobStatus.DONE] != batch.jobs:
@@ -77,7 +77,7 @@ async def drain(
 
     Return the seconds of the submits, and those of the drain: by Redis' clock, from the resume to the last event.
     """
-    async with _pool(url, lanes, workers=workers) as (store, _):
+    async with pool(url, lanes, workers=workers) as (store, _):
         await store.devices.pause(DEVICE, "benchmark")
         specs = _jobs(jobs)
         owners = [f"{PROJECT}-{number % projects}" for number in range(batches)]
@@ -89,15 +89,15 @@ async def drain(
         submit_s = time.perf_counter() - began
         begin_us = await harness.server_time_us(store.redis)
         await store.devices.resume(DEVICE)
-        await harness.until(lambda: _is_drained(store), "the workers drained the queue", 2 * harness.WAIT_S)
+        await harness.until(lambda: is_drained(store), "the workers drained the queue", 2 * harness.WAIT_S)
         ((_, last),) = await store.redis.xrevrange(store.keys(Key.EVENTS), count=1)
-        await _check_done(store, ids)
+        await check_done(store, ids)
         return submit_s, (int(last[b"t"]) - begin_us) / 1e6
 
 
 async def submit(url: str, jobs: int) -> float:
     """Submit this many jobs in one call and return its seconds."""
-    async with _pool(url, 1) as (store, _):
+    async with pool(url, 1) as (store, _):
         await store.devices.pause(DEVICE, "benchmark")
         await _submit(store, _jobs(1))  # loads the script
         specs = _jobs(jobs)
@@ -109,7 +109,7 @@ async def submit(url: str, jobs: int) -> float:
 
 async def latency(url: str, samples: int) -> list[float]:
     """Return the milliseconds from each call of submit to the start of the job in an idle worker."""
-    async with _pool(url, 1, "--stamping") as (store, worker):
+    async with pool(url, 1, "--stamping") as (store, worker):
         specs = _jobs(1)
         return await references.starts(worker, lambda: _submit(store, specs), samples)
 
@@ -134,7 +134,7 @@ async def _used_bytes(client: Redis) -> int:
 
 async def memory(url: str, jobs: int) -> tuple[float, float]:
     """Return the bytes of a queued job in Redis: by used_memory, and by the sum of MEMORY USAGE of all keys."""
-    async with _pool(url, 1) as (store, _):
+    async with pool(url, 1) as (store, _):
         await store.devices.pause(DEVICE, "benchmark")
         await _submit(store, _jobs(1))
         await asyncio.sleep(0.5)

@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for tests: PostgreSQL, filling
 
 import harness
-from filtered_lists import measure_lists
+from filtered_lists import measure_lists, measure_tasks
 from harness import Broken, Figure, figure, median, note, percentile, ratio
 from questions import Questions
 from sqlalchemy import bindparam, select
@@ -208,6 +208,18 @@ async def measure_two_filters(
     return await measure_lists(name, database, url, made, redis_url=redis_url, times=max(asked.times, LISTS_MIN))
 
 
+async def measure_all_tasks(
+    kind: str, database: Database, url: str, redis_url: str, asked: argparse.Namespace, projects: int
+) -> tuple[list[Figure], dict[str, Any]]:
+    """Measure the routes of tasks in a history of this number of projects, in which each third batch is archived."""
+    name = f"{kind}, one project" if projects == 1 else f"{kind}, {projects} projects"
+    note(f"{name}: filling")
+    plan = Plan(jobs=asked.jobs, batches=asked.jobs // 50, projects=projects, live=asked.jobs // 5000, archived_each=3)
+    made = filled(database, plan)
+    note(f"{name}: asking")
+    return await measure_tasks(name, database, url, made, redis_url=redis_url, times=max(asked.times, LISTS_MIN))
+
+
 def main() -> int:
     parser = harness.options(
         __doc__,
@@ -215,7 +227,7 @@ def main() -> int:
         rounds="rounds of what is compared (3; 1 with --quick)",
     )
     parser.add_argument("--jobs", type=int, help="jobs in the ledger (1,000,000), in a fiftieth as many batches")
-    parser.add_argument("--only", choices=("sqlite", "postgres", "two"), help="one part")
+    parser.add_argument("--only", choices=("sqlite", "postgres", "two", "tasks"), help="one part")
     asked = parser.parse_args()
     asked.rounds = asked.rounds or (1 if asked.quick else 3)
     asked.jobs = asked.jobs or (20_000 if asked.quick else 1_000_000)
@@ -240,6 +252,14 @@ def main() -> int:
                     with opened(url) as database:
                         lists = measure_two_filters(kind, database, url, running.url, asked, projects)
                         _add(figures, measured, harness.run(lists))
+        if asked.only in (None, "tasks"):
+            server = closing.enter_context(PostgresServer(shared_buffers=SHARED_BUFFERS))
+            for projects in (20, 1):
+                name = f"tasks_of_{projects}"
+                for kind, url in (("SQLite", f"sqlite:///{folder / name}.db"), ("PostgreSQL", server.create(name))):
+                    with opened(url) as database:
+                        tasks = measure_all_tasks(kind, database, url, running.url, asked, projects)
+                        _add(figures, measured, harness.run(tasks))
     harness.report(figures, setup | {"measured": harness.rounded(measured)}, as_json=asked.json)
     return int(asked.strict and not all(one.met for one in figures))
 

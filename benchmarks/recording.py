@@ -87,7 +87,7 @@ async def drain_beside(url: str, batches: int, lanes: int, ledger: str | None) -
             await stack.enter_async_context(harness.program("recorder", url, "--ledger", ledger))
         begin_us = await harness.server_time_us(store.redis)
         await store.devices.resume(dispatch.DEVICE)
-        await harness.until(lambda: dispatch._is_drained(store), "the worker drained", 2 * harness.WAIT_S)  # noqa: SLF001
+        await harness.until(lambda: dispatch.is_drained(store), "the worker drained", 2 * harness.WAIT_S)
         ((_, last),) = await store.redis.xrevrange(store.keys(dispatch.Key.EVENTS), count=1)
         return (int(last[b"t"]) - begin_us) / 1e6
 
@@ -102,7 +102,7 @@ async def dataset(url: str, ledger: str, jobs: int, lanes: int) -> tuple[int, in
             async with harness.program("tickets", url, "--lanes", str(lanes)):
                 for _ in range(jobs // JOBS):
                     await dispatch._submit(store, dispatch._jobs(JOBS))  # noqa: SLF001
-                await harness.until(lambda: dispatch._is_drained(store), "the worker drained")  # noqa: SLF001
+                await harness.until(lambda: dispatch.is_drained(store), "the worker drained")
             return before, await _forget_all(store, recorder)
 
 

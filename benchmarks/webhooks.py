@@ -115,7 +115,7 @@ class Bench:
     @contextlib.asynccontextmanager
     async def store(self) -> AsyncIterator[Store]:
         """Yield an empty store with a device that was announced and has no worker."""
-        async with dispatch._pool(self.url, 1) as (store, _):  # noqa: SLF001  the same worker as there
+        async with dispatch.pool(self.url, 1) as (store, _):
             pass
         async with Store.open(Connect(url=self.url)) as store:
             await store.devices.pause(dispatch.DEVICE, "benchmark")
@@ -188,7 +188,7 @@ async def drain(store: Store) -> float:
     """Return the seconds from the resume to the last event, by Redis' clock."""
     begin_us = await harness.server_time_us(store.redis)
     await store.devices.resume(dispatch.DEVICE)
-    await harness.until(lambda: dispatch._is_drained(store), "the worker drained the queue")  # noqa: SLF001
+    await harness.until(lambda: dispatch.is_drained(store), "the worker drained the queue")
     ((_, last),) = await store.redis.xrevrange(store.keys(Key.EVENTS), count=1)
     return (int(last[b"t"]) - begin_us) / 1e6
 

@@ -109,10 +109,14 @@ class _Operation:
     def _success(self, status: str, response: Mapping[str, Any]) -> Iterator[str]:
         for kind, content in response.get("content", {}).items():
             if kind == "application/json":
-                rows = list(self._fields(content["schema"]))
-                if rows:
-                    head = "| field | type | description |\n| --- | --- | --- |\n"
-                    yield _collapsed(f"Response {status}", head + "\n".join(rows))
+                tables = {}
+                for schema in reversed(content["schema"].get("anyOf", [content["schema"]])):  # the usual one first
+                    if rows := list(self._fields(schema)):
+                        head = "| field | type | description |\n| --- | --- | --- |\n"
+                        when = f" {schema['description'].strip('.').lower()}" if "description" in schema else ""
+                        tables[f"Response {status}{when}"] = head + "\n".join(rows)
+                yield from (_collapsed(title, table) for title, table in tables.items())
+                if tables:
                     return
             yield f"**Response {status}** (`{kind}`): {response['description']}"
             return

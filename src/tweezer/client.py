@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import itertools
 import os
 import re
@@ -19,9 +20,9 @@ from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypedDict, TypeVar, Unpack, cast
 from urllib.parse import urlsplit
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 
@@ -31,6 +32,15 @@ from tweezer.display.data import JobList, to_arrays
 from tweezer.duties import Backoff, heeding_cancel
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.queries.filters import BatchFilter
+from tweezer.ledger.schedules.records import (
+    GRACE_S,
+    Missed,
+    Overlap,
+    Schedule,
+    ScheduleChange,
+    ScheduleSettings,
+    check_settings,
+)
 from tweezer.model.arguments import check_flag, check_indices, check_list, check_path, check_seconds, read_secret, shown
 from tweezer.model.attempts import JobAttempt
 from tweezer.model.cancels import check_by, user_at_host
@@ -42,6 +52,7 @@ from tweezer.model.checks import (
     MAX_REASON_LENGTH,
     MAX_TAG_LENGTH,
     as_limits,
+    check_tags,
     check_text,
     list_jobs,
 )
@@ -51,12 +62,14 @@ from tweezer.model.ids import DEFAULT_PROJECT, is_namespace, is_project_id, new_
 from tweezer.model.ids import job_id as make_job_id
 from tweezer.model.lifecycle import JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_BATCH, JobSpec, Limits, Priority, Result
+from tweezer.model.rule_fields import RULE_FIELDS, Retries, RuleFields, apply_rules, as_retries
+from tweezer.model.rules import MAX_DEPENDENCIES, Dependency, When
 from tweezer.model.summaries import cut, describe_counter, describe_job
 from tweezer.model.windows import Window, check_time
 from tweezer.store.connection import Connect
 from tweezer.store.devices import new_window
 from tweezer.store.job_logs import JobLog
-from tweezer.store.producers import CancelAnswer, Submission
+from tweezer.store.producers import CancelAnswer, CheckedSubmission, Submission, check_priority
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord, describe_wait
 from tweezer.store.streams.batch_events import LastEvent
 from tweezer.transports.direct import DirectAddress
@@ -384,6 +397,37 @@ class AsyncBatch(Handle):
         """
         await self.queue.ask(lambda: self._transport.resume(self.id))
 
+    async def set_priority(self, priority: Priority | str) -> None:
+        """Change the priority of the batch while it waits. Jobs that are running are not affected.
+
+        Args:
+            priority: ``LOW``, ``MEDIUM`` or ``HIGH``, in upper or lower case.
+
+        Raises:
+            InvalidInput: The priority is not valid.
+            Conflict: The batch has already ended.
+            NotFound: The project has no such batch.
+            Unavailable: Redis or the API did not answer.
+        """
+        wanted = check_priority(priority)
+        await self.queue.ask(lambda: self._transport.set_priority(self.id, wanted))
+
+    async def set_tags(self, tags: Iterable[str]) -> None:
+        """Replace the tags of the batch, even if it has ended.
+
+        Args:
+            tags: All of its new tags, as in :meth:`AsyncQueue.submit`; an empty list removes them.
+
+        Raises:
+            InvalidInput: A tag is not valid.
+            Conflict: The batch has ended, and Redis no longer holds it. Over HTTP it is changed in the ledger.
+            NotFound: The project has no such batch.
+            Unavailable: Redis or the API did not answer.
+        """
+        wanted = check_list("tags", tags, "texts")
+        check_tags(wanted)
+        await self.queue.ask(lambda: self._transport.set_tags(self.id, wanted))
+
     async def changes(self, timeout_s: float | None = None) -> AsyncIterator[BatchRecord]:
         """Yield the batch now and after each change, until none of its jobs is pending or running.
 
@@ -670,6 +714,29 @@ def _checked_key(idempotency_key: str | None) -> str:
     return check_text("idempotency_key", idempotency_key, MAX_KEY_LENGTH)
 
 
+class SubmitOptions(TypedDict, total=False):
+    """The options of :meth:`AsyncQueue.submit`, which describes them."""
+
+    device: str | None
+    priority: Priority | str
+    open: bool
+    name: str | None
+    tags: Iterable[str]
+    webhook: str | None
+    backend_configuration: str | None
+    limits: Limits | dict[str, Any] | None
+    start_at: datetime | None
+    schedule_threshold_s: float | None
+    queue_timeout_s: float | None
+    failure_threshold: int | None
+    on_failures: str | None
+    retries: Retries | dict[str, int] | None
+    depends_on: Iterable[Any]
+    keep_s: float | None
+    not_before: datetime | None
+    idempotency_key: str | None
+
+
 H = TypeVar("H")
 
 
@@ -756,6 +823,14 @@ class AsyncQueue(Handle):
         webhook: str | None = None,
         backend_configuration: str | None = None,
         limits: Limits | dict[str, Any] | None = None,
+        start_at: datetime | None = None,
+        schedule_threshold_s: float | None = None,
+        queue_timeout_s: float | None = None,
+        failure_threshold: int | None = None,
+        on_failures: str | None = None,
+        retries: Retries | dict[str, int] | None = None,
+        depends_on: Iterable[Any] = (),
+        keep_s: float | None = None,
         not_before: datetime | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncBatch:
@@ -775,9 +850,23 @@ class AsyncQueue(Handle):
             webhook: URL that receives the batch's events.
             backend_configuration: Pulser's ``EmulationConfig`` or another backend configuration, as abstract
                 representation.
-            limits: Time limits and number of retries, as :class:`Limits` or a dictionary of its fields (default:
-                ``Limits()``).
-            not_before: The earliest time to start, as an aware datetime.
+            limits: Time limits of jobs, as :class:`Limits` or a dictionary of its fields (default: ``Limits()``).
+            start_at: The earliest time to start, as an aware datetime.
+            schedule_threshold_s: Report the batch as late if it has not started so many seconds after ``start_at``. It
+                still runs.
+            queue_timeout_s: Seconds in which the batch must start; otherwise it ends in ``TIMED_OUT``. They are counted
+                from when it may start: from its submit, ``start_at`` and the end of what it depends on, whichever is
+                the latest.
+            failure_threshold: Number of failed jobs at which ``on_failures`` applies.
+            on_failures: ``pause`` (the default) or ``cancel`` the batch then.
+            retries: Limits of retries, as a dictionary: ``per_job`` after transient failures, and ``total`` for all
+                jobs of the batch.
+            depends_on: Batches of the same project that must end before this one starts: a handle, or an id, a short id
+                or a name as in :meth:`find`. An entry alone means that the batch must end in ``DONE``;
+                ``(batch, "ENDED")`` accepts any end, and ``(batch, "ERROR")`` requires a failure. If a batch can no
+                longer end as required, this one ends in ``CANCELED``. At most 50.
+            keep_s: Seconds after its end at which the batch is archived.
+            not_before: Older name of ``start_at``.
             idempotency_key: Calls with the same key within a day create one batch. By default each call creates one.
 
         Raises:
@@ -793,26 +882,118 @@ class AsyncQueue(Handle):
             batch = await queue.submit(sequence, jobs, device="EMU_FREE", tags=["sweep"])
             ```
         """
-        submission = Submission(
-            sequence=sequence,
-            jobs=list_jobs(jobs),
+        submission = await self._prepare(
+            sequence,
+            jobs,
             device=device,
             priority=priority,
-            open=check_flag("open", open),
+            open=open,
             name=name,
-            tags=tuple(check_list("tags", tags, "texts")),
+            tags=tags,
             webhook=webhook,
             backend_configuration=backend_configuration,
-            limits=as_limits(limits),
+            limits=limits,
+            start_at=start_at,
+            schedule_threshold_s=schedule_threshold_s,
+            queue_timeout_s=queue_timeout_s,
+            failure_threshold=failure_threshold,
+            on_failures=on_failures,
+            retries=retries,
+            depends_on=depends_on,
+            keep_s=keep_s,
             not_before=not_before,
-            idempotency_key="" if idempotency_key is None else _checked_key(idempotency_key),
-            batch_id=new_batch_id() if idempotency_key is None else None,  # a repeated call finds the batch by its id
+            idempotency_key=idempotency_key,
         )
         tries = itertools.count()
         with tracing.span("tweezer.submit"):
             traced = msgspec.structs.replace(submission, trace=tracing.current()) if tracing.is_on() else submission
             submitted = self.ask(lambda: self.transport.submit(traced, again=next(tries) > 0))
             return AsyncBatch(self, await submitted)
+
+    async def check(
+        self, sequence: object, jobs: Iterable[JobSpec | dict[str, Any]] = (), **options: Unpack[SubmitOptions]
+    ) -> CheckedSubmission:
+        """Check a batch as :meth:`submit` does, without submitting it.
+
+        Args:
+            sequence: As in :meth:`submit`.
+            jobs: As in :meth:`submit`.
+            **options: As in :meth:`submit`.
+
+        Returns:
+            The device, the number of jobs and the rules that the batch would have, what it would wait for, and
+            warnings.
+
+        Raises:
+            InvalidInput: An argument is not valid; ``field`` names it.
+            QueueFull: The queue is full; try again later.
+            QuotaExceeded: A quota of the project is used up.
+            Unavailable: Redis or the API did not answer.
+
+        Example:
+            ```python
+            checked = await queue.check(sequence, jobs, device="EMU_FREE", queue_timeout_s=3600)
+            print(checked.device, checked.jobs, checked.warnings)
+            ```
+        """
+        submission = await self._prepare(sequence, jobs, **options)
+        return await self.ask(lambda: self.transport.check(submission))
+
+    check.__signature__ = inspect.signature(submit).replace(  # type: ignore[attr-defined]
+        return_annotation=CheckedSubmission.__name__
+    )
+
+    async def _prepare(
+        self, sequence: object, jobs: Iterable[JobSpec | dict[str, Any]], **options: Unpack[SubmitOptions]
+    ) -> Submission:
+        """Return the submission of these arguments. Raises InvalidInput."""
+        if unknown := options.keys() - SubmitOptions.__annotations__.keys():
+            raise TypeError(f"check() got an unexpected keyword argument {min(unknown)!r}")
+        key = options.get("idempotency_key")
+        listed = list_jobs(jobs)
+        rules: dict[str, Any] = {name: options.get(name) for name in RULE_FIELDS}
+        rules["retries"] = as_retries(options.get("retries"))
+        rules["depends_on"] = await self._find_dependencies(options.get("depends_on", ()))
+        return Submission(
+            sequence=sequence,
+            jobs=listed,
+            device=options.get("device"),
+            priority=options.get("priority", Priority.MEDIUM),
+            open=check_flag("open", options.get("open", False)),
+            name=options.get("name"),
+            tags=tuple(check_list("tags", options.get("tags", ()), "texts")),
+            webhook=options.get("webhook"),
+            backend_configuration=options.get("backend_configuration"),
+            idempotency_key="" if key is None else _checked_key(key),
+            batch_id=new_batch_id() if key is None else None,  # a repeated call finds the batch by its id
+            **apply_rules(
+                RuleFields(**rules), limits=as_limits(options.get("limits")), not_before=options.get("not_before")
+            ),
+        )
+
+    async def _find_dependencies(self, given: object) -> list[Dependency]:
+        """Return the batches that a batch shall wait for. Raises InvalidInput."""
+        listed = check_list("depends_on", given, "batches")
+        if len(listed) > MAX_DEPENDENCIES:  # before each of them is looked up
+            raise InvalidInput("depends_on", f"at most {MAX_DEPENDENCIES} batches are allowed (got {len(listed)})")
+        found = []
+        for position, item in enumerate(listed):
+            field = f"depends_on[{position}]"
+            batch, when = _split_dependency(field, item)
+            found.append(Dependency(await self._find_parent(field, batch), _check_when(field, when)))
+        return found
+
+    async def _find_parent(self, field: str, item: object) -> UUID:
+        identity = getattr(item.batch if isinstance(item, ListedBatch) else item, "id", item)  # of a handle or a record
+        if not isinstance(identity, UUID | str):
+            raise InvalidInput(field, f"expected a batch, its id or its name, got {shown(item)}")
+        try:
+            return (await self._find(field, identity)).id
+        except NotFound:
+            problem = f"there is no batch {shown(identity)} in this project; submit it first, or correct the name"
+            raise InvalidInput(field, problem) from None
+        except Conflict as error:
+            raise InvalidInput(field, error.message) from error
 
     def batch(self, batch_id: UUID | str) -> AsyncBatch:
         """Return a handle on an existing batch, without checking that it exists.
@@ -857,6 +1038,7 @@ class AsyncQueue(Handle):
         tag: str | Iterable[str] = (),
         name: str | Iterable[str] = (),
         user: str | Iterable[str] = (),
+        depends_on: Any = (),
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> AsyncIterator[ListedBatch[AsyncBatch]]:
@@ -871,6 +1053,7 @@ class AsyncQueue(Handle):
             tag: A tag of the batch.
             name: Name of the batch.
             user: Name of the user who submitted it, if known.
+            depends_on: A batch that it depends on, as in :meth:`submit`.
             since: Only batches that were submitted at this aware time or later.
             until: Only batches that were submitted at this aware time or earlier.
 
@@ -896,6 +1079,7 @@ class AsyncQueue(Handle):
             tags_all=_texts("tag", tag, MAX_TAG_LENGTH),
             names=_texts("name", name, MAX_NAME_LENGTH),
             users=_texts("user", user, MAX_NAME_LENGTH),
+            depends_on=tuple([await self._find_parent("depends_on", it) for it in _batches(depends_on)]),
             created_from=since,
             created_to=until,
         )
@@ -1098,6 +1282,227 @@ class AsyncQueue(Handle):
         check_text("window_id", window_id, MAX_NAME_LENGTH)
         await self.ask(lambda: self.transport.drop(name, window_id))
 
+    async def create_schedule(
+        self,
+        name: str,
+        sequence: object,
+        jobs: Iterable[JobSpec | dict[str, Any]] = (),
+        *,
+        cron: str | None = None,
+        time_zone: str = "UTC",
+        every_s: float | None = None,
+        overlap: Overlap | str = Overlap.SKIP,
+        missed: Missed | str = Missed.RUN_ONCE,
+        grace_s: float = GRACE_S,
+        batch: SubmitOptions | None = None,
+    ) -> Schedule:
+        """Create a schedule, which submits a batch at each of its ticks. The batch is checked as in a submit.
+
+        Each batch has the tags ``schedule:<id>`` and ``tick:<time>``. Over HTTP the schedule stops when the key that
+        created it is revoked or expires, or when its user is disabled. Over Redis this needs a ledger.
+
+        Args:
+            name: A name that no other schedule of the project has.
+            sequence: As in :meth:`submit`.
+            jobs: As in :meth:`submit`.
+            cron: Cron expression: minute, hour, day of month, month and day of week. Give either this or ``every_s``.
+            time_zone: Time zone of the cron expression, such as ``Europe/Paris``.
+            every_s: Interval in seconds, at least 60, counted from now.
+            overlap: ``skip`` a tick while the batch of the last one has not ended, or ``queue`` the batch.
+            missed: After a time without a scheduler, ``run_once`` for the last tick, or ``skip`` it if it is later than
+                ``grace_s``.
+            grace_s: How late a tick may be submitted before it counts as missed, in seconds.
+            batch: Options of :meth:`submit` for each batch, as a dictionary, without ``start_at`` and
+                ``idempotency_key``.
+
+        Raises:
+            InvalidInput: An argument is not valid; ``field`` names it, and nothing was written.
+            Conflict: The project has a schedule with this name, or as many schedules as it may have.
+            TweezerError: There is no ledger (code ``no_ledger``).
+            Unavailable: Redis, the ledger or the API did not answer.
+
+        Example:
+            ```python
+            schedule = await queue.create_schedule(
+                "nightly", sequence, [{"runs": 500}], cron="30 2 * * *", time_zone="Europe/Paris"
+            )
+            ```
+        """
+        settings = ScheduleSettings(name, cron, time_zone, every_s, overlap, missed, grace_s)
+        checked, identity = check_settings(settings), uuid4()  # a repeated call finds the schedule by its id
+        template = await self._prepare_template(sequence, jobs, batch)
+        return await self.ask(lambda: self.transport.create_schedule(identity, checked, template))
+
+    async def schedules(self) -> list[Schedule]:
+        """Return all schedules of the project, ordered by name, without their templates."""
+        return await self.ask(self.transport.schedules)
+
+    async def schedule(self, schedule: UUID | str) -> Schedule:
+        """Return a schedule with its template and its last ticks.
+
+        Args:
+            schedule: Its id or its name.
+
+        Raises:
+            NotFound: The project has no such schedule.
+            Conflict: Several projects of the key have a schedule with this name.
+            Unavailable: Redis, the ledger or the API did not answer.
+        """
+        identity = await self._find_schedule(schedule)
+        return await self.ask(lambda: self.transport.schedule(identity))
+
+    async def change_schedule(
+        self,
+        schedule: UUID | str,
+        *,
+        name: str | None = None,
+        cron: str | None = None,
+        time_zone: str | None = None,
+        every_s: float | None = None,
+        overlap: Overlap | str | None = None,
+        missed: Missed | str | None = None,
+        grace_s: float | None = None,
+        sequence: object = None,
+        jobs: Iterable[JobSpec | dict[str, Any]] | None = None,
+        batch: SubmitOptions | None = None,
+        revision: int | None = None,
+    ) -> Schedule:
+        """Change a schedule from its next tick on. Arguments that are None leave it as it is.
+
+        Args:
+            schedule: Its id or its name.
+            name: As in :meth:`create_schedule`, like the following ones.
+            cron: Replaces an interval, too.
+            time_zone: Time zone of the cron expression.
+            every_s: Replaces a cron expression, too.
+            overlap: ``skip`` or ``queue``.
+            missed: ``run_once`` or ``skip``.
+            grace_s: In seconds.
+            sequence: With ``jobs`` and ``batch``, replaces the whole batch.
+            jobs: The jobs of the new batch.
+            batch: The options of the new batch.
+            revision: The revision that you have read: a schedule that was changed since then is not changed.
+
+        Returns:
+            The schedule as it is now.
+
+        Raises:
+            InvalidInput: An argument is not valid; ``field`` names it, and nothing was changed.
+            NotFound: The project has no such schedule.
+            Conflict: Another schedule has this name, or the schedule has another revision.
+            Unavailable: Redis, the ledger or the API did not answer.
+        """
+        identity = await self._find_schedule(schedule)
+        change = ScheduleChange(revision, name, cron, time_zone, every_s, overlap, missed, grace_s)
+        template = None
+        if sequence is not None or jobs is not None or batch is not None:
+            template = await self._prepare_template(sequence, jobs or (), batch)
+        return await self.ask(lambda: self.transport.change_schedule(identity, change, template))
+
+    async def pause_schedule(self, schedule: UUID | str, reason: str = "", *, by: str | None = None) -> Schedule:
+        """Pause a schedule: it submits no batches until it is resumed.
+
+        Args:
+            schedule: Its id or its name.
+            reason: Why, for people.
+            by: Name to record as the one who paused it (default: ``user@host``).
+
+        Raises:
+            NotFound: The project has no such schedule.
+            Unavailable: Redis, the ledger or the API did not answer.
+        """
+        who, why = _checked_by(by), reason if reason == "" else check_text("reason", reason, MAX_REASON_LENGTH)
+        identity = await self._find_schedule(schedule)
+        return await self.ask(lambda: self.transport.pause_schedule(identity, by=who, reason=why))
+
+    async def resume_schedule(self, schedule: UUID | str, *, by: str | None = None) -> Schedule:
+        """Resume a paused or stopped schedule. Ticks since it was paused do not count as missed.
+
+        Args:
+            schedule: Its id or its name.
+            by: Name to record as the one who resumed it (default: ``user@host``).
+
+        Raises:
+            NotFound: The project has no such schedule.
+            Unavailable: Redis, the ledger or the API did not answer.
+        """
+        who, identity = _checked_by(by), await self._find_schedule(schedule)
+        return await self.ask(lambda: self.transport.resume_schedule(identity, by=who))
+
+    async def run_schedule(
+        self, schedule: UUID | str, *, idempotency_key: str | None = None, by: str | None = None
+    ) -> AsyncBatch:
+        """Submit the batch of a schedule now, even if it is paused, and return its handle.
+
+        Args:
+            schedule: Its id or its name.
+            idempotency_key: Calls with the same key submit one batch. By default each call submits one.
+            by: Name to record as the requester (default: ``user@host``).
+
+        Raises:
+            InvalidInput: The batch is not valid any more; ``field`` names the part at fault.
+            QuotaExceeded: A quota of the project is used up.
+            NotFound: The project has no such schedule.
+            Unavailable: Redis, the ledger or the API did not answer.
+        """
+        who, key, identity = _checked_by(by), _checked_key(idempotency_key), await self._find_schedule(schedule)
+        run = self.transport.run_schedule
+        return AsyncBatch(self, await self.ask(lambda: run(identity, by=who, idempotency_key=key)))
+
+    async def delete_schedule(self, schedule: UUID | str) -> None:
+        """Delete a schedule permanently. Its batches stay.
+
+        Args:
+            schedule: Its id or its name.
+
+        Raises:
+            NotFound: The project has no such schedule.
+            Unavailable: Redis, the ledger or the API did not answer.
+        """
+        identity = await self._find_schedule(schedule)
+        tries = itertools.count()
+
+        async def delete() -> None:
+            again = next(tries) > 0
+            try:
+                await self.transport.delete_schedule(identity)
+            except NotFound:
+                if not again:  # else an earlier call that failed has deleted it
+                    raise
+
+        await self.ask(delete)
+
+    async def _find_schedule(self, schedule: UUID | str) -> UUID:
+        if isinstance(schedule, UUID):
+            return schedule
+        text = check_text("schedule", schedule, MAX_NAME_LENGTH)
+        with contextlib.suppress(ValueError):
+            return UUID(text)
+        match await self.ask(lambda: self.transport.schedules(text)):
+            case [found]:
+                return found.id
+            case []:
+                raise NotFound("schedule", text)
+            case found:
+                listed = ", ".join(f"{it.id} (project {it.project_id})" for it in found)
+                raise Conflict(f"{text!r} is not unique; use an id: {listed}", code="ambiguous")
+
+    async def _prepare_template(
+        self, sequence: object, jobs: Iterable[JobSpec | dict[str, Any]], batch: SubmitOptions | None
+    ) -> Submission:
+        """Return the batch that a schedule submits. Raises InvalidInput."""
+        options = SubmitOptions() if batch is None else batch
+        if unknown := sorted(set(options) - SubmitOptions.__annotations__.keys()):
+            known = ", ".join(SubmitOptions.__annotations__)
+            raise InvalidInput("batch", f"{unknown[0]} is not an option of a submit; the options are {known}")
+        if options.get("idempotency_key") is not None:
+            raise InvalidInput("idempotency_key", "is not possible in a schedule, which submits many batches; omit it")
+        submission = await self._prepare(sequence, jobs, **options)
+        if submission.not_before is not None:
+            problem = "is not possible in a schedule, which decides when its batches start; omit it"
+            raise InvalidInput("start_at", problem)
+        return msgspec.structs.replace(submission, batch_id=None)
+
     async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call the transport, and repeat the call while it is unavailable. All calls are safe to repeat.
 
@@ -1153,8 +1558,40 @@ def _batch_status(status: BatchStatus | str) -> BatchStatus:
         raise InvalidInput("status", problem) from None
 
 
+def _split_dependency(field: str, item: object) -> tuple[object, object]:
+    """Return the batch of a dependency, and how it must end. Raises InvalidInput."""
+    match item:
+        case Dependency():
+            return item.batch, item.when
+        case ListedBatch():
+            return item.record, When.DONE
+        case (batch, when):
+            return batch, when
+        case {"batch": batch, **rest} if rest.keys() <= {"when"}:
+            return batch, rest.get("when", When.DONE)
+        case tuple() | list() | Mapping():
+            problem = 'expected a batch, or a batch and how it must end: (batch, "ENDED")'
+            raise InvalidInput(field, f"{problem}, got {shown(item)}")
+        case _:
+            return item, When.DONE
+
+
+def _check_when(field: str, when: object) -> When:
+    """Return how a batch must end, named in upper or lower case. Raises InvalidInput."""
+    try:
+        return When(when.upper() if isinstance(when, str) else cast(str, when))
+    except ValueError:
+        raise InvalidInput(f"{field}.when", f"must be one of {', '.join(When)}, got {shown(when)}") from None
+
+
 def _one_or_more(field: str, value: object) -> list[Any]:
     return [value] if isinstance(value, str) else check_list(field, value, "texts")
+
+
+def _batches(value: object) -> list[object]:
+    """Return a batch as a list, or the batches of a list. Raises InvalidInput."""
+    is_one = isinstance(value, str | UUID | ListedBatch) or hasattr(value, "id")
+    return [value] if is_one else check_list("depends_on", value, "batches")
 
 
 def _texts(field: str, value: object, most: int) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from tweezer.model.arguments import conversion_error
 from tweezer.model.errors import Conflict, InvalidInput, TweezerError
 from tweezer.model.ids import DEFAULT_PROJECT
 from tweezer.model.messages import Limits, Priority
+from tweezer.model.rule_fields import RULE_FIELDS, RuleFields, apply_rules
 from tweezer.model.wire import deserialize, serialize
 from tweezer.store.connection import Store
 from tweezer.store.producers import Submission
@@ -48,8 +49,8 @@ class IntakeLimits(Limits, frozen=True, array_like=False, forbid_unknown_fields=
     """The limits in a message, as an object instead of an array."""
 
 
-class SubmitBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The argument of ``submit_batch``."""
+class SubmitBatch(RuleFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The argument of ``submit_batch``. not_before: older name of ``start_at``."""
 
     jobs: list[IntakeJob]
     sequence: str | None = None
@@ -118,11 +119,13 @@ async def submit_batch(context: dict[Any, Any], message: Any) -> str:
     """Submit a batch; the result of the message is the batch's id."""
     with _retrying(context):
         wanted = _read(message, SubmitBatch)
-        fields = msgspec.structs.asdict(wanted)
+        fields = {name: it for name, it in msgspec.structs.asdict(wanted).items() if name not in RULE_FIELDS}
         project = fields.pop("project")
         limits, key = Limits(**msgspec.structs.asdict(wanted.limits)), wanted.idempotency_key or _key(context)
-        submission = Submission(**fields | {"jobs": _plain(wanted.jobs), "limits": limits, "idempotency_key": key})
-        return str(await _store(context).admission.submit(submission, project=project))
+        fields |= apply_rules(wanted, limits=limits, not_before=wanted.not_before)
+        submission = Submission(**fields | {"jobs": _plain(wanted.jobs), "idempotency_key": key})
+        admission, find_ends = _store(context).admission, context["find_ends"]
+        return str(await admission.submit(submission, project=project, find_ends=find_ends))
 
 
 async def add_jobs(context: dict[Any, Any], message: Any) -> int:

@@ -360,6 +360,8 @@ class Batch(_Handle):
     cancel_jobs = _blocking(AsyncBatch.cancel_jobs)
     pause = _blocking(AsyncBatch.pause)
     resume = _blocking(AsyncBatch.resume)
+    set_priority = _blocking(AsyncBatch.set_priority)
+    set_tags = _blocking(AsyncBatch.set_tags)
     wait = _waiting(AsyncBatch.wait)
     jobs = _blocking(AsyncBatch.jobs)
     to_dataframe = _blocking(AsyncBatch.to_dataframe)
@@ -449,6 +451,7 @@ class Queue(_Handle):
     find = _returning_batch(AsyncQueue.find)
     batches = _listing_batches(AsyncQueue.batches)
     submit = _returning_batch(AsyncQueue.submit)
+    check = _blocking(AsyncQueue.check)
     job = _blocking(AsyncQueue.job)
     attempts = _blocking(AsyncQueue.attempts)
     logs = _blocking(AsyncQueue.logs)
@@ -462,6 +465,14 @@ class Queue(_Handle):
     maintenance = _blocking(AsyncQueue.maintenance)
     plan_maintenance = _blocking(AsyncQueue.plan_maintenance)
     drop_maintenance = _blocking(AsyncQueue.drop_maintenance)
+    create_schedule = _blocking(AsyncQueue.create_schedule)
+    schedules = _blocking(AsyncQueue.schedules)
+    schedule = _blocking(AsyncQueue.schedule)
+    change_schedule = _blocking(AsyncQueue.change_schedule)
+    pause_schedule = _blocking(AsyncQueue.pause_schedule)
+    resume_schedule = _blocking(AsyncQueue.resume_schedule)
+    run_schedule = _returning_batch(AsyncQueue.run_schedule)
+    delete_schedule = _blocking(AsyncQueue.delete_schedule)
 
 
 def _opening(open_async: Callable[P, AsyncQueue]) -> Callable[P, Queue]:

@@ -51,6 +51,8 @@ HEADER = json.dumps(
 )
 LATER = datetime.now(UTC) + timedelta(days=1)
 
+NO_COUNT: list[Any] = [-1, 1.5, True, "3", math.nan, math.inf, 2**70, [], {}, NESTED, object()]
+
 SUBMIT: dict[str, list[Any]] = {
     "sequence": [7, math.nan, b"{}", [], {"version": "1"}, "", "not JSON", object(), *CONTROLS, NESTED, "[" * 10_000],
     "jobs": [
@@ -70,7 +72,23 @@ SUBMIT: dict[str, list[Any]] = {
         *(0, 7, "", "abc", {"job_timeout": 5}, {"job_timeout_s": "5"}, {7: 5}, NESTED, ELEMENTS),
         *(tweezer.Limits(job_timeout_s=math.nan), object()),
     ],
+    "start_at": NO_TIME,
     "not_before": NO_TIME,
+    **{
+        name: [*NO_SECONDS, 0 if name == "queue_timeout_s" else -1, 1e12]
+        for name in ("schedule_threshold_s", "queue_timeout_s", "keep_s")
+    },
+    "failure_threshold": [*NO_COUNT, 0],
+    "on_failures": [*NO_TEXT_AT_ALL, "stop", "pause now"],
+    "retries": [
+        *(7, "", "abc", [("per_job", 1)], {"per_jobs": 5}, {7: 5}, NESTED, ELEMENTS, object()),
+        *({name: value} for name in ("per_job", "total") for value in NO_COUNT),
+    ],
+    "depends_on": [
+        *NO_LIST,
+        *([it] for it in (None, 7, "", [], ("a",), {"when": "DONE"}, NESTED, *CONTROLS)),
+        ELEMENTS,
+    ],
     "idempotency_key": NO_TEXT_AT_ALL,
 }
 NO_TEXTS = [it for it in NO_TEXT_AT_ALL if it != ["text"]]
@@ -86,6 +104,8 @@ BATCH: dict[str, dict[str, list[Any]]] = {
     },
     "pause": {"reason": NO_TEXT, "by": NO_TEXT_AT_ALL},
     "resume": {},
+    "set_priority": {"priority": SUBMIT["priority"]},
+    "set_tags": {"tags": SUBMIT["tags"]},
     "changes": {"timeout_s": NO_SECONDS},
     "wait": {"timeout_s": NO_SECONDS, "progress": NO_FLAG, "cancel_on_interrupt": NO_FLAG},
     "jobs": {},
@@ -98,11 +118,13 @@ NO_TEXTS = [it for it in NO_TEXT_AT_ALL if it != ["text"]]
 QUEUE: dict[str, dict[str, list[Any]]] = {
     "close": {},
     "submit": SUBMIT,
+    "check": SUBMIT,
     "batch": {"batch_id": NO_ID},
     "find": {"batch": NO_TEXT_AT_ALL},
     "batches": {
         "status": [*NO_TEXT_AT_ALL, "QUEUED", ["DONE", "QUEUED"], [7], ELEMENTS, NESTED],
         **{name: [*NO_TEXTS, ["a", 7], ELEMENTS, NESTED] for name in ("device", "tag", "name", "user")},
+        "depends_on": [7, None, [7], [None], [""], ELEMENTS, NESTED, object(), *CONTROLS],
         "since": NO_TIME,
         "until": NO_TIME,
     },
@@ -137,6 +159,7 @@ CONNECT: dict[str, list[Any]] = {
 }
 VALID: dict[str, dict[str, Any]] = {
     "submit": {"sequence": HEADER, "jobs": [Job(runs=1)], "device": DEVICE},
+    "check": {"sequence": HEADER, "jobs": [Job(runs=1)], "device": DEVICE},
     "add_jobs": {"jobs": [Job(runs=1)]},
     "cancel_jobs": {"indices": [0]},
     "cancel_many": {"batch_ids": []},
@@ -258,6 +281,8 @@ CALLS: dict[str, dict[str, Any]] = VALID | {
     "resume_device": {"name": DEVICE},
     "maintenance": {"name": DEVICE},
     "cancel_many": {"batch_ids": [JOB_ID]},
+    "set_priority": {"priority": "HIGH"},
+    "set_tags": {"tags": ["a"]},
 }
 """Valid arguments of the calls that need some."""
 

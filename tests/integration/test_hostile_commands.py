@@ -28,9 +28,12 @@ from tweezer.ledger.access.projects import create_project
 from tweezer.ledger.access.users import create_user
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
+from tweezer.ledger.schedules.records import Creator, ScheduleSettings
+from tweezer.ledger.schedules.schedules import create_schedule, pack_template
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.store.connection import Connect, Store
+from tweezer.store.producers import Submission
 
 DEVICE = "NULL"
 SOON_S = 20.0
@@ -50,9 +53,10 @@ NEVER_ACCEPTED = ("NUL", "ESC", "half a surrogate pair")
 ENDLESS = {"demo", "up", "worker", "recorder", "courier", "scheduler", "api", "qpu-sim", "webhooks listen"}
 """Commands that run until a signal if they accept the value."""
 
-NO_QUESTIONS = {"delete", "projects delete", "webhooks remove", "dead-letters drop"}
+NO_QUESTIONS = {"delete", "projects delete", "schedules delete", "webhooks remove", "dead-letters drop"}
 GIVEN = {
     "submit": ["--device", DEVICE, "--runs", "1"],
+    "schedules create": ["--device", DEVICE, "--runs", "1", "--every", "1h"],
     "add": ["--runs", "1"],
     "users create": ["--generate"],
     "users password": ["--generate"],
@@ -88,6 +92,9 @@ class Terminal:
         with database.write() as connection:
             create_project(connection, "Default", "default")
             create_user(connection, "ada", None)
+            template = pack_template(Submission(sequence="{}", jobs=[{"runs": 1}], device=DEVICE))
+            hourly = ScheduleSettings("hourly", every_s=3600)
+            create_schedule(connection, None, hourly, template, project_id="default", creator=Creator("ada"))
         database.close()
         self.endpoint = json.loads(self.run("webhooks", "add", "https://hooks.example.org/", "--json").stdout)["id"]
 
@@ -125,6 +132,7 @@ class Terminal:
             "reason": "new lens",
             "letters": "1",
             "shell": "bash",
+            "schedule": "hourly",
             "delivery": "5f0c6b0e-3f1a-4c1e-9a41-0f6b5d7e8c21",
         }
         return [values[str(parameter.name)]]

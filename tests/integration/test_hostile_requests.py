@@ -107,15 +107,21 @@ class Rig(ApiRig):
         batch_id = await self.submit([JobSpec(runs=1)], doc=BatchDoc(device=device, sequence="{}"), open=True)
         if self.ids:
             await self.http.delete(f"/api/v2/webhooks/{self.ids['webhook_id']}")  # a project has 20 at most
+            await self.http.delete(f"/api/v2/schedules/{self.ids['schedule_id']}")
         answer = await self.http.post("/api/v2/webhooks", json={"url": "https://a.example.org/", "project_id": PROJECT})
+        template = {"jobs": [{"runs": 1}], "device_type": device, "sequence_builder": "{}"}
+        schedule = {"name": "hourly", "every_s": 3600, "project_id": PROJECT, "template": template}
+        made = await self.http.post("/api/v2/schedules", json=schedule)
         self.ids = {
             "batch_id": str(batch_id),
             "job_id": str(job_id(batch_id, 0)),
+            "task_id": str(batch_id),
             "device": device,
             "window": "5f3a90c1",
             "workload_id": str(batch_id),
             "webhook_id": answer.json()["data"]["webhook"]["id"],
             "delivery_id": str(uuid4()),
+            "schedule_id": made.json()["data"]["id"],
         }
 
     def body(self, schema: str) -> Any:
@@ -128,11 +134,23 @@ class Rig(ApiRig):
                 "project_id": PROJECT,
                 "sequence_builder": "{}",
                 "configuration": {"dt": 1},
+                "depends_on": [{"batch": self.ids["batch_id"]}],
+                "retries": {"total": 3},
+                "limits": {},
             },
+            "PriorityBody": {"queue_priority": "LOW"},
+            "NewSchedule": {
+                "name": f"a {uuid4()}",
+                "cron": "30 2 * * *",
+                "project_id": PROJECT,
+                "template": {"jobs": jobs, "device_type": self.ids["device"], "sequence_builder": "{}"},
+            },
+            "ScheduleChangeBody": {"name": f"b {uuid4()}"},
             "JobBody": jobs,
             "IndicesBody": {"indices": [0]},
             "": ["a"],  # tags
             "BatchesBody": {"batch_ids": [str(uuid4())]},
+            "TaskIdsBody": {"task_ids": [str(uuid4())]},
             "BatchStatusBody": {"status": "ERROR"},
             "JobStatusBody": {"errors": ["it broke"]},
             "JobErrorsBody": {"errors": ["it broke"]},

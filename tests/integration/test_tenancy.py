@@ -19,7 +19,7 @@ from tweezer.store.keys import Key
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 BODIES: tuple[Any, ...] = (None, {}, [], [{"runs": 1}], {"status": "CANCELED"}, ["a"], {"progress": 50}, b"{")
-BY_ID = {"batch_id", "job_id", "webhook_id", "delivery_id"}
+BY_ID = {"batch_id", "job_id", "task_id", "webhook_id", "delivery_id"}
 
 
 class Stranger:
@@ -30,6 +30,7 @@ class Stranger:
         self.ours = {"batch_id": api.ids["batch_id"][1], "job_id": api.ids["job_id"][2]}  # of the open batch
         unknown = new_batch_id()
         self.unknown = {"batch_id": str(unknown), "job_id": str(job_id(unknown, 0))}
+        self.ours["task_id"], self.unknown["task_id"] = self.ours["batch_id"], str(unknown)
         for name in ("webhook_id", "delivery_id"):
             self.ours[name], self.unknown[name] = api.ids[name][0], str(uuid4())
         self._http = http
@@ -122,6 +123,22 @@ async def test_bulk_calls_do_not_affect_other_projects(stranger: Stranger) -> No
         ]
         assert foreign == unknown
         assert "<batch_id>" in foreign[1]
+    assert await stranger.everything() == before
+
+
+async def test_tasks_of_other_projects_are_neither_listed_nor_changed(stranger: Stranger) -> None:
+    before = await stranger.everything()
+    for path in ("/api/tasks", "/api/tasks/summaries", "/api/tasks/counts", "/api/archive"):
+        _, text = await stranger.ask("GET", path, stranger.ours)
+        assert "<task_id>" not in text
+    for path in ("/api/tasks/bulk-delete", "/api/tasks/bulk-archive", "/api/tasks/bulk-cancel"):
+        foreign, unknown = [
+            await stranger.ask("POST", path, ids, {"task_ids": [ids["task_id"]]})
+            for ids in (stranger.ours, stranger.unknown)
+        ]
+        assert foreign == unknown
+        assert '"missing":["<' in foreign[1]
+    await stranger.ask("POST", "/api/tasks/archive-expired", {}, params={"hours": 0, "terminal_only": False})
     assert await stranger.everything() == before
 
 

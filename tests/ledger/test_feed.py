@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from tweezer.model.errors import InvalidInput
 from tweezer.model.events import Notice
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import OutcomeKind
+from tweezer.model.rules import Rules
 from tweezer.model.webhooks import EventType
 from tweezer.store.keys import Key
 
@@ -312,6 +314,9 @@ async def test_one_type_is_found_as_among_all(
     await bench.rig.commands.pause(held, project="a")
     await bench.rig.commands.resume(held, project="a")
     await bench.rig.commands.cancel(held, project="a")
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    await bench.rig.submit(1, project="a", rules=Rules(schedule_threshold_s=1), not_before=start)
+    await bench.rig.swept()
     for number, whose in enumerate((None, "a", "b")):
         await bench.rig.store.events.tell(
             Notice(f"d{number}:{TIME_US}", EventType.DEVICE_PAUSED, whose, TIME_US, '{"device": "EMU"}')
@@ -325,7 +330,9 @@ async def test_one_type_is_found_as_among_all(
         while (page := await reader.step(1000)).more or page.events:
             events += page.events
         seen = {event.type for event in events}
-        assert selection.batch_id or {"job.done", "batch.created", "device.paused", "batch.resumed"} <= seen
+        assert (
+            selection.batch_id or {"job.done", "batch.created", "device.paused", "batch.resumed", "batch.late"} <= seen
+        )
         for scanned, merged in ((3, 50), (20_000, 50), (3, 1)):
             monkeypatch.setattr("tweezer.ledger.queries.feed.SCANNED_MAX", scanned)
             monkeypatch.setattr("tweezer.ledger.queries.feed._MERGED_MAX", merged)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 from alembic.script import ScriptDirectory
-from sqlalchemy import insert, select, text
+from sqlalchemy import ColumnClause, column, insert, select, table, text
 
 from tweezer.ledger import migrate, migrations
 from tweezer.ledger.access.credentials import Role
@@ -20,9 +22,9 @@ from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import differences, require_schema, schema_version, upgrade
 from tweezer.ledger.migrations import HEAD
-from tweezer.ledger.schema import batch_names, batches, keys, metadata, projects, secrets
+from tweezer.ledger.schema import batch_names, batches, jobs, keys, metadata, projects, secrets
 from tweezer.model.errors import TweezerError
-from tweezer.model.ids import new_batch_id, short_id
+from tweezer.model.ids import job_id, new_batch_id, short_id
 from tweezer.model.messages import BatchDoc, encode_doc
 
 _SQLITE = "SELECT type, name, sql FROM sqlite_master WHERE tbl_name <> 'alembic_version' ORDER BY type, name"
@@ -173,6 +175,38 @@ def test_batches_of_an_older_ledger_get_their_names(blank: Database, at_step: Ca
             found[row_.kind][row_.batch] = row_.name
     assert found["S"] == {identity: short_id(identity) for identity in (*docs, damaged)}
     assert found["N"] == {identity: doc.name.replace("\0", "") for identity, doc in docs.items() if doc.name}
+
+
+def test_batches_of_an_older_ledger_get_the_amounts_of_their_jobs(
+    blank: Database, at_step: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_step("0008")
+    full, empty = new_batch_id(), new_batch_id()
+    state = "{} 1 1790000000000001 5 9 1 {} - - - - - - - - -"
+    times = {"created_ms": 1, "updated_ms": 1, "origin": "C", "priority": "M", "device": "EMU", "project": 1}
+    row = {"status": "D", "open": False, "jobs": 0, "sequence_number": 1, "record": b"", "about": b"", **times}
+    states = [("D", 10, state.format("D", 250)), ("E", None, state.format("E", 50)), ("P", 7, None), ("E", 1, "E")]
+    with blank.write() as connection:
+        connection.execute(insert(projects).values(no=1, id="a", name="a", created_ms=1))
+        old: list[ColumnClause[Any]] = [column(name, batches.c[name].type) for name in ("id", *row)]
+        connection.execute(insert(table("batches", *old)), [{"id": identity, **row} for identity in (full, empty)])
+        connection.execute(
+            insert(jobs),
+            [
+                {"id": job_id(full, index), "status": status, "runs": runs, "state": words, "failed": False}
+                | {"spec": b"", **times}
+                for index, (status, runs, words) in enumerate(states)
+            ],
+        )
+    step = importlib.import_module("tweezer.ledger.migrations.versions.0009_tasks")
+    monkeypatch.setattr(step, "_PAGE", 3)  # so that the jobs of the batch are on two pages
+    upgrade(blank)
+    with blank.read() as connection:
+        columns = (batches.c.id, batches.c.failed, batches.c.shots, batches.c.device_ms, batches.c.archived_ms)
+        found = {row.id: tuple(row)[1:] for row in connection.execute(select(*columns))}
+        counted = connection.execute(text("SELECT project, device, status, count FROM counters WHERE kind = 'T'")).all()
+    assert found == {full: (2, 19, 300, None), empty: (0, 0, 0, None)}
+    assert sorted(map(tuple, counted)) == [(1, "EMU", "F", 1), (1, "EMU", "S", 1)]
 
 
 def test_an_upgrade_that_fails_changes_nothing(database: Database, next_step: Callable[[str], None]) -> None:

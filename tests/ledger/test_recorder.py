@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
@@ -21,9 +22,11 @@ from tweezer.model.errors import NotFound
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, OutcomeKind, decode_result
+from tweezer.model.rules import OnFailures, Rules
 from tweezer.store.streams.feed import position_id, position_number
 
 DONE, ERROR, RETRY = OutcomeKind.DONE, OutcomeKind.ERROR, OutcomeKind.RETRY
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 async def test_a_batch_is_recorded_as_redis_has_it_at_every_step(bench: LedgerRig) -> None:
@@ -60,6 +63,44 @@ async def test_results_and_faults_are_in_the_ledger_once_their_jobs_have_ended(b
     assert bench.queries.packed_result(job_id(batch_id, 1)) is None
     assert [job.status for job in bench.jobs(batch_id)] == [JobStatus.DONE, JobStatus.ERROR]
     assert bench.jobs(batch_id)[1].faults == (Fault("user", "it broke"),)
+
+
+@pytest.mark.parametrize("is_forgotten", [False, True])
+async def test_what_the_rules_of_a_batch_did_is_in_the_ledger(bench: LedgerRig, is_forgotten: bool) -> None:
+    rig = bench.rig
+    expired = await rig.submit(2, rules=Rules(schedule_threshold_s=1, queue_timeout_s=60), not_before=LONG_AGO)
+    await rig.swept()
+    await rig.let_expire(expired)
+    await rig.swept()
+    rules = Rules(failure_threshold=1, on_failures=OnFailures.CANCEL, total_retries=5, keep_s=7)
+    stopped = await rig.submit(4, rules=rules)
+    first, second = await rig.grants(2)
+    await rig.settle(first, {0: RETRY}, want=0)
+    (first,) = await rig.grants()
+    await rig.settle(first, {first.jobs[0].index: ERROR})
+    await rig.settle(second, {1: OutcomeKind.CANCELED})
+    await bench.record()
+    for batch_id in (expired, stopped):
+        await bench.agree(batch_id)
+        if is_forgotten:
+            assert await rig.forget(batch_id)
+    found = {batch_id: bench.batch(batch_id) for batch_id in (expired, stopped)}
+    assert [it and (it.status, it.fault and it.fault.code, it.retried) for it in found.values()] == [
+        (BatchStatus.TIMED_OUT, "expired", 0),
+        (BatchStatus.CANCELED, "failures", 1),
+    ]
+    assert [job.faults[0].code for job in bench.jobs(expired)] == ["expired"] * 2
+    assert [job.faults[0].code for job in bench.jobs(stopped)] == ["user", *["failures"] * 3]
+    listed = bench.queries.jobs(OPERATOR, JobFilter(batches=(stopped,))).rows
+    assert sorted(job.faults[0].code for job in listed) == ["failures"] * 3 + ["user"]
+    assert [it and it.doc.rules for it in found.values()][1] == rules
+    entries = bench.queries.entries(expired, 0)
+    assert [event.type for it in entries for event in it.events] == [
+        "batch.created",
+        "batch.late",
+        *["job.canceled"] * 2,
+        "batch.timed_out",
+    ]
 
 
 async def test_every_transition_is_recorded_once_with_its_number_and_time(bench: LedgerRig) -> None:

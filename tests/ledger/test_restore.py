@@ -22,8 +22,10 @@ from tweezer.ledger.database import Database
 from tweezer.model.events import read_events
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
-from tweezer.model.messages import JobSpec, OutcomeKind
+from tweezer.model.messages import JobSpec, OutcomeKind, Priority
+from tweezer.model.rules import Rules
 from tweezer.store.connection import Connect, Store
+from tweezer.store.keys import Key
 from tweezer.store.workers import JobProgress
 
 pytestmark = [pytest.mark.redis, pytest.mark.chaos]
@@ -211,6 +213,29 @@ async def test_a_redis_that_lost_everything_gets_its_live_batches_back(mortal: M
     assert set(mortal.ends_of_jobs().values()) == {1}
 
 
+async def test_a_redis_that_lost_everything_gets_the_rules_of_its_batches_back(mortal: Mortal) -> None:
+    rules = Rules(queue_timeout_s=60, failure_threshold=1, total_retries=1)
+    started = await mortal.rig.submit(3, rules=rules)
+    (grant,) = await mortal.rig.grants()
+    await mortal.rig.settle(grant, {0: OutcomeKind.RETRY}, want=0)
+    waiting = await mortal.rig.submit(2, rules=rules)
+    expires = (await mortal.rig.batch(waiting)).expires
+    await mortal.record()
+    await mortal.come_back_with(0)
+    await mortal.rig.announce(lanes=2)
+    async with mortal.recording():
+        await until(lambda: _is_there(mortal.rig, started, waiting), "the batches are there again")
+        await until(mortal.gate_is_open, "the recorder opens the gate")
+    assert await mortal.rig.members(Key.DEADLINES) == {str(waiting)}
+    assert [(await mortal.rig.batch(it)).retried for it in (started, waiting)] == [1, 0]
+    assert (await mortal.rig.batch(waiting)).expires == expires
+    await mortal.rig.let_expire(waiting)
+    assert (await mortal.rig.tickets.sweep()).timed_out == 1
+    (grant,) = await mortal.rig.grants()
+    await mortal.rig.settle(grant, {grant.jobs[0].index: ERROR})
+    assert (await mortal.rig.batch(started)).status is BatchStatus.PAUSED
+
+
 async def test_without_a_recorder_the_gate_opens_by_itself(mortal: Mortal) -> None:
     await mortal.rig.submit(1)
     await mortal.record()
@@ -235,16 +260,16 @@ def _jobs_of(bench: LedgerRig, batch_id: UUID) -> int:
     return batch.jobs
 
 
-async def test_tags_that_redis_lost_are_restored_from_the_ledger(mortal: Mortal) -> None:
+async def test_tags_and_priority_that_redis_lost_are_restored_from_the_ledger(mortal: Mortal) -> None:
     batch_id = await mortal.rig.submit(1)
     await mortal.record()
     size = mortal.size()
     await mortal.rig.commands.set_tags(batch_id, ["new"], project="a")
+    await mortal.rig.commands.set_priority(batch_id, Priority.HIGH, project="a")
     await mortal.record()
     await mortal.come_back_with(size)
     async with mortal.recording():
         await until(mortal.gate_is_open, "the recorder opens the gate")
-    assert (await mortal.rig.batch(batch_id)).doc.tags == ("new",)
-    batch = mortal.batch(batch_id)
-    assert batch is not None
-    assert batch.doc.tags == ("new",)
+    for batch in (await mortal.rig.batch(batch_id), mortal.batch(batch_id)):
+        assert batch is not None
+        assert (batch.doc.tags, batch.priority) == (("new",), Priority.HIGH)

@@ -4,8 +4,8 @@ Beside it runs a small model in Python, which follows :data:`JOB_TABLE` and :dat
 choose (which job it hands out) is read from its reply and checked against the model; the model predicts everything
 else. After each step the whole content of Redis is compared with the model and with itself.
 
-Redis may lose its last writes, which the ledger then restores. Time does not pass: leases are long, and due times are
-moved into the past.
+Batches may depend on others, and may have other rules. Redis may lose its last writes, which the ledger then restores.
+Time does not pass: leases are long, and due times are moved into the past.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from msgspec.structs import replace
 from redis.asyncio import Redis
 from tests.support.effort import effort
 from tests.support.power_loss import Checkpoint, Recorded, checkpoint, fall_back, recorded
@@ -51,6 +53,7 @@ from tweezer.model.lifecycle import (
     Stage,
 )
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Outcome, OutcomeKind, Priority, Result
+from tweezer.model.rules import Dependency, OnFailures, Rules, When
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.producers import CancelAnswer
@@ -62,10 +65,14 @@ T = TypeVar("T")
 DEVICE = "EMU"
 LEASE_S = 10_000.0
 PROJECTS = ("a", "b")
-BATCHES_MAX = 3
+BATCHES_MAX = 4
 JOBS_MAX = 40
 RETRY_S = 5_000.0
 FAULT = Fault("internal", "it failed")
+UNMET = Fault("dependency", "its message depends on the end of another batch")
+FAILED = Fault("failures", "its message has the number of failed jobs")
+EXPIRED = Fault("expired", "its message has the queue timeout")
+BY_RULES = (UNMET, FAILED, EXPIRED)
 
 # What a lane may report: an outcome, and for a retry whether the lane crashed, and whether the retry has a delay.
 REPORTS = {
@@ -105,7 +112,12 @@ class Job:
 
 @dataclass
 class Batch:
-    """A batch in the model; ``transitions`` counts those of the batch and of its jobs."""
+    """A batch in the model.
+
+    ``transitions`` counts those of the batch and of its jobs. ``waits`` has the batches that it waits for.
+    ``uncounted`` is the number of jobs that had failed when its failure threshold began to count, and ``is_overdue``
+    whether its queue timeout has passed.
+    """
 
     id: UUID
     project: str
@@ -118,6 +130,11 @@ class Batch:
     failures: int = 0
     fault: Fault | None = None
     transitions: int = 1
+    waits: dict[UUID, When] = field(default_factory=dict)
+    rules: Rules = field(default_factory=Rules)
+    uncounted: int = 0
+    retried: int = 0
+    is_overdue: bool = False
 
     def apply(self, event: BatchEvent) -> None:
         after = BATCH_TABLE.get((self.status, event), self.status)
@@ -155,10 +172,78 @@ class Batch:
         for index in self.of(JobStatus.PENDING):
             self.apply_to(index, JobEvent.DOOM)
 
+    def bar(self) -> None:
+        """Cancel the batch, because another one did not end as required."""
+        self.open = False
+        self.fault = self.fault or UNMET
+        self.end = BatchEvent.CANCEL
+        for index in self.of(JobStatus.PENDING):
+            self.apply_to(index, JobEvent.CANCEL)
+        self.conclude()
+
+    def use_retry(self) -> bool:
+        """Count a retry; return False if the batch may have no further one."""
+        if self.rules.total_retries is None:
+            return True
+        if self.retried >= self.rules.total_retries:
+            return False
+        self.retried += 1
+        return True
+
+    def limit_failures(self) -> None:
+        """Pause or cancel the batch if so many jobs have failed."""
+        failed, threshold = len(self.of(JobStatus.ERROR)), self.rules.failure_threshold
+        ends = not self.open and not self.busy
+        if threshold is None or failed - self.uncounted < threshold or self.end is not BatchEvent.COMPLETE or ends:
+            return
+        self.uncounted = failed
+        if self.rules.on_failures is OnFailures.PAUSE:
+            self.apply(BatchEvent.PAUSE)
+        else:
+            self.cancel_all(FAILED)
+
+    def cancel_all(self, fault: Fault | None = None) -> None:
+        self.open = False
+        self.fault = self.fault or fault
+        if self.end is BatchEvent.COMPLETE:
+            self.end = BatchEvent.CANCEL
+        for index in self.of(JobStatus.PENDING, JobStatus.RUNNING):
+            self.cancel(index)
+
+    def expire(self) -> None:
+        """End the batch, because it did not start in time."""
+        assert self.is_overdue
+        assert not self.began
+        self.end = BatchEvent.OVERDUE
+        self.cancel_all(EXPIRED)
+
+    @property
+    def may_expire(self) -> bool:
+        """Whether it has a deadline."""
+        timed = self.rules.queue_timeout_s is not None
+        return timed and not self.began and not self.status.terminal and not self.waits
+
+    def satisfies(self, when: When) -> bool:
+        """Return whether the end of this batch satisfies a dependency."""
+        match when:
+            case When.DONE:
+                return self.status is BatchStatus.DONE
+            case When.ENDED:
+                return True
+            case When.ERROR:
+                return self.status is not BatchStatus.DONE or bool(self.of(JobStatus.ERROR))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has no work left, and nothing to wait for."""
+        return not self.open and not self.busy and (not self.waits or self.end is not BatchEvent.COMPLETE)
+
     def conclude(self) -> None:
         """Apply rule 14."""
-        if not self.open and not self.busy and not self.status.terminal:
+        if self.is_complete and not self.status.terminal:
             self.apply(self.end)
+        if self.status.terminal:
+            self.waits = {}
 
     def follow(self, ledger: Batch, holders: list[Holder]) -> set[int]:
         """Apply what the ledger restores after a loss; return the jobs that end by it."""
@@ -172,6 +257,9 @@ class Batch:
         self.fault = self.fault or ledger.fault
         if self.end is BatchEvent.COMPLETE:
             self.end = ledger.end
+        self.waits = {parent: when for parent, when in self.waits.items() if parent in ledger.waits}
+        if ledger.transitions > self.transitions:
+            self.uncounted, self.retried, self.is_overdue = ledger.uncounted, ledger.retried, ledger.is_overdue
         self.status, self.transitions = ledger.status, ledger.transitions
         for index in moved:
             job = self.jobs[index] = copy.copy(ledger.jobs[index])
@@ -227,6 +315,7 @@ class World:
     device_paused: bool = False
     shut: bool = False
     newer: set[UUID] = field(default_factory=set)  # batches that were submitted after the last restart of Redis
+    unswept: set[tuple[UUID, UUID]] = field(default_factory=set)  # batches that a sweep releases from another one
 
 
 def pick(among: list[T], at: int) -> T:
@@ -236,6 +325,12 @@ def pick(among: list[T], at: int) -> T:
 NUMBERS = st.integers(0, 1000)
 WANTED = st.sampled_from([1, 2, 4, 4, 6, 6, 0])
 REPORTED = st.lists(st.sampled_from(sorted(REPORTS)), min_size=1, max_size=4)
+RULES = st.builds(
+    Rules,
+    queue_timeout_s=st.sampled_from([None, LEASE_S]),
+    failure_threshold=st.sampled_from([None, 1, 2]),
+    total_retries=st.sampled_from([None, 0, 2]),
+) | st.builds(Rules, failure_threshold=st.integers(1, 2), on_failures=st.just(OnFailures.CANCEL))
 FAILURES = st.tuples(st.integers(1, 3), st.sampled_from([0.0, RETRY_S]))  # the limit in a row, and the backoff
 
 
@@ -313,14 +408,64 @@ class StoreMachine(RuleBasedStateMachine):
         lapsed = [holder for holder in self.live if holder.lapsed and not self.world.shut]
         for holder in lapsed:
             self.give_back(holder, JobEvent.RECLAIM)
-            holder.batch.conclude()
+            holder.batch.limit_failures()
+            self.conclude(holder.batch)
         return len(lapsed)
+
+    def conclude(self, batch: Batch) -> None:
+        batch.conclude()
+        self.follow_ends()
+
+    def follow_ends(self) -> None:
+        """Apply the ends of batches to those that depend on them, except those that are left for the sweep."""
+        while any(self.follow_end(batch, parent) for batch in self.batches for parent in batch.waits):
+            pass
+
+    def follow_end(self, batch: Batch, parent_id: UUID) -> bool:
+        """Return whether a batch that waits was released from another one, or cancelled because of it."""
+        parent = self.find(parent_id)
+        if parent is None or not parent.status.terminal or (batch.id, parent_id) in self.world.unswept:
+            return False
+        if self.world.shut:
+            self.world.unswept.add((batch.id, parent_id))
+            return False
+        when = batch.waits[parent_id]
+        if parent.satisfies(when):
+            batch.waits = {each: when for each, when in batch.waits.items() if each != parent_id}
+            batch.conclude()
+        else:
+            batch.bar()
+        return True
+
+    def find(self, batch_id: UUID) -> Batch | None:
+        return next((batch for batch in self.batches + self.forgotten if batch.id == batch_id), None)
+
+    def swept(self) -> None:
+        """Apply the ends that were left for a sweep."""
+        if not self.world.shut:
+            self.world.unswept.clear()
+            self.follow_ends()
+
+    def expired(self) -> list[Batch]:
+        """Apply the ends of batches that a sweep or a take found overdue; return these batches."""
+        found = []
+        for batch in self.batches:
+            if batch.may_expire and batch.is_overdue:
+                record = self.do(self.store.reader.batch(batch.id, project=batch.project))
+                if record.status is BatchStatus.TIMED_OUT:
+                    batch.expire()
+                    found.append(batch)
+        for batch in found:
+            self.conclude(batch)
+        return found
 
     def claimed(self, holder: Holder, jobs: list[HeldJob]) -> None:
         """Check what a script handed out, and apply it to the model."""
         batch, token = holder.batch, holder.grant.token
         indices = {job.index for job in jobs}
         assert len(indices) == len(jobs)
+        assert not batch.waits, "no job of a batch that waits runs"
+        assert batch.began or not batch.is_overdue, "no job of a batch that did not start in time runs"
         new = indices - holder.held
         for index in new:
             job = batch.jobs[index]
@@ -348,7 +493,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.do(self.store.tickets.publish_settings(StoreConfig(restore_wait_s=LEASE_S)))
         self.do(self.store.recovery.mark_ledger())
         self.announce(lanes)
-        self.submit(jobs, open, "a", Priority.MEDIUM, 1)
+        self.submit(jobs, open, "a", Priority.MEDIUM, 1, [], Rules())
 
     @precondition(lambda self: len(self.batches) < BATCHES_MAX)
     @rule(
@@ -357,20 +502,67 @@ class StoreMachine(RuleBasedStateMachine):
         project=st.sampled_from(PROJECTS),
         priority=st.sampled_from(Priority),
         retries=st.integers(0, 2),
+        after=st.lists(st.tuples(NUMBERS, st.sampled_from(When)), max_size=2),
+        rules=RULES,
     )
-    def submit_another(self, jobs: int, open: bool, project: str, priority: Priority, retries: int) -> None:
-        self.submit(jobs, open, project, priority, retries)
+    def submit_another(
+        self,
+        jobs: int,
+        open: bool,
+        project: str,
+        priority: Priority,
+        retries: int,
+        after: list[tuple[int, When]],
+        rules: Rules,
+    ) -> None:
+        self.submit(jobs, open, project, priority, retries, after, rules)
 
-    def submit(self, jobs: int, open: bool, project: str, priority: Priority, retries: int) -> None:
-        doc = BatchDoc(device=DEVICE, sequence="{}", limits=Limits(open_timeout_s=LEASE_S, transient_retries=retries))
+    def submit(
+        self,
+        jobs: int,
+        open: bool,
+        project: str,
+        priority: Priority,
+        retries: int,
+        after: list[tuple[int, When]],
+        rules: Rules,
+    ) -> None:
+        candidates = [batch for batch in self.batches + self.forgotten if batch.project == project]
+        parents = {pick(candidates, at).id: when for at, when in after} if candidates else {}
+        doc = BatchDoc(
+            device=DEVICE,
+            sequence="{}",
+            limits=Limits(open_timeout_s=LEASE_S, transient_retries=retries),
+            rules=replace(rules, depends_on=tuple(Dependency(*it) for it in parents.items())),
+        )
         specs = [JobSpec(runs=1 + index) for index in range(jobs)]
         batch_id = self.do(
-            self.store.commands.submit(new_batch_id(), project, doc, specs, priority=priority, open=open)
+            self.store.commands.submit(
+                new_batch_id(), project, doc, specs, priority=priority, open=open, ended=self.recorded_ends(parents)
+            )
         )
-        batch = Batch(batch_id, project, retries, open, [Job() for _ in specs])
-        batch.conclude()
+        batch = Batch(batch_id, project, retries, open, [Job() for _ in specs], rules=rules)
+        for parent_id, when in parents.items():
+            parent = self.find(parent_id)
+            assert parent is not None
+            if not parent.status.terminal:
+                batch.waits[parent_id] = when
+            elif not parent.satisfies(when):
+                batch.fault = UNMET
+        if batch.fault is not None:
+            batch.bar()
+        self.conclude(batch)
         self.batches.append(batch)
         self.world.newer.add(batch_id)
+
+    def recorded_ends(self, batch_ids: Iterable[UUID]) -> dict[UUID, str]:
+        """Return how these batches ended, as an up-to-date ledger would return it, without those that are live."""
+        found = {batch_id: self.find(batch_id) for batch_id in batch_ids}
+        return {
+            batch_id: batch.status.letter + ("F" if batch.of(JobStatus.ERROR) else "")
+            for batch_id, batch in found.items()
+            if batch is not None and batch.status.terminal
+        }
 
     @precondition(lambda self: self.batches)
     @rule(at=NUMBERS, jobs=st.integers(1, 6))
@@ -402,17 +594,13 @@ class StoreMachine(RuleBasedStateMachine):
             return
         self.do(self.store.commands.close(batch.id, project=batch.project))
         batch.open = False
-        batch.conclude()
+        self.conclude(batch)
 
     def cancel_batch(self, batch: Batch) -> None:
         if self.refused(batch, lambda: self.store.commands.cancel(batch.id, project=batch.project)):
             return
-        batch.open = False
-        if batch.end is BatchEvent.COMPLETE:
-            batch.end = BatchEvent.CANCEL
-        for index in batch.of(JobStatus.PENDING, JobStatus.RUNNING):
-            batch.cancel(index)
-        batch.conclude()
+        batch.cancel_all()
+        self.conclude(batch)
 
     @precondition(lambda self: self.batches)
     @rule(at=NUMBERS, indices=st.lists(st.integers(0, 12), min_size=1, max_size=5))
@@ -451,7 +639,7 @@ class StoreMachine(RuleBasedStateMachine):
                 case _:
                     expected.append(CancelAnswer.OVER)
             batch.cancel(index)
-        batch.conclude()
+        self.conclude(batch)
         assert self.do(self.store.commands.cancel_jobs(batch.id, indices, project=batch.project)) == expected
 
     def pause(self, batch: Batch) -> None:
@@ -460,6 +648,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def resume(self, batch: Batch) -> None:
         if not self.refused(batch, lambda: self.store.commands.resume(batch.id, project=batch.project)):
+            if batch.status is BatchStatus.PAUSED:
+                batch.uncounted = len(batch.of(JobStatus.ERROR))
             batch.apply(BatchEvent.RESUME)
 
     def forget(self, batch: Batch) -> None:
@@ -547,6 +737,7 @@ class StoreMachine(RuleBasedStateMachine):
         names = [f"lane:{n}" for n in range(lanes)]
         taken = self.do(self.store.tickets.take(DEVICE, names, lease_s=LEASE_S))
         self.reclaim_lapsed()
+        self.expired()
         assert taken.paused is (self.world.device_paused or self.world.shut)
         assert len(taken.grants) <= (0 if taken.paused else lanes)
         if len(taken.grants) < lanes and not taken.paused:
@@ -579,6 +770,8 @@ class StoreMachine(RuleBasedStateMachine):
         turn = self.do(call)
         refused = sum(self.settled(holder, index, report) for index, report in outcomes.items())
         assert turn.refused == refused
+        if not holder.stale:
+            holder.batch.limit_failures()
         if holder.stale:
             assert turn.next is (NextStep.STALE if refused or not outcomes else NextStep.RETIRED)
             return
@@ -595,7 +788,7 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             assert not running, "what runs stays with its holder"
             self.lose(holder)
-        batch.conclude()
+        self.conclude(batch)
         if turn.next is NextStep.RETIRED and not batch.status.terminal and batch.status is not BatchStatus.PAUSED:
             assert all(self.holds(batch, index) for index in batch.of(JobStatus.PENDING))
 
@@ -622,7 +815,7 @@ class StoreMachine(RuleBasedStateMachine):
             else:
                 job.transient += 1
                 exhausted = job.transient > batch.retries
-            if exhausted and not job.cancel_requested:
+            if not job.cancel_requested and (exhausted or not batch.use_retry()):
                 event = JobEvent.FAIL
         batch.apply_to(index, event)
         job.delayed = report == "retry later" and job.status is JobStatus.PENDING
@@ -678,7 +871,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.do(self.store.tickets.drain(holder.grant.ticket, holder.grant.token)) is not holder.stale
         if not holder.stale:
             self.give_back(holder, JobEvent.GIVE_BACK)
-            holder.batch.conclude()
+            self.conclude(holder.batch)
 
     def release(self, holder: Holder, failures_max: int, retry_in_s: float) -> None:
         batch = holder.batch
@@ -702,7 +895,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert doomed is (batch.failures >= failures_max and not batch.status.terminal)
         if doomed:
             batch.doom()
-        batch.conclude()
+        self.conclude(batch)
 
     def fail_batch(self, holder: Holder) -> None:
         batch = holder.batch
@@ -715,7 +908,7 @@ class StoreMachine(RuleBasedStateMachine):
                 batch.apply_to(index, JobEvent.FAIL)
         batch.doom()
         self.lose(holder)
-        batch.conclude()
+        self.conclude(batch)
 
     # --------------------------------------------------------------------------------- accidents and time
 
@@ -730,8 +923,21 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         found = self.do(self.store.tickets.sweep())
+        self.swept()
         assert len(found.reclaimed) == self.reclaim_lapsed()
-        assert found.timed_out == 0
+        assert found.timed_out == len(self.expired())
+        assert self.world.shut or not any(batch.may_expire and batch.is_overdue for batch in self.batches)
+
+    @precondition(lambda self: any(batch.may_expire for batch in self.batches))
+    @rule(at=NUMBERS)
+    def be_overdue(self, at: int) -> None:
+        """Let the queue timeout of a batch that has not started pass."""
+        batch = pick([batch for batch in self.batches if batch.may_expire], at)
+        name = self.key(Key.BATCH, batch.id)
+        rules = json.loads(self.do(self.redis.hget(name, "rules")))
+        self.do(self.redis.hset(name, "rules", json.dumps(rules | {"expires": 1})))
+        self.do(self.redis.zadd(self.key(Key.DEADLINES), {str(batch.id): 1}, xx=True))
+        batch.is_overdue = True
 
     @rule()
     def wait(self) -> None:
@@ -776,6 +982,7 @@ class StoreMachine(RuleBasedStateMachine):
         before = {batch.id for batch in world.forgotten}
         lost = [batch for batch in self.batches + self.forgotten if batch.id not in before]
         ledger = {batch.id: self.do(recorded(self.store, batch.id)) for batch in self.batches} | self.ledger
+        ends = self.recorded_ends(batch.id for batch in self.batches + self.forgotten)
         taken = {holder.grant.token for holder in world.holders}
         late = [holder for holder in self.holders if holder.grant.token not in taken]
         self.do(fall_back(self.store, keys))
@@ -783,8 +990,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.arrive()
         self.position = self.do(self.store.events.last())
         for was in lost:
-            batch = then.get(was.id) or Batch(was.id, was.project, was.retries, was.open, [])
-            assert self.do(self.store.recovery.restore(*ledger[was.id])) == 0
+            batch = then.get(was.id) or Batch(was.id, was.project, was.retries, was.open, [], waits=was.waits)
+            batch.rules = was.rules
+            restored, jobs = ledger[was.id]
+            of_parents = {parent: end for parent, end in ends.items() if parent in was.waits}
+            assert self.do(self.store.recovery.restore(replace(restored, ended=of_parents), jobs)) == 0
             holders = [holder for holder in self.live if holder.batch is batch]
             ended = batch.follow(was, holders)
             for holder in holders:
@@ -797,6 +1007,7 @@ class StoreMachine(RuleBasedStateMachine):
         known = {batch.id: batch for batch in self.batches + self.forgotten}
         for holder in late:
             self.holders.append(Holder(holder.grant, known[holder.batch.id], set(), last=holder.last, stale=True))
+        self.follow_ends()
         self.open_gate()
 
     @precondition(lambda self: not self.world.shut and any(self.idles(batch) for batch in self.batches))
@@ -806,12 +1017,14 @@ class StoreMachine(RuleBasedStateMachine):
         batch = pick([batch for batch in self.batches if self.idles(batch)], at)
         assert self.do(self.redis.zadd(self.key(Key.IDLE), {str(batch.id): 1}, xx=True, ch=True)) == 1
         found = self.do(self.store.tickets.sweep())
-        assert (found.timed_out, len(found.reclaimed)) == (1, self.reclaim_lapsed())
         batch.open = False
         batch.apply(BatchEvent.EXPIRE)
+        self.conclude(batch)
+        self.swept()
+        assert (found.timed_out, len(found.reclaimed)) == (1 + len(self.expired()), self.reclaim_lapsed())
 
     def idles(self, batch: Batch) -> bool:
-        return batch.open and not batch.busy and batch.status is not BatchStatus.PAUSED
+        return batch.open and not batch.busy and not batch.waits and batch.status is not BatchStatus.PAUSED
 
     # -------------------------------------------------------------------------------------------- invariants
 
@@ -827,15 +1040,34 @@ class StoreMachine(RuleBasedStateMachine):
     def batches_are_as_foretold(self) -> None:
         for batch in self.batches:
             record = self.do(self.store.reader.batch(batch.id, project=batch.project))
-            assert (record.status, record.open, record.fault) == (batch.status, batch.open, batch.fault)
+            assert (record.status, record.open, set(record.waits_for)) == (batch.status, batch.open, set(batch.waits))
+            if batch.fault in BY_RULES and record.fault is not None:
+                assert record.fault.code == batch.fault.code
+            else:
+                assert record.fault == batch.fault
             statuses = Counter(job.status for job in batch.jobs)
             assert record.counts == {status: statuses[status] for status in JobStatus}
             assert record.sequence_number == batch.transitions
-            terminal = not batch.open and not batch.busy
-            assert record.status.terminal is (terminal or batch.status is BatchStatus.TIMED_OUT)
+            assert record.status.terminal is (batch.is_complete or batch.status is BatchStatus.TIMED_OUT)
+            assert record.retried == batch.retried
             assert (record.ended is not None) is record.status.terminal
         ended = {str(batch.id) for batch in self.batches if batch.status.terminal}
         assert self.members(Key.ENDED) == ended
+        assert self.members(Key.DEADLINES) == {str(batch.id) for batch in self.batches if batch.may_expire}
+
+    @invariant()
+    def batches_that_wait_are_found_by_those_they_wait_for(self) -> None:
+        waiting = {(str(batch.id), str(parent)) for batch in self.batches for parent in batch.waits}
+        for batch in self.batches + self.forgotten:
+            dependents = {each for each, parent in waiting if parent == str(batch.id)}
+            assert self.members(Key.DEPENDENTS, batch.id) >= dependents
+            if not batch.status.terminal:
+                assert self.members(Key.DEPENDENTS, batch.id) == dependents
+        for batch in self.batches:
+            for parent_id in batch.waits:
+                parent = self.find(parent_id)
+                assert parent is not None
+                assert not parent.status.terminal or (batch.id, parent_id) in self.world.unswept
 
     @invariant()
     def jobs_are_as_foretold_and_terminal_is_final(self) -> None:
@@ -888,7 +1120,9 @@ class StoreMachine(RuleBasedStateMachine):
                     token = row[f"t:{holder.grant.ticket.number}"].split()[0].decode()
                     assert token == holder.grant.token
             waiting = [index for index in batch.of(JobStatus.PENDING) if not self.holds(batch, index)]
-            if waiting and batch.status is not BatchStatus.PAUSED:
+            if batch.waits:
+                assert not tickets
+            elif waiting and batch.status is not BatchStatus.PAUSED:
                 assert tickets, "work without a ticket is never done"
 
     @invariant()

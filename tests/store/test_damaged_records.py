@@ -10,7 +10,7 @@ from tests.support.records import NEWER, VERSION
 from tests.support.store_rig import StoreRig
 
 from tweezer.model.errors import NewerRecord, NotFound, Unreadable
-from tweezer.model.messages import OutcomeKind
+from tweezer.model.messages import OutcomeKind, Priority
 from tweezer.store.keys import Key
 from tweezer.store.reader import Lookups
 from tweezer.store.records import NO_TIMES
@@ -33,6 +33,7 @@ async def test_every_command_names_the_version_of_a_batch_that_a_newer_tweezer_w
         lambda: rig.commands.pause(batch_id, project=None),
         lambda: rig.commands.resume(batch_id, project=None),
         lambda: rig.commands.set_tags(batch_id, ["a"], project=None),
+        lambda: rig.commands.set_priority(batch_id, Priority.LOW, project=None),
         lambda: rig.reader.batch(batch_id, project="a"),
         lambda: rig.commands.discard(batch_id),
         lambda: Lookups(rig.store.scripts).batch(batch_id, projects=["a"]),

@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 
 from tweezer.duties import Backoff
+from tweezer.model.errors import Conflict, NotFound
 from tweezer.model.messages import Fault, OutcomeKind, Priority
 from tweezer.store.keys import Key
 from tweezer.store.workers import NextStep
@@ -128,3 +129,54 @@ async def test_each_device_has_its_own_queue(rig: StoreRig) -> None:
     here, there = await rig.submit(1), await rig.submit(1, device="OTHER")
     assert await rig.run_all() == [here]
     assert await rig.run_all(device="OTHER") == [there]
+
+
+async def test_a_new_priority_moves_a_waiting_batch_at_once(rig: StoreRig) -> None:
+    first, second, third = [await rig.submit(1) for _ in range(3)]
+    await rig.commands.set_priority(third, Priority.HIGH, project="a")
+    await rig.commands.set_priority(first, Priority.LOW, project="a")
+    assert (await rig.batch(third)).priority is Priority.HIGH
+    assert await rig.run_all() == [third, second, first]
+
+
+async def test_a_batch_that_gets_its_priority_later_ranks_like_one_that_had_it(rig: StoreRig) -> None:
+    async def score(batch_id: UUID) -> float:
+        found: float | None = await rig.redis.zscore(rig.keys(Key.READY, "EMU"), f"{batch_id}:0")
+        assert found is not None
+        return found
+
+    batch_id = await rig.submit(1)
+    medium = await score(batch_id)
+    await rig.commands.set_priority(batch_id, Priority.HIGH, project="a")
+    await rig.commands.set_priority(batch_id, Priority.LOW, project="a")
+    assert await score(batch_id) == medium + 540_000
+    await rig.commands.set_priority(batch_id, Priority.MEDIUM, project="a")
+    assert await score(batch_id) == medium
+
+
+async def test_a_new_priority_of_a_running_batch_counts_from_its_next_turn(rig: StoreRig) -> None:
+    batch_id = await rig.submit(5)
+    grant = await rig.take()
+    await rig.commands.set_priority(batch_id, Priority.LOW, project="a")
+    other = await rig.submit(1)
+    turn = await rig.settle(grant, {grant.jobs[0].index: OutcomeKind.DONE}, want=1, used_s=2)
+    assert turn.next is NextStep.YIELD
+    assert (await rig.take()).batch_id == other
+
+
+async def test_the_priority_of_an_ended_or_foreign_batch_does_not_change(rig: StoreRig) -> None:
+    batch_id = await rig.submit(1)
+    with pytest.raises(NotFound):
+        await rig.commands.set_priority(batch_id, Priority.HIGH, project="b")
+    await rig.run_all()
+    before = await rig.snapshot()
+    with pytest.raises(Conflict, match="has ended"):
+        await rig.commands.set_priority(batch_id, Priority.HIGH, project="a")
+    assert await rig.snapshot() == before
+
+
+async def test_an_equal_priority_changes_nothing(rig: StoreRig) -> None:
+    batch_id = await rig.submit(1)
+    before = await rig.snapshot()
+    await rig.commands.set_priority(batch_id, Priority.MEDIUM, project="a")
+    assert await rig.snapshot() == before

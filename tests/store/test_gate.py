@@ -22,7 +22,7 @@ from tweezer.cli.local.redis_server import ServerKind
 from tweezer.model.errors import NotFound, TweezerError, Unavailable
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
-from tweezer.model.messages import Fault, JobSpec, OutcomeKind
+from tweezer.model.messages import Fault, JobSpec, OutcomeKind, Priority
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import StoreConfig
@@ -118,6 +118,7 @@ CHANGES: dict[str, Change] = {
     "pause": lambda rig, batch_id, _: rig.commands.pause(batch_id, project="a"),
     "resume": lambda rig, batch_id, _: rig.commands.resume(batch_id, project="a"),
     "set_tags": lambda rig, batch_id, _: rig.commands.set_tags(batch_id, ["new"], project="a"),
+    "set_priority": lambda rig, batch_id, _: rig.commands.set_priority(batch_id, Priority.LOW, project="a"),
     "end": lambda rig, batch_id, _: rig.commands.end(batch_id, BatchStatus.ERROR, project="a", fault=FAULT),
     "report": lambda rig, batch_id, _: rig.commands.report(batch_id, 0, status=JobStatus.ERROR, project="a"),
 }

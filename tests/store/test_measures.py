@@ -36,7 +36,17 @@ async def submitted_before(rig: StoreRig, batch_id: Any, index: int, age_us: int
 async def test_an_idle_device_has_free_lanes_and_no_waiting_jobs(rig: StoreRig) -> None:
     await rig.announce(lanes=3, worker="v")
     assert await device(rig) == DeviceMeasures(
-        "EMU", False, 0, 0, 0, 0, 0, 0, 0, workers=2, lanes=4, busy=0, draining=0, longest_wait_s=None, up=True
+        "EMU",
+        *(False, 0, 0, 0, 0, 0, 0, 0),
+        workers=2,
+        lanes=4,
+        busy=0,
+        draining=0,
+        late=0,
+        expired=0,
+        stopped=0,
+        longest_wait_s=None,
+        up=True,
     )
 
 

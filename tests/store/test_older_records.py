@@ -12,7 +12,7 @@ from tests.support.records import OLDER, VERSION, make_older, read_record
 from tests.support.store_rig import StoreRig
 
 from tweezer.model.lifecycle import BatchStatus
-from tweezer.model.messages import JobSpec, OutcomeKind
+from tweezer.model.messages import JobSpec, OutcomeKind, Priority
 from tweezer.store.keys import Key
 from tweezer.store.records import RECORD, RECORD_VALUES
 from tweezer.store.snapshots import SnapshotRequest
@@ -24,6 +24,7 @@ CHANGES: dict[str, Change] = {
     "cancel": lambda rig, batch_id: rig.commands.cancel(batch_id, project="a"),
     "pause": lambda rig, batch_id: rig.commands.pause(batch_id, project="a"),
     "set_tags": lambda rig, batch_id: rig.commands.set_tags(batch_id, ["new"], project="a"),
+    "set_priority": lambda rig, batch_id: rig.commands.set_priority(batch_id, Priority.LOW, project="a"),
     "take": lambda rig, _: rig.take(),
 }
 

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from tweezer.model.errors import Conflict
 from tweezer.model.lifecycle import BATCH_TABLE, JOB_TABLE, BatchEvent, BatchStatus, JobEvent, JobStatus, Stage
 from tweezer.model.messages import Fault, OutcomeKind
+from tweezer.model.rules import Rules
 from tweezer.store.keys import Key
 from tweezer.store.workers import Grant, JobProgress
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
 
 FAULT = Fault("user", "it cannot run")
+RULES = Rules(queue_timeout_s=60)
 SETTLED = {
     JobEvent.FINISH: OutcomeKind.DONE,
     JobEvent.FAIL: OutcomeKind.ERROR,
@@ -120,15 +122,21 @@ async def test_a_job_whose_cancel_was_requested_is_canceled_where_it_would_retur
     assert (await rig.job(batch_id, index)).status is JobStatus.CANCELED
 
 
-async def reach_batch(rig: StoreRig, status: BatchStatus, *, working: bool) -> tuple[UUID, Grant | None]:
-    """Return an open batch in this status, and its ticket if it ever had one.
+async def reach_batch(
+    rig: StoreRig, status: BatchStatus, *, working: bool, began: bool = True
+) -> tuple[UUID, Grant | None]:
+    """Return an open batch in this status, and its ticket if it ever had one. It has a queue timeout.
 
-    With ``working`` it has jobs to run, and the ticket holds one that has not begun; else it has no jobs to run.
+    With ``working`` it has jobs to run, and the ticket holds one that has not begun; else it has no jobs to run. began:
+    False for a PAUSED batch that never had a ticket.
     """
-    if status is BatchStatus.PENDING:
-        return await rig.submit(8 if working else 0, open=True), None
+    if status is BatchStatus.PENDING or not began:
+        batch_id = await rig.submit(8 if working else 0, open=True, rules=RULES)
+        if status is BatchStatus.PAUSED:
+            await rig.commands.pause(batch_id, project="a")
+        return batch_id, None
     live = status in (BatchStatus.RUNNING, BatchStatus.PAUSED)
-    batch_id = await rig.submit(8 if live and working else 1, open=live or status is BatchStatus.TIMED_OUT)
+    batch_id = await rig.submit(8 if live and working else 1, open=live or status is BatchStatus.TIMED_OUT, rules=RULES)
     grant = await rig.take()
     match status:
         case BatchStatus.RUNNING:
@@ -182,6 +190,10 @@ async def apply_to_batch(rig: StoreRig, event: BatchEvent, batch_id: UUID, grant
         case BatchEvent.EXPIRE:
             await rig.redis.zadd(rig.keys(Key.IDLE), {str(batch_id): 1})
             await rig.tickets.sweep()
+        case BatchEvent.OVERDUE:
+            await rig.let_expire(batch_id)
+            await rig.redis.zadd(rig.keys(Key.DEADLINES), {str(batch_id): 1})
+            await rig.tickets.sweep()
 
 
 WITH_TOKEN = (BatchEvent.BEGIN, BatchEvent.COMPLETE, BatchEvent.CANCEL, BatchEvent.DOOM)
@@ -197,7 +209,8 @@ async def test_the_scripts_move_a_batch_as_in_the_table(
     rig: StoreRig, status: BatchStatus, event: BatchEvent, stale: bool
 ) -> None:
     idle = event is BatchEvent.EXPIRE or (status, event) == (BatchStatus.PENDING, BatchEvent.COMPLETE)
-    batch_id, grant = await reach_batch(rig, status, working=not idle)
+    began = (status, event) != (BatchStatus.PAUSED, BatchEvent.OVERDUE)
+    batch_id, grant = await reach_batch(rig, status, working=not idle, began=began)
     assert (await rig.batch(batch_id)).status is status
 
     with contextlib.suppress(Conflict) if status.terminal else contextlib.nullcontext():

@@ -53,7 +53,15 @@ _WHOLE = (
     (re.compile(r"[\w-]{43}"), "R4nd0m…"),
 )
 _OFFSETS_S = {"start": 1, "running": 1, "updated": 3, "end": 3, "ends": 7200, "until": 7200, "expires": 86_400}
-_DURATIONS = {"queue_s": 1.0, "idle_s": 0.0, "average_queue_time": 1, "preparation_s": 0.5, "device_s": 1.5}
+_DURATIONS = {
+    "execution_time": 4.5,
+    "wall_time": 5.25,
+    "queue_s": 1.0,
+    "idle_s": 0.0,
+    "average_queue_time": 1,
+    "preparation_s": 0.5,
+    "device_s": 1.5,
+}
 _WHOLE_SECONDS = ("begins_at", "ends_at", "since", "datetime")
 _BEGAN = datetime(2026, 11, 22, 10, tzinfo=UTC)
 
@@ -248,10 +256,37 @@ async def _call_batches(examples: Examples, operator: str) -> None:
     ):
         await call(f"GET /api/v1/third-party-access/ovh/{end}", job_id=done, batch_id=batch_id)
     await call("GET /api/v1/third-party-access/ovh/jobs", query={"batch_id": batch_id, "status": "DONE", "limit": 1})
+    await _call_tasks(examples, UUID(batch_id))
     await call("POST /api/v1/third-party-access/ovh/batches", body)
     await call("POST /api/v1/batches/{batch_id}/rebatch", query={"status": "ERROR"}, batch_id=batch_id)
     await _call_changes(examples)
     await _call_service_side(examples, operator)
+
+
+async def _call_tasks(examples: Examples, task_id: UUID) -> None:
+    """Call the operations of tasks, on a task with a failed job, and on new ones that are archived and deleted."""
+    rig, call = examples.rig, examples.call
+    others = []
+    for _ in range(4):
+        others.append(await _submit(examples))
+        await rig.run(DONE)
+    await _record(rig)
+    await call("GET /api/tasks", query={"backend": DEVICE, "tag": "sweep,published", "limit": 2})
+    await call("GET /api/tasks/counts")
+    await call("GET /api/tasks/summaries", query={"state": "complete", "limit": 1})
+    for end in ("", "/shards", "/snapshot"):
+        await call(f"GET /api/tasks/{{task_id}}{end}", task_id=task_id)
+    await call("POST /api/tasks/{task_id}/archive", task_id=others[0])
+    await call("GET /api/archive")
+    await call("GET /api/archive/{task_id}", task_id=others[0])
+    await call("POST /api/archive/restore/{task_id}", task_id=others[0])
+    await call("POST /api/tasks/bulk-archive", {"task_ids": [str(it) for it in others[:2]]})
+    await call("DELETE /api/archive/{task_id}", task_id=others[0])
+    await call("POST /api/tasks/archive-expired", query={"hours": 72, "terminal_only": "true"})
+    await call("POST /api/tasks/bulk-delete", {"task_ids": [str(others[1]), str(UUID(int=8 << 76))]})
+    await call("DELETE /api/tasks/{task_id}", task_id=others[2])
+    await call("POST /api/tasks/bulk-cancel", {"task_ids": [str(await _submit(examples)), str(task_id)]})
+    await call("POST /api/tasks/{task_id}/restart", query={"status": "ERROR"}, task_id=task_id)
 
 
 async def _call_changes(examples: Examples) -> None:
@@ -274,6 +309,7 @@ async def _call_changes(examples: Examples) -> None:
     paused = await _submit(examples)
     for end in ("pause", "resume"):
         await call(f"PATCH /api/v2/batches/{{batch_id}}/{end}", batch_id=paused)
+    await call("PATCH /api/v2/batches/{batch_id}/priority", {"queue_priority": "HIGH"}, batch_id=paused)
 
 
 async def _call_service_side(examples: Examples, operator: str) -> None:
@@ -390,6 +426,8 @@ class _Fixer:
                 return [self(item, key) for item in value]
             case str() if key in ("sequence_builder", "sequence") and len(value) > 2:
                 return '{"version": "1", …}'
+            case str() if key == "shortname":
+                return "5m2q0xw8kd"
             case str() if key == "specs" or value.startswith('{"name"'):
                 return f'{{"name": "{json.loads(value)["name"]}", …}}'
             case str():

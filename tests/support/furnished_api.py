@@ -62,7 +62,7 @@ async def furnished_api(
     async with Site(redis_url, folder, database_url=database_url, data_dir=folder, **rates) as site:
         await site.workers(1)
         _, url = await site.api(**settings)
-        batches, webhooks, pings = [], [], []
+        batches, webhooks, pings, schedules = [], [], [], []
         async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as http:
             for key, more in itertools.product(("ours", "theirs"), (False, True)):
                 body = {"device_type": NULL, "jobs": [{"runs": 1}] * 2, "open": more}
@@ -74,6 +74,10 @@ async def furnished_api(
                 webhooks.append(answer.json()["data"]["webhook"]["id"])
                 answer = await http.post(f"/api/v2/webhooks/{webhooks[-1]}/ping", headers=bearer(keys[key]))
                 pings.append(answer.json()["data"]["id"])
+                template = {"device_type": NULL, "jobs": [{"runs": 1}]}
+                body = {"name": "hourly", "every_s": 3600, "template": template}
+                answer = await http.post("/api/v2/schedules", json=body, headers=bearer(keys[key]))
+                schedules.append(answer.json()["data"]["id"])
         recorder = Recorder(site.store, database, namespace="tweezer")
         await recorder.resume()
         await recorder.catch_up()
@@ -81,11 +85,13 @@ async def furnished_api(
         ids = {
             "batch_id": [batch["id"] for batch in batches],
             "job_id": [job["id"] for batch in batches for job in batch["jobs"]],
+            "task_id": [batch["id"] for batch in batches],
             "device": [NULL],
             "workload_id": [batches[0]["id"]],
             "webhook_id": webhooks,
             "window": ["5f3a90c1"],  # no window has this id
             "delivery_id": pings,
+            "schedule_id": schedules,
             "session_id": ["current"],
         }
         yield FurnishedApi(site, url, keys, ids)

@@ -19,6 +19,7 @@ from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.database import Database, load
 from tweezer.ledger.schema import metadata, projects
 from tweezer.model.ids import job_id, short_id
+from tweezer.model.lifecycle import BATCH_BY_LETTER
 from tweezer.model.messages import (
     BatchDoc,
     Fault,
@@ -29,6 +30,7 @@ from tweezer.model.messages import (
     encode_result,
     encode_spec,
 )
+from tweezer.model.tasks import task_status
 
 DEVICES = ("EMU_FREE", "EMU_MPS", "EMU_SV", "FRESNEL")
 TAGS = tuple(f"tag-{number}" for number in range(20))
@@ -43,6 +45,7 @@ _COLUMNS = {
     "batches": (
         *("id", "project", "device", "user", "priority", "origin", "status", "open", "jobs"),
         *("created_ms", "started_ms", "ended_ms", "updated_ms", "parent", "sequence_number", "record", "about"),
+        *("failed", "shots", "device_ms", "previous", "changed_ms", "previous_ms", "archived_ms"),
     ),
     "sequences": ("id", "sequence"),
     "tags": ("project", "tag", "batch"),
@@ -61,7 +64,11 @@ _COLUMNS = {
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The size of the history. ``live`` is the number of the newest batches that have not ended."""
+    """The size of the history.
+
+    live: the number of the newest batches that have not ended. archived_each: each such batch of the ended ones is
+    archived; 0: none.
+    """
 
     jobs: int = 1000
     batches: int = 50
@@ -70,6 +77,7 @@ class Plan(msgspec.Struct, frozen=True):
     live: int = 5
     days: int = 30
     now_ms: int = 1_790_000_000_000
+    archived_each: int = 0
     seed: int = 7
 
     def project(self, number: int) -> str:
@@ -166,12 +174,14 @@ class _Making:
         tags = chance.sample(TAGS, chance.randrange(4))
         head = (project, device, user, priority[0], "C")
         doomed = not live and number % _DOOMED_EACH == 7
-        counts, last, events = self._jobs(batch_id, size, head, created, started, live=live, doomed=doomed)
+        counts, last, events, amounts = self._jobs(batch_id, size, head, created, started, live=live, doomed=doomed)
         status = "P" if waits else "R" if live and started else "E" if doomed else "D"
         if live and not waits and number % 3 == 0:
             status = "S"
         ended = None if live else last + 5
         updated = max(last, created)
+        each = plan.archived_each
+        archived = last + 60_000 if each and not live and number % each == 0 else None
         record = {
             "v": "1",
             "project": plan.project(of),
@@ -196,8 +206,13 @@ class _Making:
             (
                 *(identity, *head, status, live and number % 3 == 0, size),
                 *(created, started, ended, updated, None, events, msgspec.msgpack.encode(packed), encode_doc(doc)),
+                *(counts["E"], *amounts, "P" if started else None, ended or started or created),
+                *(started if ended else created if started else None, archived),
             )
         )
+        if archived is None:
+            task = task_status(BATCH_BY_LETTER[status], has_failures=counts["E"] > 0)
+            self._counters[project, device, "T", task.letter] += 1
         self._rows["sequences"].append((identity, SEQUENCE))
         self._rows["tags"].extend((project, tag, identity) for tag in tags)
         self._rows["batch_names"].append((project, "S", short_id(batch_id), identity))
@@ -216,8 +231,13 @@ class _Making:
         *,
         live: bool,
         doomed: bool,
-    ) -> tuple[dict[str, int], int, int]:
-        """Add the jobs; return their number by status, the time of the last change, and the number of events."""
+    ) -> tuple[dict[str, int], int, int, tuple[int, int]]:
+        """Add the jobs.
+
+        Return their number by status, the time of the last change, the number of events, and the sums of their shots
+        and their times on the device.
+        """
+        shots = device_ms = 0
         chance, counts, at, events = self._random, dict.fromkeys(_COUNTS, 0), started or created, 1
         project, device, now_ms = head[0], head[1], self._plan.now_ms
         for index in range(size):
@@ -231,6 +251,8 @@ class _Making:
             runs = chance.choice((10, 50, 100, 500, 1000, None))
             spec = encode_spec(JobSpec(runs=runs, variables={"omega": round(chance.random() * 12, 3), "t": index}))
             state = None if status == "P" else _state(status, begun, ended)
+            shots += runs or 1
+            device_ms += 0 if begun is None or ended is None else ended - begun
             row_id = self._database.id(job_id(batch_id, index))
             updated = ended or begun or created
             self._rows["jobs"].append(
@@ -259,7 +281,7 @@ class _Making:
                 self._transition(batch_id, project, events + 1, begun, f"{index}PR")
                 self._transition(batch_id, project, events + 2, at, f"{index}R{status}")
                 events += 2
-        return counts, min(at, now_ms), events
+        return counts, min(at, now_ms), events, (shots, device_ms)
 
     def _transition(self, batch_id: UUID, project: int, first: int, time_ms: int, words: str) -> None:
         self._entries += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 from tests.support.store_rig import StoreRig
 
 from tweezer.client import AsyncQueue
@@ -14,6 +14,8 @@ from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.queries.queries import Queries
 from tweezer.ledger.recorder.recorder import Recorder, RecorderTuning
+from tweezer.ledger.schema import batches
+from tweezer.model.lifecycle import JobStatus
 from tweezer.store.records import BatchRecord, JobRecord
 from tweezer.transports.direct import DirectTransport
 
@@ -66,6 +68,7 @@ class LedgerRig:
         live = await self.rig.reader.batch(batch_id, project=None)
         assert self.batch(batch_id) == live
         assert self.jobs(batch_id) == await self.rig.reader.jobs(live, range(live.jobs))
+        self.amounts_add_up(batch_id)
 
     def counts_add_up(self) -> None:
         """Check that the counters equal the numbers of rows."""
@@ -74,3 +77,22 @@ class LedgerRig:
             counted = self.rows(f"SELECT {place}, count(*) FROM {table} GROUP BY 1, 2, 3")  # noqa: S608
             found = self.rows(f"SELECT {place}, count FROM counters WHERE kind = '{kind}' AND count <> 0")  # noqa: S608
             assert sorted(found) == sorted(counted)
+        coarse = """CASE WHEN status IN ('P', 'S') THEN 'P' WHEN status IN ('R', 'C') THEN status
+            WHEN status = 'D' AND failed = 0 THEN 'S' ELSE 'F' END"""
+        counted = self.rows(
+            f"SELECT project, device, {coarse}, count(*) FROM batches WHERE archived_ms IS NULL GROUP BY 1, 2, 3"  # noqa: S608
+        )
+        found = self.rows("SELECT project, device, status, count FROM counters WHERE kind = 'T' AND count <> 0")
+        assert sorted(found) == sorted(counted)
+
+    def amounts_add_up(self, batch_id: UUID) -> None:
+        """Check that the amounts of a batch equal the sums over its jobs."""
+        jobs = self.jobs(batch_id)
+        with self.database.read() as connection:
+            columns = (batches.c.failed, batches.c.shots, batches.c.device_ms)
+            row = connection.execute(select(*columns).where(batches.c.id == batch_id)).one()
+        assert tuple(row) == (
+            sum(job.status is JobStatus.ERROR for job in jobs),
+            sum(job.spec.runs or job.spec.runs_shown or 1 for job in jobs),
+            sum(round((job.device_s or 0) * 1000) for job in jobs if job.status.terminal),
+        )

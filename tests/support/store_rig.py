@@ -5,6 +5,7 @@ Tests do not wait for time to pass: ``lapse``, ``make_due`` and ``run_out`` move
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 from uuid import UUID
@@ -58,7 +59,8 @@ class StoreRig:
     ) -> UUID:
         limits = options.pop("limits", Limits())
         specs = [JobSpec(runs=10)] * jobs if isinstance(jobs, int) else jobs
-        doc = BatchDoc(device=device, sequence="{}", limits=limits, **options.pop("about", {}))
+        rules = options.pop("rules", None)
+        doc = BatchDoc(device=device, sequence="{}", limits=limits, rules=rules, **options.pop("about", {}))
         return await self.commands.submit(options.pop("batch_id", new_batch_id()), project, doc, specs, **options)
 
     async def grants(self, lanes: int = 1, *, device: str = DEVICE) -> list[Grant]:
@@ -87,6 +89,11 @@ class StoreRig:
         return await self.tickets.settle(
             grant.ticket, grant.token, settlements, want=want, used_s=used_s, lease_s=LEASE_S
         )
+
+    async def sweep_all(self) -> None:
+        """Sweep as often as a process does at once."""
+        while (await self.tickets.sweep()).more:
+            pass
 
     async def swept(self) -> tuple[int, int, int]:
         """Sweep; return the numbers of timed-out batches, expired leases and ready tickets."""
@@ -151,6 +158,14 @@ class StoreRig:
         """Let the deadline of an open batch without work pass; it must have one."""
         changed = await self.redis.zadd(self.keys(Key.IDLE), {str(batch_id): LONG_AGO_MS}, xx=True, ch=True)
         assert changed == 1
+
+    async def let_expire(self, batch_id: UUID) -> None:
+        """Let the queue timeout of a batch pass; it must have one."""
+        name = self.keys(Key.BATCH, batch_id)
+        rules = json.loads(await self.redis.hget(name, "rules"))
+        assert rules["expires"] > LONG_AGO_MS
+        await self.redis.hset(name, "rules", json.dumps(rules | {"expires": LONG_AGO_MS}))
+        await self.redis.zadd(self.keys(Key.DEADLINES), {str(batch_id): LONG_AGO_MS}, xx=True)
 
     async def batch(self, batch_id: UUID) -> BatchRecord:
         return await self.reader.batch(batch_id, project=None)
@@ -238,12 +253,22 @@ class StoreRig:
         owners = [(name, await self.redis.hget(name, "project")) for name in names]
         return {name.rpartition(":")[2] for name, owner in owners if owner == project.encode()}
 
+    async def _all_wait_for(self, batch_id: str) -> bool:
+        """Return whether a batch is live, and each member of its dependents waits for it."""
+        status = (await read_record(self.store, batch_id)).get("status")
+        records = [await read_record(self.store, it) for it in await self.members(Key.DEPENDENTS, batch_id)]
+        return status in (b"P", b"R", b"S") and all(batch_id.encode() in row.get("parents", b"") for row in records)
+
     async def _is_owned(self, name: str) -> bool:
         redis = self.redis
         kind, *parts = name.removeprefix(self.keys.prefix).split(":")
         match kind, *parts:
             case ("devices" | "settings" | "idle" | "ended" | "events" | "ledger" | "installation" | "server",):
                 return True
+            case ("deadlines",):
+                return await self.members(Key.DEADLINES) <= {str(it) async for it in self.store.snapshots.batch_ids()}
+            case "dependents", batch_id:
+                return await self._all_wait_for(batch_id)
             case "project", _:
                 return True  # tests.support.usage checks its counters
             case "batches", project:

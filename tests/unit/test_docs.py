@@ -393,7 +393,16 @@ def test_the_table_of_errors_has_exactly_the_codes_of_the_library() -> None:
 def test_every_code_of_a_fault_is_explained() -> None:
     rows = table_rows((DOCS / "reference/errors.md").read_text(), "code", "meaning")
     explained = {code for row in rows for code in _SPAN.findall(row[0])}
-    assert explained == {*FaultKind, "invalid", "lost", "quota", "reported", "result_unavailable"}
+    assert explained == {
+        *FaultKind,
+        "invalid",
+        "lost",
+        "quota",
+        "reported",
+        "result_unavailable",
+        "expired",
+        "failures",
+    }
 
 
 # --- protocol and adapters

@@ -37,6 +37,9 @@ from tweezer.api.metrics import AnswerTimes, Metrics, TimingMiddleware
 from tweezer.api.pages.routes import page_routes
 from tweezer.api.pasqal import PathPrefixMiddleware
 from tweezer.api.read_model import ReadModel
+from tweezer.api.schedules import routes as schedules_routes
+from tweezer.api.tasks import commands as task_commands
+from tweezer.api.tasks import reads as task_reads
 from tweezer.api.webhooks import routes as webhooks_routes
 from tweezer.api.webhooks.service import WebhookService
 from tweezer.duties import Duties
@@ -187,9 +190,12 @@ def _routes() -> list[BaseRoute]:
         service,
         commands,
         bulk,
+        task_reads,
+        task_commands,
         service_side,
         pasqal,
         webhooks_routes,
+        schedules_routes,
     )
     found = [route for module in ordered for route in module.router.routes]
     for route in found:

@@ -23,6 +23,7 @@ from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, LetterCounts, count_letters
 from tweezer.ledger.health import read_recorder_position
 from tweezer.ledger.queries.statistics import DeviceTotals, device_totals
+from tweezer.ledger.schedules.ticks import ScheduleHealth, read_schedule_health
 from tweezer.ledger.schema import TIME_BOUNDS_MS
 from tweezer.model.errors import TweezerError
 from tweezer.store.connection import Store
@@ -124,6 +125,7 @@ class Metrics:
             webhooks = await self._database.run(read_webhook_health, self._database, self._namespace)
             families.extend(_webhook_families(webhooks))
             families.extend(_dead_letter_families(await self._database.run_read(count_letters)))
+            families.extend(_schedule_families(await self._database.run_read(read_schedule_health)))
             families.extend(_ended_families(await self._database.run_read(device_totals)))
             delivered = webhooks.position
         families.append(_gauge("ledger_up", "Whether the ledger responded", delivered is not None))
@@ -193,6 +195,18 @@ def _dead_letter_families(letters: Mapping[Consumer, LetterCounts]) -> Iterator[
     yield from (parked, total, evicted)
 
 
+def _schedule_families(health: ScheduleHealth) -> Iterator[Metric]:
+    statuses = GaugeMetricFamily("tweezer_schedules", "Schedules by status", labels=("status",))
+    for status, count in health.statuses.items():
+        statuses.add_metric((status.value,), count)
+    ticks = CounterMetricFamily("tweezer_schedule_ticks", "Ticks of schedules by outcome", labels=("outcome",))
+    for outcome, count in health.ticks.items():
+        ticks.add_metric((outcome.value,), count)
+    yield from (statuses, ticks)
+    yield _gauge("schedule_tick_lag_seconds", "How long after its time the last tick was submitted", health.last_lag_s)
+    yield _gauge("schedule_overdue_seconds", "Age of the oldest tick that no scheduler has handled", health.overdue_s)
+
+
 def _ended_families(totals: Mapping[str, DeviceTotals]) -> Iterator[Metric]:
     ended = CounterMetricFamily("tweezer_jobs_ended", "Jobs that have ended", labels=("device", "status"))
     queued = HistogramMetricFamily(
@@ -227,6 +241,15 @@ def _queue_families(measures: Measures) -> Iterator[Metric]:
     stale = CounterMetricFamily(
         "tweezer_settles_stale", "Settles rejected because their ticket has another holder", labels=("device",)
     )
+    late = CounterMetricFamily(
+        "tweezer_batches_late", "Batches that had not started by their schedule threshold", labels=("device",)
+    )
+    expired = CounterMetricFamily(
+        "tweezer_batches_expired", "Batches that timed out because they did not start in time", labels=("device",)
+    )
+    stopped = CounterMetricFamily(
+        "tweezer_batches_stopped", "Batches paused or cancelled because too many jobs failed", labels=("device",)
+    )
     for device in measures.devices:
         name = device.name
         for status, count in (("pending", device.pending), ("running", device.running)):
@@ -244,7 +267,10 @@ def _queue_families(measures: Measures) -> Iterator[Metric]:
         wait.add_metric((name,), device.longest_wait_s or 0.0)
         lost.add_metric((name,), device.lost)
         stale.add_metric((name,), device.stale)
-    yield from (jobs, tickets, lanes, workers, up, answers, paused, wait, lost, stale)
+        late.add_metric((name,), device.late)
+        expired.add_metric((name,), device.expired)
+        stopped.add_metric((name,), device.stopped)
+    yield from (jobs, tickets, lanes, workers, up, answers, paused, wait, lost, stale, late, expired, stopped)
     yield _gauge("stream_entries", "Entries in the event stream", measures.stream)
     yield _gauge("ended_batches", "Batches that have ended and are still in Redis", measures.ended)
     yield _gauge(

@@ -10,23 +10,31 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
 
+import msgspec
+
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.batch_reader import BatchReader, ask_at_once
 from tweezer.ledger.database import Database
+from tweezer.ledger.queries import tasks
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, PageRequest, job_key
 from tweezer.ledger.queries.lists import ListPage
 from tweezer.ledger.queries.queries import Queries
+from tweezer.ledger.queries.tasks import TaskFilter, TaskPage, TaskRecord
 from tweezer.model import windows
 from tweezer.model.errors import InvalidInput, NotFound, Unavailable
 from tweezer.model.events import Event
 from tweezer.model.ids import device_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import decode_result, result_file
+from tweezer.model.tasks import TaskStatus
 from tweezer.store.connection import Store
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
+from tweezer.store.scripts import split_pages
 
 T = TypeVar("T")
 
@@ -68,6 +76,32 @@ class ReadModel(BatchReader):
                 return await self._list_live_jobs(caller, found[0], wanted, order, paging)
         return await self._queries.ask(self._queries.jobs, caller, wanted, order, paging)
 
+    async def list_tasks(self, caller: Principal, wanted: TaskFilter, *, limit: int, offset: int) -> TaskPage:
+        """Return a page of tasks from the ledger; of those that have not ended there, the current state."""
+        page = await self._queries.ask(
+            partial(tasks.list_tasks, self._queries.database, caller, wanted, limit=limit, offset=offset)
+        )
+        live = {task.batch.id: task.batch.doc for task in page.tasks if not task.batch.status.terminal}
+        if not live:
+            return page
+        current = await self._ask_in_turn(partial(self._store.index.current, live))
+        found = [msgspec.structs.replace(task, batch=current.get(task.batch.id, task.batch)) for task in page.tasks]
+        return msgspec.structs.replace(page, tasks=found)
+
+    async def task(self, caller: Principal, task_id: UUID, *, jobs_max: int) -> TaskRecord:
+        """Return the current state of a task, with its jobs if there are at most ``jobs_max``. Raises NotFound."""
+        batch, jobs = await self.batch_with_jobs(caller, task_id, jobs_max=jobs_max)
+        recorded = await self.recorded_tasks(caller, [task_id])
+        return TaskRecord(batch, recorded[0].extras if recorded else None, tuple(jobs))
+
+    async def recorded_tasks(self, caller: Principal, task_ids: Sequence[UUID]) -> list[TaskRecord]:
+        """Return those of the tasks that are recorded, as they are in the ledger."""
+        return await self._queries.ask(tasks.read_tasks, self._queries.database, caller, task_ids)
+
+    async def task_counts(self, caller: Principal) -> dict[TaskStatus, int]:
+        """Count the recorded tasks by status, without archived ones."""
+        return await self._queries.ask(tasks.count_tasks, self._queries.database, caller)
+
     async def batch_counts(self, caller: Principal, wanted: BatchFilter) -> dict[BatchStatus, int]:
         """Count the batches of the ledger by status."""
         return await self._queries.ask(self._queries.batch_counts, caller, wanted)
@@ -86,6 +120,21 @@ class ReadModel(BatchReader):
         if not job.may_have_result:
             return None
         return (await self.packed_results(job.batch_id, [job.index])).get(job.index)
+
+    async def machine_ids(self, batch: BatchRecord, indices: Sequence[int]) -> dict[int, str]:
+        """Return the ids that a machine or another server gave to these jobs, by index, as far as they are known."""
+        async with self._turn():
+            device = await self._store.reader.device(batch.device)
+        if device is not None and not device.reattaches:
+            return {}
+        found: dict[int, str] = {}
+        for page in split_pages(indices, _PAGE):
+            found |= await self._ask_in_turn(partial(self._store.remote.machine_ids, batch.id, page))
+            for index, data in (await self.packed_results(batch.id, page)).items():
+                provenance = None if result_file(data) is not None else decode_result(data).provenance
+                if provenance is not None and provenance.remote_id is not None:
+                    found.setdefault(index, provenance.remote_id)
+        return found
 
     async def devices(self) -> list[DeviceRecord]:
         """Return all devices, sorted by name."""

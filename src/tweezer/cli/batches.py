@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 from uuid import UUID
 
 import click
@@ -13,17 +15,19 @@ import click
 from tweezer.cli import show
 from tweezer.cli.devices import on_device
 from tweezer.cli.jobs import job_options, read_jobs
-from tweezer.cli.options import Options, clock, parse_duration, parse_time, pass_options, split_job
-from tweezer.cli.status import Meter, explaining_interrupts, follow, must_be_done
-from tweezer.client import AsyncBatch, AsyncQueue
+from tweezer.cli.options import Options, clock, parse_duration, parse_overlap, parse_time, pass_options, split_job
+from tweezer.cli.status import Meter, describe_rules, explaining_interrupts, follow, must_be_done
+from tweezer.client import AsyncBatch, AsyncQueue, SubmitOptions
 from tweezer.model.checks import MAX_DEVICE_LENGTH, check_text
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.ids import read_short_id, short_id
 from tweezer.model.messages import Limits, Priority
+from tweezer.model.rule_fields import Retries
+from tweezer.model.rules import OnFailures, Rules, When
 from tweezer.model.sequence import decode_text
 from tweezer.model.summaries import format_count
 from tweezer.model.windows import Unavailability, UnavailabilityKind
-from tweezer.store.producers import CancelAnswer
+from tweezer.store.producers import CancelAnswer, CheckedSubmission
 
 _ANSWERS = {
     CancelAnswer.CANCELED: "canceled",
@@ -57,33 +61,67 @@ _ANSWERS = {
     "--job-timeout-s", type=float, help=f"Seconds that one job may run  [default: {Limits().job_timeout_s:g}]."
 )
 @click.option(
-    "--not-before",
+    "--start-at",
     type=parse_time,
     metavar="TIME",
     help="Earliest start, such as 2027-01-31T08:00 (your time zone) or …+00:00.",
 )
+@click.option("--not-before", type=parse_time, metavar="TIME", hidden=True, help="Older name of --start-at.")
+@click.option(
+    "--schedule-threshold",
+    "schedule_threshold_s",
+    type=parse_duration,
+    metavar="DURATION",
+    help="Report the batch as late if it has not started so long after --start-at; it still runs.",
+)
+@click.option(
+    "--queue-timeout",
+    "queue_timeout_s",
+    type=parse_duration,
+    metavar="DURATION",
+    help="End the batch in TIMED_OUT if it does not start in this time, such as 30min or 2h.",
+)
+@click.option(
+    "--failure-threshold", type=int, metavar="N", help="Pause or cancel the batch when so many jobs have failed."
+)
+@click.option(
+    "--on-failures",
+    type=click.Choice([it.value for it in OnFailures], case_sensitive=False),
+    help="What happens at --failure-threshold  [default: pause].",
+)
+@click.option(
+    "--retries-per-job",
+    type=int,
+    metavar="N",
+    help=f"Retries of one job after transient failures  [default: {Limits().transient_retries}].",
+)
+@click.option("--retries-total", type=int, metavar="N", help="Retries of all jobs together  [default: no limit].")
+@click.option(
+    "--depends-on",
+    multiple=True,
+    metavar="BATCH[:WHEN]",
+    help="Wait until this batch is DONE; :ENDED accepts any end, :ERROR requires a failure. May be repeated.",
+)
+@click.option(
+    "--keep",
+    "keep_s",
+    type=parse_overlap,
+    metavar="DURATION",
+    help="Archive the batch this long after its end, such as 12h or 0.",
+)
 @click.option("--idempotency-key", metavar="KEY", help="Calls with the same key within a day create one batch.")
+@click.option("--dry-run", is_flag=True, help="Check everything, submit nothing, and show what the batch would be.")
 @click.option("--wait", is_flag=True, help="Follow the batch to its end; exit code 1 unless all jobs are DONE.")
 @pass_options
 def submit(
     options: Options,
     *,
     sequence_file: BinaryIO,
-    flags: tuple[str, ...],
-    runs: int | None,
-    variables: tuple[str, ...],
-    lines: TextIO | None,
-    device: str | None,
-    priority: str,
-    tags: tuple[str, ...],
-    name: str | None,
     stays_open: bool,
-    webhook: str | None,
-    backend_configuration: BinaryIO | None,
-    job_timeout_s: float | None,
-    not_before: datetime | None,
     idempotency_key: str | None,
+    dry_run: bool,
     wait: bool,
+    **chosen: Any,
 ) -> None:
     """Submit a batch (a serialised Pulser sequence and jobs) and print its id on stdout.
 
@@ -94,28 +132,24 @@ def submit(
     tweezer submit ring.json --job runs=500,delta_final=10 \\
         --job runs=100,delta_final=20
     tweezer submit ring.json --runs 500 --jobs sweep.jsonl --wait
+    tweezer submit ring.json --runs 500 --depends-on calibration
     """
-    sequence = _text(sequence_file)
-    jobs = read_jobs(flags, runs, variables, lines)
+    if dry_run and wait:
+        raise click.UsageError("give either --dry-run or --wait")
+    sequence = read_text(sequence_file)
+    jobs, given = read_batch(chosen)
     if not jobs and not stays_open:
         raise click.UsageError("no jobs given; use --runs and --var, --job or --jobs (or --open to add jobs later)")
-    configuration = None if backend_configuration is None else _text(backend_configuration)
+    given |= {"open": stays_open, "idempotency_key": idempotency_key}
 
     async def run(queue: AsyncQueue) -> None:
-        batch = await queue.submit(
-            sequence,
-            jobs,
-            device=device,
-            priority=Priority(priority.upper()),
-            open=stays_open,
-            name=name,
-            tags=tags,
-            webhook=webhook,
-            backend_configuration=configuration,
-            limits=None if job_timeout_s is None else Limits(job_timeout_s=job_timeout_s),
-            not_before=not_before,
-            idempotency_key=idempotency_key,
-        )
+        if dry_run:
+            with naming_options():
+                checked = await queue.check(sequence, jobs, **given)
+            show.echo("\n".join(_describe_checked(checked)))
+            return
+        with naming_options():
+            batch = await queue.submit(sequence, jobs, **given)
         submitted.append(batch.id)
         click.echo(short_id(batch.id) if sys.stdout.isatty() else str(batch.id))
         if wait:
@@ -129,6 +163,66 @@ def submit(
     submitted: list[UUID] = []
     with explaining_interrupts(submitted):
         options.run(run, patient=wait)
+
+
+def read_batch(chosen: dict[str, Any]) -> tuple[list[dict[str, Any]], SubmitOptions]:
+    """Return the jobs and the options of a batch from the options of the command. Raises as :func:`read_jobs`."""
+    jobs = read_jobs(*(chosen.pop(name) for name in ("flags", "runs", "variables", "lines")))
+    configuration, job_timeout_s = chosen.pop("backend_configuration"), chosen.pop("job_timeout_s")
+    given: dict[str, Any] = {
+        "priority": Priority(chosen.pop("priority").upper()),
+        "backend_configuration": None if configuration is None else read_text(configuration),
+        "limits": None if job_timeout_s is None else Limits(job_timeout_s=job_timeout_s),
+        "retries": Retries(chosen.pop("retries_per_job"), chosen.pop("retries_total")),
+        "depends_on": [_split_dependency(text) for text in chosen.pop("depends_on")],
+    }
+    return jobs, cast(SubmitOptions, chosen | given)
+
+
+_OPTION_NAMES = {
+    "start_at": "--start-at",
+    "not_before": "--not-before",
+    "schedule_threshold_s": "--schedule-threshold",
+    "queue_timeout_s": "--queue-timeout",
+    "failure_threshold": "--failure-threshold",
+    "on_failures": "--on-failures",
+    "retries.per_job": "--retries-per-job",
+    "retries.total": "--retries-total",
+    "keep_s": "--keep",
+}
+_DEPENDENCY = re.compile(r"depends_on(\[\d+\])?(\.when)?")
+
+
+@contextlib.contextmanager
+def naming_options() -> Iterator[None]:
+    """Name the option in an error about a field of the submit."""
+    try:
+        yield
+    except InvalidInput as error:
+        name = "--depends-on" if _DEPENDENCY.fullmatch(error.field) else _OPTION_NAMES.get(error.field, error.field)
+        problem = re.sub(r"\b(start_at|failure_threshold)\b", lambda found: _OPTION_NAMES[found[0]], error.problem)
+        raise InvalidInput(name, problem) from error
+
+
+def _split_dependency(text: str) -> str | tuple[str, str]:
+    """Split ``BATCH:ENDED``. A name may have a colon: only the words for the end of a batch are split off."""
+    batch, colon, when = text.rpartition(":")
+    return (batch, when) if colon and when.upper() in When.__members__ else text
+
+
+def _describe_checked(checked: CheckedSubmission) -> list[str]:
+    """Return lines about a batch that was checked and not submitted."""
+    rules = checked.rules or Rules()
+    rows = [
+        ("device", checked.device),
+        ("jobs", checked.jobs),
+        ("priority", checked.priority.value),
+        ("starts", checked.not_before and f"not before {show.second(checked.not_before)}"),
+        *describe_rules(checked.limits, rules),
+        ("waits for", checked.waits_for),
+    ]
+    warnings = [show.style(f"Warning: {text}", fg="yellow") for text in checked.warnings]
+    return [*show.fields(rows), *warnings, "Nothing was submitted: this was a dry run."]
 
 
 @click.command()
@@ -166,6 +260,37 @@ def add(
 def close(options: Options, *, batch: str) -> None:
     """Close an open batch: no more jobs can be added, and it ends when its jobs have ended."""
     _each(options, (batch,), AsyncBatch.close, "closed")
+
+
+@click.command()
+@click.argument("batches", nargs=-1, required=True, metavar="BATCH…")
+@click.option(
+    "--priority", type=click.Choice(list(Priority), case_sensitive=False), help="New priority of batches that wait."
+)
+@click.option("--tag", "tags", multiple=True, help="Replace all tags by this one; may be repeated, for several tags.")
+@click.option("--no-tags", is_flag=True, help="Remove all tags.")
+@pass_options
+def change(
+    options: Options, *, batches: tuple[str, ...], priority: str | None, tags: tuple[str, ...], no_tags: bool
+) -> None:
+    """Change the priority or the tags of batches. Running jobs are not affected.
+
+    \b
+    tweezer change 5m2q0xw8kd --priority high
+    tweezer change 5m2q0xw8kd --tag sweep --tag paper
+    """
+    if tags and no_tags:
+        raise click.UsageError("give either --tag or --no-tags")
+    if priority is None and not tags and not no_tags:
+        raise click.UsageError("nothing to change; give --priority, --tag or --no-tags")
+
+    async def act(batch: AsyncBatch) -> None:
+        if priority is not None:
+            await batch.set_priority(priority)
+        if tags or no_tags:
+            await batch.set_tags(tags)
+
+    _each(options, batches, act, "changed")
 
 
 @click.command()
@@ -301,7 +426,7 @@ def _is_id(text: str) -> bool:
         return False
 
 
-def _text(file: BinaryIO) -> str:
+def read_text(file: BinaryIO) -> str:
     name = getattr(file, "name", "<stdin>")
     text = decode_text(name, file.read())
     if not text.strip():

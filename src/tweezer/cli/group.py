@@ -48,9 +48,11 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "results": ("results", "Show the bitstrings that the jobs measured."),
         "export": ("results", "Write batches with their jobs and results as JSON lines."),
         "delete": ("results", "Delete ended batches permanently."),
+        "change": ("batches", "Change the priority or the tags of batches."),
         "cancel": ("batches", "Cancel batches, or some jobs of a batch."),
         "pause": ("batches", "Pause batches or a device: start no more of their jobs."),
         "resume": ("batches", "Resume paused batches or a paused device."),
+        "schedules": ("schedules", "Submit a batch at certain times: create, list, pause, run, delete."),
     },
     "Operators": {
         "devices": ("devices", "List the devices, or forget one."),
@@ -70,7 +72,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "worker": ("processes", "Run a worker, which serves a device."),
         "recorder": ("processes", "Run a recorder, which writes events to the ledger."),
         "courier": ("processes", "Run a courier, which delivers webhooks."),
-        "scheduler": ("processes", "Run the scheduler: arq messages, sweeps, hourly clean-up."),
+        "scheduler": ("processes", "Run the scheduler: schedules, arq messages, sweeps, clean-up."),
         "api": ("processes", "Serve the HTTP API."),
         "qpu-sim": ("processes", "Simulate a QPU: serve its API, backed by an emulator."),
     },
@@ -88,13 +90,16 @@ _OTHER_WORDS = {
     "stop": ("cancel", "drain"),
     "kill": ("cancel",),
     "log": ("logs", "events"),
+    "set": ("change",),
+    "edit": ("change",),
 }
 """Words for commands in other programs, and the commands that are meant."""
 
-_MISSING = re.compile(r"there is no (batch|device|project) ")
+_MISSING = re.compile(r"there is no (batch|device|project|schedule) ")
 _WHERE_TO_LOOK = {
     "batch": "`tweezer batches` lists them",
     "device": "`tweezer devices` lists them",
+    "schedule": "`tweezer schedules list` lists them",
     "project": "`tweezer projects list` shows their ids, and `tweezer projects create` creates one",
 }
 """Kind of an object that was not found, and where to look for it."""

@@ -28,6 +28,7 @@ from tweezer.store.measures import measure
 if TYPE_CHECKING:
     from tweezer.ledger.dead_letters import Consumer, LetterCounts
     from tweezer.ledger.health import LedgerHealth
+    from tweezer.ledger.schedules.ticks import ScheduleHealth
     from tweezer.webhooks.health import ReceiverHealth, SecretHealth, WebhookHealth
 
 
@@ -89,6 +90,7 @@ OLDEST_POSTGRES = 15
 """The oldest version that Tweezer is tested with."""
 
 _SLOW_RECORDER_S = 30.0
+_OVERDUE_S = 60.0
 _REACH = "start the database, or set TWEEZER_DATABASE_URL; docs/operations/database.md explains how to set one up"
 
 
@@ -126,6 +128,8 @@ def check_health(health: LedgerHealth) -> Iterator[Finding]:
         yield ok("ledger", f"{kind} {version} at {health.place}, tables up to date")
     if health.letters:
         yield check_letters(health.letters)
+    if health.schedules is not None and (finding := check_schedules(health.schedules)) is not None:
+        yield finding
     if health.newer:
         yield fail(
             "record version",
@@ -225,6 +229,21 @@ def check_scheduler(process: str | None, *, messages: int) -> Finding:
             "scheduler", f"no scheduler is running: {format_count(messages, 'arq message')} in the queue", start
         )
     return warn("scheduler", "no scheduler is running: expired batches, deliveries and secrets are not deleted", start)
+
+
+def check_schedules(health: ScheduleHealth) -> Finding | None:
+    """Check whether ticks are submitted in time; None without schedules."""
+    if not sum(health.statuses.values()):
+        return None
+    if health.overdue is not None and health.overdue_s > _OVERDUE_S:
+        name, project = health.overdue
+        return fail(
+            "schedules",
+            f"the next tick of schedule {name} (project {project}) is {format_duration(health.overdue_s)} overdue",
+            "start a scheduler (tweezer scheduler), or check its log and whether it uses this ledger",
+        )
+    counts = ", ".join(f"{count} {status.value}" for status, count in health.statuses.items() if count)
+    return ok("schedules", f"{counts}; no tick is overdue")
 
 
 def check_api(process: str | None, *, has_keys: bool) -> Finding:

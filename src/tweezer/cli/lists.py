@@ -60,6 +60,7 @@ def _limit(most: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
 @click.option("--tag", multiple=True, help="Tag of the batch; may be repeated, for all of them.")
 @click.option("--name", multiple=True, help="Name of the batch; may be repeated, for any of them.")
 @click.option("--user", multiple=True, help="User whose key submitted it; may be repeated.")
+@click.option("--depends-on", multiple=True, metavar="BATCH", help="Batch that it depends on; may be repeated.")
 @_since
 @_until
 @_limit(_BATCHES)
@@ -168,6 +169,9 @@ def batch_table(found: list[BatchRecord], now: datetime) -> list[str]:
 
 
 def _starts(record: BatchRecord, now: datetime) -> str:
+    if record.waits_for and not record.status.terminal:
+        first, *others = record.waits_for
+        return f"after {len(record.waits_for)} batches" if others else f"after {short_id(first)}"
     waits = record.started is None and not record.status.terminal
     return _when(record.not_before, now) if waits and record.not_before is not None and record.not_before > now else ""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -25,8 +25,9 @@ from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.events import JobNews, Word
 from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
-from tweezer.model.messages import Steps
-from tweezer.model.summaries import describe_values, format_duration
+from tweezer.model.messages import Limits, Steps
+from tweezer.model.rules import Rules
+from tweezer.model.summaries import describe_values, format_count, format_duration
 from tweezer.store.records import BatchPause, BatchRecord, DeviceRecord, JobRecord, describe_wait
 from tweezer.transports.protocol import is_settled
 
@@ -296,7 +297,8 @@ async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter, *, until_close
 
 async def explain_standstill(batch: AsyncBatch, record: BatchRecord, progress: Mapping[int, float]) -> str | None:
     """Return why no job ends: what the batch waits for, or what a running job does that reports no progress."""
-    why = describe_wait(record, await batch.queue.device(record.device), datetime.now(UTC), clock)
+    device, names = await batch.queue.device(record.device), await read_names(batch.queue, record)
+    why = describe_wait(record, device, datetime.now(UTC), clock, names)
     if why is not None or progress or not record.counts[JobStatus.RUNNING]:
         return why
     jobs = await batch.jobs_at(record, range(min(record.jobs, _EXAMINED)))
@@ -322,7 +324,7 @@ def read_progress(changes: Iterable[Word | JobNews], progress: dict[int, float],
     return failed
 
 
-@contextmanager
+@contextlib.contextmanager
 def explaining_interrupts(batches: Sequence[UUID]) -> Iterator[None]:
     """On Ctrl-C, report that the batch continues without this command. batches: the batch, once it is known."""
     try:
@@ -346,7 +348,7 @@ def status(options: Options, *, batch: str, all_jobs: bool, as_json: bool) -> No
     """Show the state of a batch, and with a job's number that of the job."""
     named, index = split_job(batch)
 
-    async def read(queue: AsyncQueue) -> tuple[BatchRecord, list[JobRecord], DeviceRecord | None]:
+    async def read(queue: AsyncQueue) -> tuple[BatchRecord, list[JobRecord], DeviceRecord | None, dict[UUID, str]]:
         handle = await queue.find(named)
         record = await handle.record()
         counts = record.counts
@@ -356,14 +358,15 @@ def status(options: Options, *, batch: str, all_jobs: bool, as_json: bool) -> No
             jobs = await handle.jobs_at(record, [index])
         else:
             jobs = await handle.jobs() if needs_jobs else []
-        return record, jobs, await queue.device(record.device) if record.may_wait else None
+        device = await queue.device(record.device) if record.may_wait else None
+        return record, jobs, device, await read_names(queue, record)
 
-    record, jobs, device = options.run(read)
+    record, jobs, device, names = options.run(read)
     if as_json:
         print_json({**batch_as_json(record, device), "jobs": list(map(job_as_json, jobs))})
         return
     blocks = (
-        _description(record, device),
+        _description(record, device, names),
         _failures(record, jobs) if index is None else [],
         cancel_lines(record, jobs),
         job_table(jobs if index is not None or all_jobs else _interesting(jobs), reasons=index is not None or all_jobs),
@@ -419,9 +422,19 @@ def must_be_done(record: BatchRecord) -> None:
         )
 
 
-def _description(record: BatchRecord, device: DeviceRecord | None) -> list[str]:
+async def read_names(queue: AsyncQueue, record: BatchRecord) -> dict[UUID, str]:
+    """Return the name of the first batch that a batch waits for, by its id; nothing if it has none."""
+    found = {}
+    with contextlib.suppress(NotFound):
+        for parent in record.waits_for[:1]:
+            if name := (await queue.batch(parent).record()).doc.name:
+                found[parent] = f"{name} ({short_id(parent)})"
+    return found
+
+
+def _description(record: BatchRecord, device: DeviceRecord | None, names: Mapping[UUID, str]) -> list[str]:
     now = datetime.now(UTC)
-    why = describe_wait(record, device, now, clock)
+    why = describe_wait(record, device, now, clock, names)
     start = None if record.starts_later(now) else record.not_before  # else `why` has it
     counts = ", ".join(f"{number} {show.status(status)}" for status, number in record.counts.items() if number)
     rows = [
@@ -436,13 +449,39 @@ def _description(record: BatchRecord, device: DeviceRecord | None) -> list[str]:
         ("waits for", why and show.style(why, fg="yellow")),
         ("held idle", record.idle_s and f"{format_duration(record.idle_s)} on {record.device} without work"),
         ("priority", record.priority.value),
+        *describe_rules(record.doc.limits, record.doc.rules or Rules()),
         ("jobs", f"{record.jobs}{f': {counts}' if counts else ''}"),
         ("submitted", f"{show.second(record.created)} ({_lasted(record.created)} ago)"),
         ("starts", start and f"not before {show.second(start)}"),
+        ("expires", _expiry(record)),
+        ("retried", record.retried and format_count(record.retried, "time")),
         ("started", record.started and _began(record, record.started)),
         ("ended", record.ended and _ended(record, record.ended)),
     ]
     return show.fields(rows)
+
+
+def describe_rules(limits: Limits, rules: Rules) -> list[tuple[str, object]]:
+    """Return rows about the rules of a batch, as far as they differ from the defaults."""
+    retries = [] if limits.transient_retries == Limits().transient_retries else [f"{limits.transient_retries} per job"]
+    retries += [] if rules.total_retries is None else [f"{rules.total_retries} in all"]
+    threshold, late = rules.failure_threshold, rules.schedule_threshold_s
+    depends_on = (f"{short_id(it.batch)} ({it.when})" for it in rules.depends_on)
+    return [
+        ("depends on", ", ".join(depends_on)),
+        ("late after", late and format_duration(late)),
+        ("queue timeout", rules.queue_timeout_s and format_duration(rules.queue_timeout_s)),
+        ("on failures", threshold and f"{rules.on_failures} after {format_count(threshold, 'failed job')}"),
+        ("retries", retries and f"at most {' and '.join(retries)}"),
+        ("archived", None if rules.keep_s is None else f"{format_duration(rules.keep_s)} after its end"),
+    ]
+
+
+def _expiry(record: BatchRecord) -> str | None:
+    """Return when a batch that has not started would time out."""
+    if record.expires is None or record.started is not None or record.status.terminal:
+        return None
+    return f"unless it starts by {show.second(record.expires)}"
 
 
 def _paused(pause: BatchPause) -> str:
@@ -511,10 +550,27 @@ def batch_as_json(record: BatchRecord, device: DeviceRecord | None) -> dict[str,
         **_fields(record, "status", "open", "project", "device", "priority"),
         **_fields(record.doc, "name", "tags", "user"),
         "counts": {status.value: count for status, count in record.counts.items()},
+        **_rules_as_json(record),
         **_fields(record, "created", "not_before", "updated", "started", "ended", "idle_s", "pause"),
         "waits_for": describe_wait(record, device, datetime.now(UTC)),
         "error": record.fault and str(record.fault),
         "cancels": _cancels_as_json(record.cancels),
+    }
+
+
+def _rules_as_json(record: BatchRecord) -> dict[str, Any]:
+    """Return the rules of a batch, with the names of a submit."""
+    rules = record.doc.rules or Rules()
+    return {
+        "start_at": record.not_before,
+        **_fields(rules, "schedule_threshold_s", "queue_timeout_s", "failure_threshold"),
+        "on_failures": None if rules.failure_threshold is None else rules.on_failures,
+        "retries": {"per_job": record.doc.limits.transient_retries, "total": rules.total_retries},
+        "depends_on": [_fields(it, "batch", "when") for it in rules.depends_on],
+        "waits_for_batches": record.waits_for,
+        "expires": record.expires,
+        "retried": record.retried,
+        "keep_s": rules.keep_s,
     }
 
 

@@ -6,6 +6,7 @@ Styles are attributes, because notebooks remove style sheets from what they do n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING, cast
 
@@ -73,6 +74,10 @@ def draw_batch(record: BatchRecord, jobs: Sequence[JobRecord | Finished] = (), *
     about = [draw_status(record.status), escape(record.device), escape(describe_counts(record.counts))]
     if record.open:
         about.append("open for more jobs")
+    if record.waits_for and not record.status.terminal:
+        about.append(f"waits for the end of {format_count(len(record.waits_for), 'batch')}")
+    elif record.starts_later(datetime.now(UTC)) and record.not_before is not None:
+        about.append(f"starts at {record.not_before.astimezone():%Y-%m-%d %H:%M %Z}")
     head = f"<div><b>batch</b> <code>{short_id(record.id)}</code>{name}<br>{' · '.join(about)}</div>"
     fault = _error(str(record.fault)) if record.fault is not None else ""
     table = draw_table(jobs, of=record.jobs) if jobs else ""

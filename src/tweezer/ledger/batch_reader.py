@@ -182,6 +182,11 @@ class BatchReader:
                 listed = "; ".join(f"{it.id}, {it.created:%Y-%m-%d %H:%M} UTC, {it.doc.name or '-'}" for it in found)
                 raise Conflict(f"{text!r} is not unique; use an id, such as one of these: {listed}", code="ambiguous")
 
+    async def find_ends(self, project: str, batch_ids: Collection[UUID]) -> dict[UUID, str]:
+        """Return the recorded ends of batches of a project, as in :attr:`~tweezer.store.records.BatchRecord.end`."""
+        queries = await self._open()
+        return {} if queries is None else await queries.ask(queries.ends, project, batch_ids)
+
     async def is_recorded(self, caller: Principal, batch_id: UUID) -> bool:
         """Return whether the ledger has the batch."""
         queries = await self._open()

@@ -11,6 +11,7 @@ from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, LetterCounts, count_letters, count_newer
 from tweezer.ledger.installation import kept_id
 from tweezer.ledger.migrate import differences, place, require_schema
+from tweezer.ledger.schedules.ticks import ScheduleHealth, read_schedule_health
 from tweezer.ledger.schema import keys, recorder
 from tweezer.model.errors import TweezerError
 
@@ -30,6 +31,7 @@ class LedgerHealth(msgspec.Struct, frozen=True):
         newer: Number of parked batches that a newer Tweezer wrote.
         installation: Id of the installation; None before it is made.
         has_keys: Whether there are keys for the API.
+        schedules: Counts of schedules and their ticks; None if they cannot be read.
     """
 
     place: str
@@ -42,6 +44,7 @@ class LedgerHealth(msgspec.Struct, frozen=True):
     newer: int = 0
     installation: str | None = None
     has_keys: bool = False
+    schedules: ScheduleHealth | None = None
 
 
 def read_health(database: Database) -> LedgerHealth:
@@ -61,6 +64,7 @@ def read_health(database: Database) -> LedgerHealth:
         rows = connection.execute(select(recorder.c.namespace, recorder.c.position))
         positions = {namespace: position for namespace, position in rows}  # noqa: C416  mypy rejects dict(rows)
         letters, newer = count_letters(connection), count_newer(connection)
+        schedules = read_schedule_health(connection)
         has_keys = connection.execute(select(keys.c.id).where(keys.c.revoked_ms.is_(None)).limit(1)).first() is not None
     return msgspec.structs.replace(
         health,
@@ -70,6 +74,7 @@ def read_health(database: Database) -> LedgerHealth:
         newer=newer,
         installation=kept_id(database),
         has_keys=has_keys,
+        schedules=schedules,
     )
 
 

@@ -11,7 +11,9 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
 
 from tweezer.ledger.access.projects import find_project, list_projects
+from tweezer.ledger.archive import count_tasks, hold_counters
 from tweezer.ledger.database import Database
+from tweezer.ledger.schedules.runner import stop_project
 from tweezer.ledger.schema import (
     batch_names,
     batches,
@@ -23,6 +25,7 @@ from tweezer.ledger.schema import (
     projects,
     result_sizes,
     results,
+    schedule_ticks,
     sequences,
     tags,
     transitions,
@@ -94,6 +97,8 @@ async def delete_project(store: Store, database: Database, project_id: str) -> i
     another call completes it.
     """
     total = 0
+    await database.run_read(_find_in_project, project_id)
+    await stop_project(store, database, project_id)  # so that no batch is submitted while its batches are deleted
     while found := await database.run_read(_find_in_project, project_id):
         deleted = await delete_batches(store, database, found)
         if not deleted:
@@ -135,6 +140,12 @@ def _find_ended(connection: Connection, batch_id: UUID, project: str | None) -> 
     return {batch_id: row[1]}
 
 
+def find_ended(connection: Connection, batch_ids: Collection[UUID]) -> dict[UUID, int]:
+    """Return those of the batches that have ended in the ledger, with the number of the last recorded event."""
+    query = select(batches.c.id, batches.c.sequence_number)
+    return _pairs(connection, query.where(batches.c.id.in_(batch_ids), batches.c.status.in_(_OVER)))
+
+
 def _find_in_project(connection: Connection, project_id: str) -> dict[UUID, int]:
     no = find_project(connection, project_id).no
     live = select(func.count()).where(batches.c.project == no, batches.c.status.not_in(_OVER))
@@ -153,15 +164,19 @@ def _pairs(connection: Connection, query: Any) -> dict[UUID, int]:
 
 def _delete(connection: Connection, batch_ids: Sequence[UUID]) -> dict[str, int]:
     """Delete rows of batches; return the bytes of deleted results by project."""
+    hold_counters(connection)
     query = select(projects.c.id, func.sum(result_sizes.c.bytes)).join_from(
         projects, result_sizes, result_sizes.c.project == projects.c.no
     )
     rows = connection.execute(query.where(result_sizes.c.batch.in_(batch_ids)).group_by(projects.c.id))
     dropped = {project: int(size) for project, size in rows}
+    submitted = schedule_ticks.c.batch.in_(batch_ids)  # by schedules, which would submit missing batches again
+    connection.execute(update(schedule_ticks).where(submitted).values(due_ms=None))
     for batch_id in batch_ids:
         of_batch = (batch_id, last_job_id(batch_id))
         _count_down(connection, jobs, "J", jobs.c.id.between(*of_batch))
         _count_down(connection, batches, "B", batches.c.id == batch_id)
+        count_tasks(connection, batches.c.id == batch_id, -1)
         connection.execute(delete(results).where(results.c.id.between(*of_batch)))
         connection.execute(delete(jobs).where(jobs.c.id.between(*of_batch)))
         for table in (transitions, deliveries, tags, batch_names, result_sizes):

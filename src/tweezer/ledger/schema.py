@@ -160,13 +160,22 @@ batches = Table(
     Column("sequence_number", BigInteger, nullable=False),  # of its last recorded event
     Column("record", LargeBinary, nullable=False),  # its fields in Redis, MessagePack
     Column("about", LargeBinary, nullable=False),  # its BatchDoc without the sequence
+    Column("failed", Integer, nullable=False, server_default="0"),  # number of its jobs in ERROR
+    Column("shots", BigInteger, nullable=False, server_default="0"),  # of all of its jobs
+    Column("device_ms", BigInteger, nullable=False, server_default="0"),  # time on the device of its ended jobs
+    Column("previous", String(1)),  # its status before the last transition; null: none is recorded
+    Column("changed_ms", BigInteger),  # time of the last transition of the batch itself
+    Column("previous_ms", BigInteger),  # time of the transition before that
+    Column("keep_ms", BigInteger),  # how long after its end it is archived; null: not by itself
+    Column("archived_ms", BigInteger),  # null: not archived
     Index(
         "ix_batches_list",
         *("project", "created_ms", "id", "status", "open", "device", "user", "priority", "origin"),
-        *("jobs", "started_ms", "ended_ms", "updated_ms"),
+        *("jobs", "started_ms", "ended_ms", "updated_ms", "failed", "archived_ms"),
     ),
     Index("ix_batches_ended_ms", "ended_ms"),
     Index("ix_batches_parent", "parent"),
+    _partial_index("ix_batches_keep", "ended_ms", "keep_ms", where=text("keep_ms IS NOT NULL AND archived_ms IS NULL")),
     **_CLUSTERED,
 )
 
@@ -187,8 +196,8 @@ tags = Table(
     **_CLUSTERED,
 )
 
-SHORT_ID, NAME = "S", "N"
-"""Kinds of the names of a batch."""
+SHORT_ID, NAME, PARENT = "S", "N", "P"
+"""Kinds of the names of a batch. PARENT: the id, in hexadecimal digits, of a batch that it depends on."""
 
 batch_names = Table(
     "batch_names",
@@ -343,8 +352,8 @@ counters = Table(
     metadata,
     Column("project", BigInteger, primary_key=True),
     Column("device", String(64), primary_key=True),
-    Column("kind", String(1), primary_key=True),  # Batch, Job
-    Column("status", String(1), primary_key=True),
+    Column("kind", String(1), primary_key=True),  # Batch, Job, Task: a batch that is not archived
+    Column("status", String(1), primary_key=True),  # of tasks: the letter of model.tasks.TaskStatus
     Column("count", BigInteger, nullable=False),
     **_CLUSTERED,
 )
@@ -414,6 +423,66 @@ dead_letter_totals = Table(
     Column("consumer", String(16), primary_key=True),
     Column("parked", BigInteger, nullable=False),  # ever
     Column("evicted", BigInteger, nullable=False),  # dropped because of the limits on number, size and age
+)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("project", BigInteger, ForeignKey("projects.no", ondelete="CASCADE"), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("cron", String(200)),  # null: every every_s seconds
+    Column("time_zone", String(64), nullable=False),  # of the cron expression
+    Column("every_s", BigInteger),
+    Column("anchor_ms", BigInteger, nullable=False),  # from which intervals are counted
+    Column("overlap", String(8), nullable=False),
+    Column("missed", String(8), nullable=False),
+    Column("grace_s", BigInteger, nullable=False),
+    Column("template", LargeBinary, nullable=False),  # Submission, compressed JSON
+    Column("user", String(64)),  # who created it, if that is a user
+    Column("key", String(16)),  # the key that created it; null for a session, and without the API
+    Column("created_by", String(200), nullable=False),
+    Column("status", String(8), nullable=False),
+    Column("reason", String(500)),  # of the pause or the stop
+    Column("changed_by", String(200), nullable=False),
+    Column("since_ms", BigInteger, nullable=False),  # of the status
+    Column("created_ms", BigInteger, nullable=False),
+    Column("updated_ms", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("next_ms", BigInteger),  # the next tick; null unless the schedule is active
+    Column("last_ms", BigInteger),  # the last tick that was handled
+    Column("told", Boolean, nullable=False),  # whether the event of its status was published
+    Index("uq_schedules_project_name", "project", "name", unique=True),
+    _partial_index("ix_schedules_next_ms", "next_ms", where=text("next_ms IS NOT NULL")),
+)
+
+schedule_ticks = Table(
+    "schedule_ticks",
+    metadata,
+    Column("schedule", Id, ForeignKey("schedules.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(300), primary_key=True),  # what makes it unique: the time, or the key of a manual run
+    Column("at_ms", BigInteger, nullable=False),
+    Column("manual", Boolean, nullable=False),
+    Column("batch", Id, nullable=False),  # the id that its batch has, or would have
+    Column("user", String(64)),  # of the batch
+    Column("outcome", String(10), nullable=False),
+    Column("code", String(40)),  # why it was skipped or failed
+    Column("message", Text),
+    Column("missed", BigInteger, nullable=False),  # number of earlier ticks that were left out
+    Column("tries", Integer, nullable=False),
+    Column("updated_ms", BigInteger, nullable=False),
+    Column("due_ms", BigInteger),  # when a scheduler handles it next; null: nothing is left to do
+    Index("ix_schedule_ticks_at_ms", "schedule", "at_ms"),
+    Index("ix_schedule_ticks_batch", "batch"),
+    _partial_index("ix_schedule_ticks_due_ms", "due_ms", where=text("due_ms IS NOT NULL")),
+)
+
+schedule_totals = Table(
+    "schedule_totals",
+    metadata,
+    Column("outcome", String(10), primary_key=True),
+    Column("count", BigInteger, nullable=False),  # number of ticks that ever had it
+    Column("lag_ms", BigInteger, nullable=False),  # of the last of them: from its time to its outcome
 )
 
 users = Table(

@@ -16,6 +16,9 @@ from tweezer.model.errors import InvalidInput
 TIMEOUT = "timeout"
 """The requester that is recorded when a job exceeds its time limit."""
 
+RULE = "tweezer"
+"""The requester that is recorded when a rule of a batch cancels its jobs, such as its queue timeout."""
+
 UNKNOWN = "unknown"
 """The requester that is recorded when the caller gave no name."""
 

@@ -21,6 +21,7 @@ from tweezer.model.arguments import NAME_LENGTH, check_list, quote_name
 from tweezer.model.arguments import shown as _shown
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import MAX_JOBS_PER_CALL, BatchDoc, JobSpec, Limits
+from tweezer.model.rules import check_rules
 from tweezer.model.sequence import (
     ANYWHERE,
     MAX_SEQUENCE_BYTES,
@@ -114,6 +115,8 @@ def check_batch(doc: BatchDoc, *, checks_sequence: bool = True) -> SequenceHeade
     if doc.configuration is not None:
         _check_configuration(doc.configuration)
     _check_limits(doc.limits)
+    if doc.rules is not None:
+        check_rules(doc.rules)
     if not checks_sequence:
         _check_any_sequence("sequence", doc.sequence)
         return None

@@ -2,7 +2,8 @@
 
 A stream entry contains all events of one script call on one batch, as words: ``5PR`` (job 5 went from PENDING to
 RUNNING), ``0-99PC`` (jobs 0 to 99 went from PENDING to CANCELED), ``PR`` (the batch itself), ``NP:20`` (the batch was
-created with 20 jobs), ``RI`` (the RUNNING batch has no work and will soon time out). The letters are those of the
+created with 20 jobs), ``RI`` (the RUNNING batch has no work and will soon time out), ``PL`` (the PENDING batch is
+late). The letters are those of the
 statuses. Each transition has a sequence number, which increases by one within a batch, in the order of the words. The
 entry also names the lane that held the ticket, if one did, and why running jobs became pending again:
 ``host:812:3fa901:0 lost``. If their attempts failed, it has the faults, one on a line: ``5,7 retry {"code":…}``.
@@ -23,7 +24,7 @@ from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus,
 from tweezer.model.messages import Fault, Steps, decode_fault, read_steps
 
 _WORD = re.compile(  # indices below 100,000
-    r"(\d{1,5})(?:-(\d{1,5}))?([PRDEC][PRDEC])|(N[PRSDECT])(?::(\d{1,9}))?|([PRSDECT][PRSDECTI])"
+    r"(\d{1,5})(?:-(\d{1,5}))?([PRDEC][PRDEC])|(N[PRSDECT])(?::(\d{1,9}))?|([PRSDECT][PRSDECTIL])"
 )
 
 
@@ -55,6 +56,7 @@ class Event(msgspec.Struct, frozen=True):
         lane: The number of the worker's lane.
         why: Why a running job became pending again, a key of ``RETURNS``.
         fault: Why its attempt failed, if that made it pending again.
+        is_late: Whether it is ``batch.late``, which does not change the status.
     """
 
     batch_id: UUID
@@ -68,6 +70,7 @@ class Event(msgspec.Struct, frozen=True):
     lane: int | None = None
     why: str | None = None
     fault: Fault | None = None
+    is_late: bool = False
 
     @property
     def reason(self) -> str | None:
@@ -92,7 +95,7 @@ class Event(msgspec.Struct, frozen=True):
         if self.previous is None:
             return "batch.created"
         if self.previous is self.status:
-            return "batch.idle"
+            return "batch.late" if self.is_late else "batch.idle"
         if self.previous is BatchStatus.PAUSED and not BatchStatus(self.status).terminal:
             return "batch.resumed"
         return f"batch.{self.status.value.lower()}"
@@ -116,8 +119,8 @@ class Word(msgspec.Struct, frozen=True):
     """A word of an entry: the same transition of consecutive jobs, or a transition of the batch.
 
     jobs: indices of the jobs; empty for the batch. letters: the statuses before and after; ``N`` as the first letter
-    means that the batch was created, ``I`` as the second that it has no work. submitted: the number of jobs that the
-    batch was created with.
+    means that the batch was created, ``I`` as the second that it has no work, and ``L`` that it is late. submitted: the
+    number of jobs that the batch was created with.
     """
 
     letters: str
@@ -140,6 +143,11 @@ class Word(msgspec.Struct, frozen=True):
         """The number of events in the word."""
         return len(self.jobs) or 1
 
+    @property
+    def moves_batch(self) -> bool:
+        """Whether the batch itself was created or changed its status."""
+        return not self.jobs and self.letters[1] in BATCH_BY_LETTER
+
     def skip(self, count: int) -> Word:
         """Return the word without its first ``count`` events; it must contain more."""
         return Word(self.letters, self.jobs[count:], self.submitted) if count > 0 else self
@@ -158,8 +166,8 @@ class Word(msgspec.Struct, frozen=True):
                 yield Event(batch_id, number, time_us, JOB_BY_LETTER[after], JOB_BY_LETTER[before], index, None, *last)
         else:
             previous = None if before == "N" else BATCH_BY_LETTER[before]
-            status = BATCH_BY_LETTER[before if after == "I" else after]
-            yield Event(batch_id, sequence, time_us, status, previous, None, self.submitted)
+            status = BATCH_BY_LETTER[before if after in "IL" else after]
+            yield Event(batch_id, sequence, time_us, status, previous, None, self.submitted, is_late=after == "L")
 
 
 @functools.lru_cache(maxsize=1024)

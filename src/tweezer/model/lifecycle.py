@@ -47,8 +47,8 @@ class BatchStatus(StrEnum):
         PAUSED: No job is handed out; running jobs finish.
         DONE: The batch is closed and every job is terminal, even if some ended in ERROR.
         ERROR: The batch cannot run: its sequence is invalid, or its tickets failed too often in a row.
-        CANCELED: The batch itself was cancelled.
-        TIMED_OUT: The batch was open without work past its deadline.
+        CANCELED: The batch itself was cancelled, by a user or by one of its rules.
+        TIMED_OUT: The batch was open without work past its deadline, or did not start before its queue timeout.
     """
 
     PENDING = "PENDING"
@@ -132,6 +132,7 @@ class BatchEvent(StrEnum):
     CANCEL = "cancel"  # it was cancelled, and its running jobs have ended
     DOOM = "doom"  # it cannot run, and its running jobs have ended
     EXPIRE = "expire"  # it was open without work past its deadline
+    OVERDUE = "overdue"  # none of its jobs began within its queue timeout
 
 
 _LIVE_ENDS = {
@@ -147,6 +148,8 @@ BATCH_TABLE: dict[tuple[BatchStatus, BatchEvent], BatchStatus] = {
     (BatchStatus.RUNNING, BatchEvent.PAUSE): BatchStatus.PAUSED,
     (BatchStatus.RUNNING, BatchEvent.EXPIRE): BatchStatus.TIMED_OUT,
     (BatchStatus.PAUSED, BatchEvent.RESUME): BatchStatus.RUNNING,
+    (BatchStatus.PENDING, BatchEvent.OVERDUE): BatchStatus.TIMED_OUT,
+    (BatchStatus.PAUSED, BatchEvent.OVERDUE): BatchStatus.TIMED_OUT,
     **{
         (status, event): end
         for status in (BatchStatus.PENDING, BatchStatus.RUNNING, BatchStatus.PAUSED)
@@ -154,4 +157,5 @@ BATCH_TABLE: dict[tuple[BatchStatus, BatchEvent], BatchStatus] = {
     },
 }
 """RESUME leads to PENDING instead if no job of the batch has begun. A job that is held while the batch is paused may
-still begin; the batch then stays PAUSED, and resumes to RUNNING."""
+still begin; the batch then stays PAUSED, and resumes to RUNNING. OVERDUE does
+not happen to a PAUSED batch of which a job has begun."""

@@ -16,6 +16,7 @@ import msgspec
 
 from tweezer.model.errors import FaultKind
 from tweezer.model.lifecycle import Stage
+from tweezer.model.rules import Rules
 from tweezer.model.summaries import abridge, describe_counter
 
 RECORD_VERSION = 2
@@ -92,6 +93,7 @@ class BatchDoc(msgspec.Struct, frozen=True, array_like=True):
         user: Id of the user who submitted it, if known.
         parent_id: Id of the batch that this one repeats.
         trace: The context of the trace that the submit belongs to (W3C ``traceparent``), if it belongs to one.
+        rules: The rules of the batch; None without any.
     """
 
     device: str
@@ -105,6 +107,7 @@ class BatchDoc(msgspec.Struct, frozen=True, array_like=True):
     user: str | None = None
     parent_id: str | None = None
     trace: str | None = None
+    rules: Rules | None = None
 
     def __repr__(self) -> str:
         """Return the doc without the URL of the webhook, which may contain a secret."""
@@ -309,8 +312,9 @@ def pack(record: BatchDoc | JobSpec) -> bytes:
 
 
 def pack_lasting(doc: BatchDoc) -> bytes:
-    """Encode a doc without its trace, in the form of version 0.1.0: a repeated call has another trace."""
-    return _encoder.encode(msgspec.structs.astuple(doc)[:-1])
+    """Encode a doc without its trace: a repeated call has another trace. A doc without rules has its form of 0.1.0."""
+    *lasting, _, rules = msgspec.structs.astuple(doc)
+    return _encoder.encode(lasting if rules is None else [*lasting, rules])
 
 
 _SHORTENED: dict[type[BatchDoc | JobSpec], list[tuple[str, Any, bytes]]] = {

@@ -50,6 +50,7 @@ class EventType(StrEnum):
     BATCH_PAUSED = "batch.paused"
     BATCH_RESUMED = "batch.resumed"
     BATCH_IDLE = "batch.idle"
+    BATCH_LATE = "batch.late"
     BATCH_DONE = "batch.done"
     BATCH_ERROR = "batch.error"
     BATCH_CANCELED = "batch.canceled"
@@ -62,6 +63,9 @@ class EventType(StrEnum):
     DEVICE_DOWN = "device.down"
     DEVICE_PAUSED = "device.paused"
     ENDPOINT_DISABLED = "endpoint.disabled"
+    SCHEDULE_FAILED = "schedule.failed"
+    SCHEDULE_SKIPPED = "schedule.skipped"
+    SCHEDULE_STOPPED = "schedule.stopped"
     PING = "ping"
 
 
@@ -70,6 +74,9 @@ USUAL_TYPES = frozenset(it for it in EventType if it.startswith("batch.")) | {
     EventType.JOB_ERROR,
     EventType.JOB_CANCELED,
     EventType.ENDPOINT_DISABLED,
+    EventType.SCHEDULE_FAILED,
+    EventType.SCHEDULE_SKIPPED,
+    EventType.SCHEDULE_STOPPED,
 }
 """The types that are sent to the ``webhook`` of a batch, and to an endpoint that does not name any."""
 
@@ -159,13 +166,30 @@ class EndpointData(msgspec.Struct, frozen=True):
     disabled_at: Time
 
 
+class ScheduleData(msgspec.Struct, frozen=True):
+    """``data`` of ``schedule.*``.
+
+    name: of the schedule. code: why, for programs: the code of an error, ``overlap``, ``missed`` or ``stopped``.
+    reason: the same for people. tick_at: the time of the tick; null if the schedule stopped. missed: number of earlier
+    ticks that were left out with it.
+    """
+
+    project_id: str
+    schedule_id: str
+    name: str
+    code: str
+    reason: str
+    tick_at: Time | None = None
+    missed: int = 0
+
+
 class PingData(msgspec.Struct, frozen=True):
     """``data`` of ``ping``, which is sent on demand."""
 
     endpoint_id: str
 
 
-Data = JobData | BatchData | DeviceData | EndpointData | PingData
+Data = JobData | BatchData | DeviceData | EndpointData | ScheduleData | PingData
 
 
 class EventMessage(msgspec.Struct, frozen=True):
@@ -290,6 +314,7 @@ DATA: dict[str, type[Data]] = {
     "batch": BatchData,
     "device": DeviceData,
     "endpoint": EndpointData,
+    "schedule": ScheduleData,
     "ping": PingData,
 }
 

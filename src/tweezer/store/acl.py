@@ -37,7 +37,8 @@ class RedisUser(StrEnum):
 
 
 _USERS_CALL = (
-    *("submit", "add_jobs", "close", "cancel_batch", "cancel_jobs", "pause_batch", "resume_batch", "set_tags"),
+    *("submit", "add_jobs", "close", "cancel_batch", "cancel_jobs", "pause_batch", "resume_batch"),
+    *("set_tags", "set_priority", "check_submit"),
     *("pause_device", "resume_device", "plan_window", "drop_window"),
 )
 

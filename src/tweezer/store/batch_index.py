@@ -14,7 +14,7 @@ from tweezer.store.records import OLDER, RECORD, BatchRecord, batch_record
 from tweezer.store.scripts import Scripts, ask
 
 _PAGE = 500
-_FIELDS = ("v", "project", *RECORD, "fault", "tags", "children", "cancels")
+_FIELDS = ("v", "project", *RECORD, "fault", "tags", "children", "cancels", "rules", "parents")
 
 
 class BatchIndex:

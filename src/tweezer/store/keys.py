@@ -21,6 +21,7 @@ class Key(StrEnum):
     BACK = "batch:%s:back"  # list: job indices that came back
     DELAY = "batch:%s:delay"  # sorted set: job index → due time (ms)
     REMOTE = "batch:%s:remote"  # hash: job index → intent of its submission to a machine (model.intents)
+    DEPENDENTS = "dependents:%s"  # sorted set: batch that waits for this one → when it was created (µs)
     CALL = "batch:%s:call"  # list of at most one element: rung when jobs are added, for the holder of the device
     HELD = "batch:%s:held:%s"  # set: job indices that a ticket holds; deleted with the ticket
     # of a device: kept as long as the device is known
@@ -41,6 +42,8 @@ class Key(StrEnum):
     # global
     SETTINGS = "settings"  # hash: settings that scripts need, published by workers and the scheduler
     IDLE = "idle"  # sorted set: open batch without work → deadline (ms)
+    DEADLINES = "deadlines"  # sorted set: batch that has not started → when it is late, or expires (ms)
+    RELEASES = "releases"  # sorted set: batch with dependents, and its end → when the sweep handles them (ms)
     ENDED = "ended"  # sorted set: batch that ended and is not forgotten → when (ms)
     EVENTS = "events"  # stream of transitions
     FULL = "full"  # string, expiring: why submits are refused
@@ -69,7 +72,7 @@ class Key(StrEnum):
 
 
 KINDS = {
-    **dict.fromkeys((Key.INTAKE, Key.SCHEDULER, Key.COURIER, Key.IDLE, Key.ENDED), "zset"),
+    **dict.fromkeys((Key.INTAKE, Key.SCHEDULER, Key.COURIER, Key.IDLE, Key.DEADLINES, Key.ENDED, Key.RELEASES), "zset"),
     Key.DEVICES: "set",
     Key.SETTINGS: "hash",
     Key.EVENTS: "stream",

@@ -30,6 +30,9 @@ class DeviceMeasures(msgspec.Struct, frozen=True):
         lanes: Lanes of live workers.
         busy: Busy lanes, according to the last heartbeats.
         draining: Free lanes of workers that drain and take no more tickets.
+        late: Batches that were late, since Redis was set up.
+        expired: Batches that did not start before their queue timeout, since Redis was set up.
+        stopped: How often a batch was paused or cancelled because of its failed jobs, since Redis was set up.
         longest_wait_s: Seconds since the submission of the job that has waited longest at the front of the queue: the
             next job of each batch with one of the 50 first-ranked tickets or one of the 50 leases that expire first.
             None if no job waits there.
@@ -50,6 +53,9 @@ class DeviceMeasures(msgspec.Struct, frozen=True):
     lanes: int
     busy: int
     draining: int
+    late: int
+    expired: int
+    stopped: int
     longest_wait_s: float | None
     up: bool = False
     answers: bool | None = None

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, NoReturn, cast
+from functools import partial
+from typing import Any, NoReturn, TypeVar, cast
 from uuid import UUID
 
 import msgspec
@@ -49,6 +50,7 @@ from tweezer.model.messages import (
     Progress,
     Steps,
     compress,
+    decode_fault,
     encode_fault,
     fit_progress,
     pack,
@@ -57,14 +59,17 @@ from tweezer.model.messages import (
     shorten,
 )
 from tweezer.model.quotas import QuotaExceeded
+from tweezer.model.rules import Rules, check_start
 from tweezer.model.sequence import SequenceHeader, read_sequence, sequence_text
 from tweezer.model.summaries import abridge
 from tweezer.model.windows import check_time
 from tweezer.store.guards import CallAttempt, RecentCalls
 from tweezer.store.keys import Key
 from tweezer.store.reader import Reader
-from tweezer.store.records import DeviceRecord, NewBatch, moment
+from tweezer.store.records import BatchRecord, DeviceRecord, NewBatch, describe_wait, moment, utc_clock
 from tweezer.store.scripts import Scripts, translating
+
+T = TypeVar("T")
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _DEVICE_AGE_S, _DEVICES_MAX = 10.0, 1000
@@ -85,6 +90,7 @@ class Submission(msgspec.Struct, frozen=True):
         user: Id of the user who submits it, if known.
         parent_id: Id of the batch that this one repeats.
         trace: The context of the trace that the submit belongs to (W3C ``traceparent``).
+        rules: The rules of the batch; None without any.
     """
 
     sequence: Any
@@ -104,6 +110,7 @@ class Submission(msgspec.Struct, frozen=True):
     user: str | None = None
     parent_id: str | None = None
     trace: str | None = None
+    rules: Rules | None = None
 
     def __repr__(self) -> str:
         return abridge(self, "Submission", hidden=("sequence", "webhook", "backend_configuration"))
@@ -115,7 +122,58 @@ class Submission(msgspec.Struct, frozen=True):
         configuration = self.backend_configuration
         if isinstance(configuration, str):
             configuration = configuration.removeprefix("\ufeff")  # Windows programs begin a file with it
-        return BatchDoc(**kept | {"device": device, "sequence": sequence, "backend_configuration": configuration})
+        rules = None if self.rules == Rules() else self.rules
+        return BatchDoc(
+            **kept | {"device": device, "sequence": sequence, "backend_configuration": configuration, "rules": rules}
+        )
+
+
+class UnknownParents(InvalidInput):
+    """Redis has no such batches in the project of a new batch that depends on them.
+
+    batch_ids: their positions in ``depends_on``, by id.
+    """
+
+    def __init__(self, batch_ids: Mapping[UUID, int]) -> None:
+        first, position = next(iter(batch_ids.items()))
+        super().__init__(
+            f"depends_on[{position}]",
+            f"there is no batch {first} in this project; name one that `tweezer batches` lists",
+        )
+        self.batch_ids = batch_ids
+
+
+FindEnds = Callable[[str, Collection[UUID]], Awaitable[Mapping[UUID, str]]]
+"""Returns the recorded ends of batches of a project, as in :attr:`~tweezer.store.records.BatchRecord.end`, by id.
+
+Those that the ledger does not have are left out. Raises Unavailable.
+"""
+
+
+class CheckedSubmission(msgspec.Struct, frozen=True):
+    """The batch that a submission would make.
+
+    Attributes:
+        project: Id of the project.
+        device: Name of the device.
+        jobs: Number of the jobs.
+        priority: Its priority.
+        limits: Its limits.
+        rules: Its rules; None without any.
+        not_before: The earliest time to start; None if it may start at once.
+        waits_for: What it would wait for now, for people; None if nothing is known.
+        warnings: What may be a mistake or a disappointment, for people.
+    """
+
+    project: str
+    device: str
+    jobs: int
+    priority: Priority
+    limits: Limits
+    rules: Rules | None = None
+    not_before: datetime | None = None
+    waits_for: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Admission:
@@ -127,20 +185,80 @@ class Admission:
         self._devices: Recent[str, DeviceRecord] = Recent(_DEVICES_MAX, kept_s=_DEVICE_AGE_S)
         self._by_specs: Recent[str, DeviceRecord] = Recent(_DEVICES_MAX, kept_s=_DEVICE_AGE_S)
 
-    async def submit(self, submission: Submission, *, project: str, again: bool = False) -> UUID:
+    async def submit(
+        self, submission: Submission, *, project: str, again: bool = False, find_ends: FindEnds | None = None
+    ) -> UUID:
         """Check and write a batch as :meth:`write`; return its id."""
-        return id_of(await self.write(submission, project=project, again=again))
+        return id_of(await self.write(submission, project=project, again=again, find_ends=find_ends))
 
     async def write(
-        self, submission: Submission, *, project: str, again: bool = False, attempt: CallAttempt | None = None
+        self,
+        submission: Submission,
+        *,
+        project: str,
+        again: bool = False,
+        attempt: CallAttempt | None = None,
+        find_ends: FindEnds | None = None,
     ) -> NewBatch | UUID:
         """Check and write a batch; return it, or the id of the first call's batch if this call repeats that one.
 
+        Of a batch that depends on others, only the id is returned: it may wait, or have been cancelled at once.
+
         again: whether an earlier call with the same submission failed and may have taken effect. attempt: a call
-        without an idempotency key, which may repeat one that was abandoned.
+        without an idempotency key, which may repeat one that was abandoned. find_ends: reads the ledger, for a batch
+        that depends on those that only the ledger has; None without a ledger.
 
         Raises InvalidInput, QueueFull, Conflict, Unavailable.
         """
+        doc, specs = await self._examine(submission, project)
+        write = partial(
+            self._commands.write,
+            submission.batch_id or new_batch_id(),
+            project,
+            doc,
+            specs,
+            priority=check_priority(submission.priority),
+            open=submission.open,
+            not_before=submission.not_before,
+            again=again,
+            idempotency_key=submission.idempotency_key,
+            attempt=attempt,
+        )
+        return await _with_ends(write, project, find_ends)
+
+    async def check(
+        self, submission: Submission, *, project: str, find_ends: FindEnds | None = None
+    ) -> CheckedSubmission:
+        """Check a batch as :meth:`write`, without writing it. Raises InvalidInput, QueueFull, Unavailable."""
+        doc, specs = await self._examine(submission, project)
+        priority, now = check_priority(submission.priority), datetime.now(UTC)
+        waits_for, fault = await _with_ends(partial(self._commands.check, project, doc, specs), project, find_ends)
+        device = await self._reader.device(doc.device)
+        batch = NewBatch.of(
+            submission.batch_id or new_batch_id(),
+            project,
+            doc,
+            specs,
+            created_us=str(int(now.timestamp() * 1_000_000)),
+            priority=priority,
+            open=submission.open,
+            not_before=submission.not_before,
+            waits_for=waits_for,
+        ).batch
+        return CheckedSubmission(
+            project=project,
+            device=doc.device,
+            jobs=len(specs),
+            priority=priority,
+            limits=doc.limits,
+            rules=doc.rules,
+            not_before=submission.not_before,
+            waits_for=describe_wait(batch, device, now),
+            warnings=tuple(_warnings(batch, fault, device, now)),
+        )
+
+    async def _examine(self, submission: Submission, project: str) -> tuple[BatchDoc, list[JobSpec]]:
+        """Return what is stored of a submission. Raises InvalidInput."""
         if not is_project_id(project):
             raise InvalidInput("project", "must be 1 to 64 letters, digits, dots, dashes and underscores")
         specs = [as_job_spec(job, index) for index, job in enumerate(submission.jobs)]
@@ -151,21 +269,11 @@ class Admission:
             check_time("not_before", submission.not_before)
         doc = submission.doc(device.name)
         header = check_batch(doc, checks_sequence=device.checks_sequence)
+        check_start(doc.rules, has_start=submission.not_before is not None)
         if doc.configuration is not None and device.is_emulator and device.checks_sequence and not device.reattaches:
             check_older_options(doc.configuration, device.adapter)
         _check_jobs(specs, header, doc, device)
-        return await self._commands.write(
-            submission.batch_id or new_batch_id(),
-            project,
-            doc,
-            _with_runs_shown(specs, doc),
-            priority=check_priority(submission.priority),
-            open=submission.open,
-            not_before=submission.not_before,
-            again=again,
-            idempotency_key=submission.idempotency_key,
-            attempt=attempt,
-        )
+        return doc, _with_runs_shown(specs, doc)
 
     async def add_jobs(
         self,
@@ -244,6 +352,32 @@ class Admission:
         return device
 
 
+async def _with_ends(call: Callable[..., Awaitable[T]], project: str, find_ends: FindEnds | None) -> T:
+    """Call a function with the recorded ends of those batches that it does not find in Redis. Raises UnknownParents."""
+    ended: dict[UUID, str] = {}
+    while True:
+        try:
+            return await call(ended=ended)
+        except UnknownParents as error:
+            found = {} if find_ends is None else await find_ends(project, error.batch_ids)
+            if unknown := {it: position for it, position in error.batch_ids.items() if it not in found}:
+                raise UnknownParents(unknown) from None
+            for batch_id, end in found.items():
+                if not end:  # lost with the last second of Redis, and not restored yet
+                    raise Unavailable(f"batch {batch_id} is being restored; try again") from None
+            ended |= found
+
+
+def _warnings(batch: BatchRecord, fault: Fault | None, device: DeviceRecord | None, now: datetime) -> Iterator[str]:
+    """Yield what may be a mistake or a disappointment in a batch that was checked. fault: why it would be cancelled."""
+    if fault is not None:
+        yield f"the batch would be cancelled at once: {fault.message}"
+    if device is not None and (hold := device.unavailability(now)) is not None:
+        yield f"{device.name} is not available now: {hold.describe(utc_clock)}"
+    if batch.not_before is not None and batch.not_before <= now:
+        yield "start_at is in the past, so the batch may start at once"
+
+
 def _check_jobs(jobs: Sequence[JobSpec], header: SequenceHeader | None, doc: BatchDoc, device: DeviceRecord) -> None:
     check_jobs(
         jobs,
@@ -317,11 +451,28 @@ def _packed_jobs(jobs: Sequence[JobSpec]) -> list[bytes]:
     return [_packed(f"jobs[{index}]", job) for index, job in enumerate(jobs)]
 
 
+def _stored_rules(rules: Rules | None) -> str:
+    """Return the rules that the scripts enforce as JSON, or ''."""
+    stored = None if rules is None else rules.stored()
+    return "" if stored is None else msgspec.json.encode(stored).decode()
+
+
 async def _compressed(packed: Sequence[bytes]) -> list[bytes]:
     """Compress records for Redis; large ones in a thread, so that they do not block the event loop."""
     if sum(map(len, packed)) <= _QUICK_BYTES:
         return list(map(compress, packed))
     return await asyncio.to_thread(lambda: list(map(compress, packed)))
+
+
+def _parents(doc: BatchDoc, ended: Mapping[UUID, str] | None) -> list[tuple[str, str, str]]:
+    """Return the batches that one depends on: the id, how it must end, and how it ended according to the ledger."""
+    depends_on = () if doc.rules is None else doc.rules.depends_on
+    return [(str(it.batch), it.when.letter, (ended or {}).get(it.batch, "")) for it in depends_on]
+
+
+async def _stored(doc: BatchDoc, jobs: Sequence[JobSpec], packed_doc: bytes, packed: Sequence[bytes]) -> list[bytes]:
+    """Return the doc and the jobs of a batch as they are stored in Redis."""
+    return await _compressed([shorten(doc, packed_doc), *map(shorten, jobs, packed)])
 
 
 def _refuse(script: str, word: bytes, details: Sequence[Any], batch_id: UUID, arguments: Mapping[str, Any]) -> NoReturn:
@@ -359,6 +510,9 @@ def _refuse(script: str, word: bytes, details: Sequence[Any], batch_id: UUID, ar
             )
         case _, b"unknown_device":
             raise InvalidInput("device", f"there is no device {details[0].decode()}; `tweezer devices` lists them")
+        case _, b"unknown_parents":
+            positions = {parent: at for at, (parent, _, _) in enumerate(arguments["parents"])}
+            raise UnknownParents({UUID(parent := text.decode()): positions[parent] for text in details})
         case _, b"exists":
             raise Conflict(f"batch {batch_id} already exists in another project", code="exists")
         case "end_batch", b"forbidden":
@@ -409,18 +563,26 @@ class Commands:
         again: bool = False,
         idempotency_key: str = "",
         attempt: CallAttempt | None = None,
+        ended: Mapping[UUID, str] | None = None,
     ) -> NewBatch | UUID:
         """Write a batch; return it, or the id of the first call's batch if this call repeats that one.
 
         A call repeats another if it has the same id of a batch, the same idempotency key and content, or is an attempt
-        at a call without a key that was abandoned.
+        at a call without a key that was abandoned. Of a batch that depends on others, only the id is returned.
+
+        ended: how those of the batches that it depends on ended that only the ledger has, as in
+        :attr:`~tweezer.store.records.BatchRecord.end`. Raises UnknownParents.
         """
         check_key(idempotency_key)
+        depends_on = doc.rules.depends_on if doc.rules is not None else ()
+        for position, dependency in enumerate(depends_on):
+            if dependency.batch == batch_id:
+                raise InvalidInput(f"depends_on[{position}]", "is the id of the batch itself; name another batch")
         packed_doc, packed = _packed("batch", doc), _packed_jobs(jobs)
         due_ms = 0 if not_before is None else -((_EPOCH - not_before) // timedelta(milliseconds=1))  # not earlier
         head = (doc.device, priority.value, str(int(open)))
         digest = _digest([*head, pack_lasting(doc), str(due_ms), *packed]) if idempotency_key else ""
-        stored_doc, *stored = await _compressed([shorten(doc, packed_doc), *map(shorten, jobs, packed)])
+        stored_doc, *stored = await _stored(doc, jobs, packed_doc, packed)
         identity, created_us = await self._call_once(
             "submit",
             batch_id,
@@ -434,15 +596,34 @@ class Commands:
             idle_ms=round(doc.limits.open_timeout_s * 1000),
             retries=doc.limits.transient_retries,
             timeout_ms=round(doc.limits.job_timeout_s * 1000),
+            rules=_stored_rules(doc.rules),
             again=int(again),
             idempotency_key=idempotency_key,
             digest=digest,
+            parents=_parents(doc, ended),
             specs=stored,
         )
-        if created_us is None:
+        if created_us is None or depends_on:
             return UUID(identity)
         made = {"priority": priority, "open": open, "not_before": moment(str(due_ms))}
         return NewBatch.of(batch_id, project, doc, jobs, created_us=created_us, **made)
+
+    async def check(
+        self, project: str, doc: BatchDoc, jobs: Sequence[JobSpec], *, ended: Mapping[UUID, str] | None = None
+    ) -> tuple[tuple[UUID, ...], Fault | None]:
+        """Raise the error that a submit of this batch would raise; nothing is written.
+
+        Return the batches that it would wait for, and the fault if it would be cancelled at once. ended: as in
+        :meth:`write`.
+        """
+        stored = await _stored(doc, jobs, _packed("batch", doc), _packed_jobs(jobs))
+        size = {"jobs": len(jobs), "bytes": sum(map(len, stored))}
+        call = {"project": project, "device": doc.device, **size, "parents": _parents(doc, ended)}
+        word, *details = await self._scripts.call("check_submit", **call)
+        if word != b"ok":
+            _refuse("check_submit", word, details, UUID(int=0), call)
+        fault, *waits_for = details
+        return tuple(UUID(parent.decode()[:36]) for parent in waits_for), decode_fault(fault) if fault else None
 
     async def add_jobs(
         self,
@@ -517,6 +698,10 @@ class Commands:
         """Replace the tags of a batch, live or ended. Raises InvalidInput("tags…", …)."""
         check_tags(tags)
         await self._command("set_tags", batch_id, project, tags=msgspec.json.encode(tags))
+
+    async def set_priority(self, batch_id: UUID, priority: Priority, *, project: str | None) -> None:
+        """Change the priority of a batch that has not ended; its waiting jobs are ranked anew at once."""
+        await self._command("set_priority", batch_id, project, priority=check_priority(priority).value)
 
     async def note_child(self, batch_id: UUID, child: UUID) -> bool:
         """Record that another batch repeats this one; return False if Redis no longer has it."""

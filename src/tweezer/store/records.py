@@ -10,7 +10,7 @@ from uuid import UUID
 
 import msgspec
 
-from tweezer.model.cancels import CancelAttempt, CancelOutcome, read_attempts
+from tweezer.model.cancels import RULE, CancelAttempt, CancelOutcome, read_attempts
 from tweezer.model.errors import FaultKind, NewerRecord, Unreadable
 from tweezer.model.ids import job_id, short_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus, Stage
@@ -26,6 +26,7 @@ from tweezer.model.messages import (
     decode_spec,
     read_steps,
 )
+from tweezer.model.rules import StoredRules
 from tweezer.model.sequence import ANYWHERE, Geometry
 from tweezer.model.summaries import cut, describe_counts, describe_job, format_count
 from tweezer.model.windows import DeviceState, Unavailability, UnavailabilityKind, Window, remaining_s
@@ -102,15 +103,17 @@ RARE_FIELDS = (
 RECORD: Mapping[str, Sequence[str]] = {"made": MADE_FIELDS, "times": TIME_FIELDS, "now": (*NOW_FIELDS, *RARE_FIELDS)}
 """The record of a batch: fields of its hash, and the values in each of them, as a JSON array without brackets.
 
-``made`` never changes. ``times`` is missing while its values are 0. ``now`` ends before the rare values if these are 0.
+Of ``made`` only the priority changes. ``times`` is missing while its values are 0. ``now`` ends before the rare values
+if these are 0.
 Each field is usually shorter than 64 bytes, so that Redis stores a small hash compactly. New values are appended to
 ``now``; a record without them has zeros. A process that does not know them sets them to zero, so a value that must not
 be lost needs a new version.
 
 The hash also has ``v``, ``project``, ``doc``, a field ``t:<n>`` for each ticket, ``fault``, ``tags`` (JSON, once they
 were replaced), ``children`` (ids of the batches that repeat it), ``cancels`` (cancel requests, a line each; see
-:mod:`tweezer.model.cancels`) and ``paused`` (see :meth:`BatchPause.read`). In version 1, each value of the record was a
-field of the hash."""
+:mod:`tweezer.model.cancels`), ``paused`` (see :meth:`BatchPause.read`), ``rules`` (JSON, see
+:class:`~tweezer.model.rules.StoredRules`) and ``parents`` (the batches that it waits for: an id, a colon and the letter
+of :class:`~tweezer.model.rules.When` each). In version 1, each value of the record was a field of the hash."""
 
 NO_TIMES = b",".join(b"0" for _ in TIME_FIELDS)
 """The value of ``times`` where it is missing."""
@@ -196,13 +199,16 @@ class BatchRecord(msgspec.Struct, frozen=True):
         counts: Number of jobs by status.
         sequence_number: Number of its last event.
         doc: The part that does not change after the submit.
-        fault: Why it is in ERROR.
+        fault: Why it is in ERROR, or was ended by one of its rules.
         children: Ids of the batches that repeat it.
         idle_s: How long it held a machine without work, in seconds; the current such period is not included.
         job_s: Average duration of its DONE jobs, in seconds.
         cancels: The cancel requests, oldest first.
         not_before: The earliest time to start; None if it may start at once.
         pause: Who paused it, when and why; None if it is not paused, or was paused by an older version.
+        expires: When its queue timeout ends; None without one. It has no effect once the batch has started.
+        retried: Number of retries that count towards its limit; 0 without a limit.
+        waits_for: The batches that it depends on and still waits for.
     """
 
     id: UUID
@@ -226,6 +232,9 @@ class BatchRecord(msgspec.Struct, frozen=True):
     cancels: tuple[CancelAttempt, ...] = ()
     not_before: datetime | None = None
     pause: BatchPause | None = None
+    expires: datetime | None = None
+    retried: int = 0
+    waits_for: tuple[UUID, ...] = ()
 
     @property
     def may_wait(self) -> bool:
@@ -236,6 +245,13 @@ class BatchRecord(msgspec.Struct, frozen=True):
         """Return whether its start time keeps it waiting."""
         may_start = self.may_wait and not self.counts[JobStatus.RUNNING] and self.status is not BatchStatus.PAUSED
         return may_start and self.not_before is not None and now < self.not_before
+
+    @property
+    def end(self) -> str:
+        """How it ended: the letter of its status, followed by F if a job failed; empty if it is live."""
+        if not self.status.terminal:
+            return ""
+        return self.status.letter + ("F" if self.counts[JobStatus.ERROR] else "")
 
     def __repr__(self) -> str:
         name = f", {cut(self.doc.name)!r}" if self.doc.name else ""
@@ -275,6 +291,7 @@ class JobRecord(msgspec.Struct, frozen=True):
         faults: Why it failed.
         cancel_outcome: The effect of the cancel requests, once it has ended.
         cancels: The cancel requests, as far as they were recorded.
+        token: Fencing token of the claim that began or settled it last.
     """
 
     batch_id: UUID
@@ -297,6 +314,7 @@ class JobRecord(msgspec.Struct, frozen=True):
     faults: tuple[Fault, ...] = ()
     cancel_outcome: CancelOutcome | None = None
     cancels: tuple[CancelAttempt, ...] = ()
+    token: str | None = None
     steps: Steps | None = None
 
     def __repr__(self) -> str:
@@ -408,16 +426,22 @@ class DeviceRecord(msgspec.Struct, frozen=True):
         return self.window if now + timedelta(seconds=needs_s) > self.window.begins else None
 
 
-def _utc_clock(moment: datetime) -> str:
+def utc_clock(moment: datetime) -> str:
+    """Format a time in UTC, for people whose time zone is not known."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def describe_wait(
-    batch: BatchRecord, device: DeviceRecord | None, now: datetime, clock: Callable[[datetime], str] = _utc_clock
+    batch: BatchRecord,
+    device: DeviceRecord | None,
+    now: datetime,
+    clock: Callable[[datetime], str] = utc_clock,
+    names: Mapping[UUID, str] | None = None,
 ) -> str | None:
     """Return what a batch waits for: one with pending jobs that runs none, or whose machine does not answer.
 
     None if nothing is known to keep it waiting. device: its device, as far as it is known. clock: formats times.
+    names: those of batches that it waits for, instead of their short ids.
     """
     if not batch.may_wait:
         return None
@@ -428,6 +452,10 @@ def describe_wait(
         return f"{device.name}: no answer{since}: {device.unsure}"
     if batch.status is BatchStatus.PAUSED:
         return "someone to resume it: the batch is paused"
+    if batch.waits_for:
+        first, *more_parents = batch.waits_for
+        more = f" and {format_count(len(more_parents), 'more batch')}" if more_parents else ""
+        return f"the end of {(names or {}).get(first, short_id(first))}{more}"
     if batch.not_before is not None and batch.starts_later(now):
         return f"its start time, {clock(batch.not_before)}"
     if device is None:
@@ -580,6 +608,7 @@ def _batch_record(batch_id: UUID, row: dict[str, bytes], doc: BatchDoc | None) -
         return int(text.get(name, "0"))
 
     created, is_paused = moment_us(text["created"]), text["status"] == BatchStatus.PAUSED.letter
+    rules = msgspec.json.decode(row["rules"], type=StoredRules) if "rules" in row else StoredRules()
     return BatchRecord(
         id=batch_id,
         project=text["project"],
@@ -602,6 +631,9 @@ def _batch_record(batch_id: UUID, row: dict[str, bytes], doc: BatchDoc | None) -
         cancels=read_attempts(text.get("cancels", "")),
         not_before=moment(text.get("not_before")),
         pause=BatchPause.read(text["paused"]) if is_paused and "paused" in text else None,
+        expires=None if rules.expires is None else _moment(str(round(rules.expires))),
+        retried=rules.retried,
+        waits_for=tuple(UUID(parent.partition(":")[0]) for parent in text.get("parents", "").split()),
     )
 
 
@@ -655,7 +687,7 @@ def job_record(
 ) -> JobRecord:
     """Make a job's record from its fields in Redis. Raises Unreadable.
 
-    A job in ERROR without a fault gets that of its batch.
+    A job in ERROR without a fault gets that of its batch, and so does one that a rule of its batch cancelled.
     """
     try:
         return _job_record(batch, index, spec, state, fault)
@@ -670,13 +702,14 @@ def _job_record(
     words = read_state(state)
     status = JOB_BY_LETTER[words["status"]]
     faults = (decode_fault(fault),) if fault is not None else ()
-    if not faults and status is JobStatus.ERROR and batch.fault is not None:
-        faults = (batch.fault,)
     submitted, started = moment_us(created.decode()), moment(words.get("begun"))
     if status is JobStatus.PENDING:
         started = None
     progress = words.get("progress")
     ended, requested = moment(words.get("ended")), moment(words.get("cancel"))
+    cancels = tuple(attempt for attempt in batch.cancels if attempt.concerns(index, requested, ended))
+    if not faults and batch.fault is not None and shares_fault(status, cancels):
+        faults = (batch.fault,)
     return JobRecord(
         batch_id=batch.id,
         index=index,
@@ -697,9 +730,16 @@ def _job_record(
         device_s=_seconds(words.get("execution")),
         faults=faults,
         cancel_outcome=_cancel_outcome(status, words, faults),
-        cancels=tuple(attempt for attempt in batch.cancels if attempt.concerns(index, requested, ended)),
+        cancels=cancels,
+        token=words.get("token"),
         steps=read_steps(words.get("steps", "-"), words.get("message", "-")) if status is JobStatus.RUNNING else None,
     )
+
+
+def shares_fault(status: JobStatus, cancels: Sequence[CancelAttempt]) -> bool:
+    """Return whether a job without its own fault has that of its batch. cancels: the requests that apply to the job."""
+    by_rule = status is JobStatus.CANCELED and any(attempt.by == RULE for attempt in cancels)
+    return status is JobStatus.ERROR or by_rule
 
 
 _UNSURE = frozenset({"unconfirmed", "unknown"})  # codes of faults

@@ -31,12 +31,17 @@ _DISK_MS = 5000
 
 
 class RestoredBatch(msgspec.Struct, frozen=True):
-    """A batch from the ledger. fields: the recorded fields of its record in Redis, and ``doc``."""
+    """A batch from the ledger.
+
+    fields: the recorded fields of its record in Redis, and ``doc``. ended: how those of the batches that it waits for
+    ended that have ended in the ledger, as in :attr:`~tweezer.store.records.BatchRecord.end`.
+    """
 
     batch_id: UUID
     sequence_number: int
     status: BatchStatus
     fields: dict[str, bytes]
+    ended: dict[UUID, str] = {}
 
 
 class RestoredJob(msgspec.Struct, frozen=True):
@@ -81,6 +86,7 @@ class Recovery:
                 recorded=batch.sequence_number,
                 status=batch.status.letter,
                 fields=batch.fields.items(),
+                ended=[(str(parent), end) for parent, end in batch.ended.items()],
                 jobs=page,
             )
             lacking = int(rest[0]) if word == b"ok" else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, cast
 from uuid import UUID
@@ -108,6 +109,19 @@ class Remote:
         seconds, microseconds = await ask(redis.time())
         now_us = int(seconds) * 1_000_000 + int(microseconds)
         return Intent.parse(record.decode(), lost_ms=int((server or b"0").split()[0]), now_us=now_us)
+
+    async def machine_ids(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, str]:
+        """Return the machine's ids of the jobs whose intents have one, by index. Raises Unavailable."""
+        if not indices:
+            return {}
+        name = self._scripts.keys(Key.REMOTE, batch_id)
+        records: list[bytes | None] = await ask(self._scripts.redis.execute_command("HMGET", name, *indices))
+        intents = {
+            index: Intent.parse(record.decode(), lost_ms=0, now_us=0)
+            for index, record in zip(indices, records, strict=True)
+            if record is not None
+        }
+        return {index: intent.uid for index, intent in intents.items() if intent.uid is not None}
 
     async def set_out(self, ticket: TicketRef, token: str, index: int, intent: str) -> bool:
         """Record that the job is being submitted now; return whether it may be. Raises Unavailable."""

@@ -117,7 +117,7 @@ def _record() -> str:
     """
     place = {name: at for at, name in enumerate(RECORD_VALUES, 1)}
     values = [f"{name} = raw[{at}]" + ("" if name in TEXT_VALUES else " or 0") for name, at in place.items()]
-    values += [f"was_{name} = raw[{place[name]}] or 0" for name in ("pending", "running", "bytes")]
+    values += [f"was_{name} = raw[{place[name]}] or 0" for name in ("pending", "running", "error", "bytes")]
     values.append(f"was_open = raw[{place['open']}] == 1")
     names = ", ".join(f"'{name}'" for name in RECORD_VALUES)
     text = ", ".join(str(name in TEXT_VALUES).lower() for name in RECORD_VALUES)

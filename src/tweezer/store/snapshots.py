@@ -15,7 +15,7 @@ from tweezer.store.keys import Key
 from tweezer.store.records import DAMAGED, OLDER, RECORD, RECORD_VALUES, unpack_record
 from tweezer.store.scripts import Scripts, split_pages, translating
 
-_FIELDS = ("v", "project", *RECORD, "fault", "tags", "cancels", "paused")
+_FIELDS = ("v", "project", *RECORD, "fault", "tags", "cancels", "paused", "rules", "parents")
 _PARTIAL = b"0"  # version of a batch that is being restored
 _VERSION = str(RECORD_VERSION).encode()
 _PAGE = 500  # fields per command

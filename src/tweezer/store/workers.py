@@ -89,11 +89,15 @@ class LostLease(msgspec.Struct, frozen=True):
 
 
 class SweepResult(msgspec.Struct, frozen=True):
-    """What a sweep found: numbers of batches that timed out and of tickets that became ready, and expired leases."""
+    """What a sweep found: numbers of batches that timed out and of tickets that became ready, and expired leases.
+
+    more: whether more batches are late or expire, or wait for others that have ended.
+    """
 
     timed_out: int
     readied: int
     reclaimed: list[LostLease]
+    more: bool = False
 
 
 class TakeResult(msgspec.Struct, frozen=True):
@@ -434,8 +438,8 @@ class Tickets:
         memory: bytes that Redis has for work, 0 if unlimited; None if unknown.
         """
         found = await self._scripts.call("sweep", most=most, memory="" if memory is None else str(memory))
-        _, timed_out, readied, reclaimed = found
-        return SweepResult(int(timed_out), int(readied), LostLease.read(reclaimed))
+        _, timed_out, readied, reclaimed, more = found
+        return SweepResult(int(timed_out), int(readied), LostLease.read(reclaimed), more == b"1")
 
     async def trim(self, before: str) -> int:
         """Trim events that all readers have read, up to this entry, which is kept; return the number of entries."""

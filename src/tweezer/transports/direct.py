@@ -17,20 +17,25 @@ from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.batch_reader import BatchReader
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.queries.filters import BatchFilter
+from tweezer.ledger.schedules.records import Creator, Schedule, ScheduleChange, ScheduleSettings
 from tweezer.model.attempts import JobAttempt
+from tweezer.model.cancels import user_at_host
 from tweezer.model.errors import Conflict, NotFound, TweezerError, install_command
 from tweezer.model.events import Event, JobNews, Word, read_news
+from tweezer.model.messages import Priority
 from tweezer.model.windows import Window
 from tweezer.store.connection import Connect, Store
 from tweezer.store.job_logs import JobLog
-from tweezer.store.producers import CancelAnswer, Submission
+from tweezer.store.producers import CancelAnswer, CheckedSubmission, Submission
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 from tweezer.store.streams.batch_events import BatchEvents, LastEvent
 from tweezer.store.streams.feed import ChannelReader
 from tweezer.store.streams.tail import Tail
+from tweezer.transports.http_records import read_template, write_submission
 from tweezer.transports.protocol import FeedPage, JobWithResult, Place, is_settled
 
 if TYPE_CHECKING:
+    from tweezer.ledger.database import Database
     from tweezer.ledger.queries.queries import Queries
 
 T = TypeVar("T")
@@ -85,7 +90,12 @@ class DirectTransport:
     # --- batches
 
     async def submit(self, submission: Submission, *, again: bool) -> UUID:
-        return await self.store.admission.submit(submission, project=self.project, again=again)
+        find_ends = self._reader.find_ends
+        return await self.store.admission.submit(submission, project=self.project, again=again, find_ends=find_ends)
+
+    async def check(self, submission: Submission) -> CheckedSubmission:
+        find_ends = self._reader.find_ends
+        return await self.store.admission.check(submission, project=self.project, find_ends=find_ends)
 
     async def batch(self, batch_id: UUID) -> BatchRecord:
         return await self._reader.batch(self._caller, batch_id)
@@ -130,6 +140,12 @@ class DirectTransport:
 
     async def resume(self, batch_id: UUID) -> None:
         await self._change(batch_id, self.store.commands.resume(batch_id, project=self.project))
+
+    async def set_priority(self, batch_id: UUID, priority: Priority) -> None:
+        await self._change(batch_id, self.store.commands.set_priority(batch_id, priority, project=self.project))
+
+    async def set_tags(self, batch_id: UUID, tags: Sequence[str]) -> None:
+        await self._change(batch_id, self.store.commands.set_tags(batch_id, tags, project=self.project))
 
     async def _change(self, batch_id: UUID, call: Awaitable[T]) -> T:
         """Return the outcome of a change. A batch that only the ledger has raises Conflict."""
@@ -184,13 +200,9 @@ class DirectTransport:
     async def feed(self, after: str | None, wait_s: float) -> FeedPage:
         queries = await self._open_ledger()
         if queries is None:
-            problem = (
-                "is not configured here; set TWEEZER_DATABASE_URL"
-                if self._ledger is None
-                else "has no tables yet; run `tweezer db upgrade`"
-            )
             raise TweezerError(
-                f"the events of a project are read from the ledger, which {problem}, or name a batch", code="no_ledger"
+                f"the events of a project are read from the ledger, which {self._describe_lack()}, or name a batch",
+                code="no_ledger",
             )
         from tweezer.ledger.queries.feed import Feed, Selection
 
@@ -232,7 +244,93 @@ class DirectTransport:
     async def drop(self, device: str, window_id: str) -> None:
         await self.store.devices.drop(device, window_id)
 
+    # --- schedules
+
+    async def create_schedule(self, identity: UUID, settings: ScheduleSettings, template: Submission) -> Schedule:
+        database = await self._require_ledger()
+        from tweezer.ledger.schedules import schedules
+
+        packed = await self._prepare_template(template)
+        creator = Creator(user_at_host())
+        await database.run_write(
+            schedules.create_schedule, identity, settings, packed, project_id=self.project, creator=creator
+        )
+        return await self.schedule(identity)
+
+    async def schedules(self, name: str | None = None) -> list[Schedule]:
+        database = await self._require_ledger()
+        from tweezer.ledger.schedules.schedules import list_schedules
+
+        return await database.run_read(list_schedules, self._caller.projects, name=name)
+
+    async def schedule(self, identity: UUID) -> Schedule:
+        database = await self._require_ledger()
+        from tweezer.ledger.schedules import schedules
+
+        found = await database.run_read(
+            schedules.find_schedule, identity, self._caller.projects, ticks=schedules.TICKS_SHOWN
+        )
+        submission = await database.run_read(schedules.read_template, identity)
+        template = read_template(write_submission(submission, is_template=True))
+        return msgspec.structs.replace(found, template=template)
+
+    async def change_schedule(self, identity: UUID, change: ScheduleChange, template: Submission | None) -> Schedule:
+        database = await self._require_ledger()
+        from tweezer.ledger.schedules import schedules
+
+        packed = None if template is None else await self._prepare_template(template)
+        await database.run_write(schedules.change_schedule, identity, change, packed, project_ids=self._caller.projects)
+        return await self.schedule(identity)
+
+    async def pause_schedule(self, identity: UUID, *, by: str, reason: str) -> Schedule:
+        database = await self._require_ledger()
+        from tweezer.ledger.schedules.schedules import pause_schedule
+
+        return await database.run_write(
+            pause_schedule, identity, creator=Creator(by), reason=reason, project_ids=self._caller.projects
+        )
+
+    async def resume_schedule(self, identity: UUID, *, by: str) -> Schedule:
+        database = await self._require_ledger()
+        from tweezer.ledger.schedules.schedules import resume_schedule
+
+        return await database.run_write(
+            resume_schedule, identity, creator=Creator(by), project_ids=self._caller.projects
+        )
+
+    async def run_schedule(self, identity: UUID, *, by: str, idempotency_key: str) -> UUID:
+        database = await self._require_ledger()
+        from tweezer.ledger.schedules.runner import ScheduleRunner
+
+        return await ScheduleRunner(self.store, database).run_now(
+            identity, idempotency_key, creator=Creator(by), project_ids=self._caller.projects
+        )
+
+    async def delete_schedule(self, identity: UUID) -> None:
+        database = await self._require_ledger()
+        from tweezer.ledger.schedules.schedules import delete_schedule
+
+        await database.run_write(delete_schedule, identity, project_ids=self._caller.projects)
+
+    async def _prepare_template(self, template: Submission) -> bytes:
+        from tweezer.ledger.schedules.schedules import prepare_template
+
+        find_ends = self._reader.find_ends
+        return await prepare_template(self.store.admission, template, project_id=self.project, find_ends=find_ends)
+
+    async def _require_ledger(self) -> Database:
+        """Return the ledger's database. Raises TweezerError without one."""
+        if (queries := await self._open_ledger()) is None:
+            raise TweezerError(f"schedules are in the ledger, which {self._describe_lack()}", code="no_ledger")
+        return queries.database
+
     # --- the ledger
+
+    def _describe_lack(self) -> str:
+        """Return why there is no ledger, and what to do."""
+        if self._ledger is None:
+            return "is not configured here; set TWEEZER_DATABASE_URL"
+        return "has no tables yet; run `tweezer db upgrade`"
 
     @property
     def _reader(self) -> BatchReader:

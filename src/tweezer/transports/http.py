@@ -14,30 +14,37 @@ import msgspec
 
 from tweezer.duties import Backoff, end_tasks
 from tweezer.ledger.queries.filters import BatchFilter
+from tweezer.ledger.schedules.records import Schedule, ScheduleChange, ScheduleSettings
 from tweezer.model.attempts import JobAttempt
 from tweezer.model.cancels import as_ranges, show_ranges
-from tweezer.model.checks import MAX_INTEGER, MAX_REASON_LENGTH, as_job_spec, check_batch, check_jobs, check_text
+from tweezer.model.checks import MAX_REASON_LENGTH, check_text
 from tweezer.model.errors import NotFound, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.events import Event, JobNews, Word
 from tweezer.model.lifecycle import Stage
 from tweezer.model.lru import Recent
+from tweezer.model.messages import Priority
 from tweezer.model.webhooks import EventMessage
 from tweezer.model.windows import Window, check_time
 from tweezer.store.job_logs import JobLog
-from tweezer.store.producers import CancelAnswer, Submission, check_priority
+from tweezer.store.producers import CancelAnswer, CheckedSubmission, Submission
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 from tweezer.store.streams.batch_events import LastEvent
 from tweezer.transports.http_records import (
     AddedJson,
     AttemptJson,
     BatchJson,
+    CheckedJson,
     DeviceJson,
     IdJson,
     JobJson,
     JobLine,
     WindowJson,
     as_word,
+    plain,
     read_event,
+    read_template,
+    write_jobs,
+    write_submission,
 )
 from tweezer.transports.http_session import HttpSession, at, check_api_url, check_secret
 from tweezer.transports.protocol import FeedPage, JobWithResult, Place, is_settled
@@ -91,29 +98,21 @@ class HttpTransport:
     # --- batches
 
     async def submit(self, submission: Submission, *, again: bool) -> UUID:
-        it = submission
-        doc = it.doc("any" if it.device is None else it.device)
-        check_batch(doc, checks_sequence=False)
-        if it.not_before is not None:
-            check_time("not_before", it.not_before)
-        body = {
-            "sequence_builder": doc.sequence,
-            "jobs": _jobs(it.jobs),
-            "device_type": it.device,
-            "queue_priority": check_priority(it.priority),
-            "open": it.open,
-            "name": it.name,
-            "tags": it.tags,
-            "webhook": it.webhook,
-            "backend_configuration": it.backend_configuration,
-            "limits": msgspec.structs.asdict(it.limits),
-            "not_before": it.not_before,
-            "project_id": self.project,
-        }
-        key = it.idempotency_key or str(it.batch_id)
-        created = (await self._http.call(IdJson, "POST", "/api/v1/batches", body=_plain(body), key=key)).data
+        body, key = (
+            write_submission(submission, project_id=self.project),
+            submission.idempotency_key or str(submission.batch_id),
+        )
+        created = (await self._http.call(IdJson, "POST", "/api/v1/batches", body=body, key=key)).data
         self._own.put(created.id, True)
         return created.id
+
+    async def check(self, submission: Submission) -> CheckedSubmission:
+        path, query = "/api/v1/batches", {"dry_run": "true"}
+        return (
+            await self._http.call(
+                CheckedJson, "POST", path, query=query, body=write_submission(submission, project_id=self.project)
+            )
+        ).data.record()
 
     async def batch(self, batch_id: UUID) -> BatchRecord:
         known = self._sequences.get(batch_id)
@@ -137,6 +136,7 @@ class HttpTransport:
             "status": [status.value for status in wanted.statuses],
             "device_type": wanted.devices,
             "name": wanted.names,
+            "depends_on": [str(parent) for parent in wanted.depends_on],
             "user_id": wanted.users,
             "all_tags": wanted.tags_all,
             "project_id": () if self.project is None else (self.project,),
@@ -161,7 +161,7 @@ class HttpTransport:
 
     async def add_jobs(self, batch_id: UUID, jobs: Sequence[object], *, idempotency_key: str) -> int:
         await self._require_visible(batch_id)
-        path, body = at("/api/v2/batches/{}/jobs", batch_id), _jobs(jobs)
+        path, body = at("/api/v2/batches/{}/jobs", batch_id), write_jobs(jobs)
         return (await self._http.call(AddedJson, "POST", path, body=body, key=idempotency_key)).data.first_added
 
     async def close_batch(self, batch_id: UUID) -> None:
@@ -189,6 +189,12 @@ class HttpTransport:
 
     async def resume(self, batch_id: UUID) -> None:
         await self._change(batch_id, "/api/v2/batches/{}/resume")
+
+    async def set_priority(self, batch_id: UUID, priority: Priority) -> None:
+        await self._change(batch_id, "/api/v2/batches/{}/priority", body={"queue_priority": priority})
+
+    async def set_tags(self, batch_id: UUID, tags: Sequence[str]) -> None:
+        await self._change(batch_id, "/api/v1/batches/{}/tags", body=list(tags))
 
     async def _change(self, batch_id: UUID, path: str, **options: Any) -> None:
         await self._require_visible(batch_id)
@@ -314,7 +320,7 @@ class HttpTransport:
         await self._set_status(name, {"status": "UP"})
 
     async def _set_status(self, name: str, body: dict[str, object]) -> None:
-        await self._http.call(msgspec.Raw, "PUT", at("/api/v1/devices/{}/status", name), body=_plain(body))
+        await self._http.call(msgspec.Raw, "PUT", at("/api/v1/devices/{}/status", name), body=plain(body))
 
     async def windows(self, device: str) -> list[Window]:
         try:
@@ -325,10 +331,73 @@ class HttpTransport:
 
     async def plan(self, device: str, window: Window) -> None:
         body = {"id": window.id, "begins_at": window.begins, "ends_at": window.ends, "reason": window.reason}
-        await self._http.call(msgspec.Raw, "POST", at("/api/v1/devices/{}/maintenance", device), body=_plain(body))
+        await self._http.call(msgspec.Raw, "POST", at("/api/v1/devices/{}/maintenance", device), body=plain(body))
 
     async def drop(self, device: str, window_id: str) -> None:
         await self._http.call(msgspec.Raw, "DELETE", at("/api/v1/devices/{}/maintenance/{}", device, window_id))
+
+    # --- schedules
+
+    async def create_schedule(self, identity: UUID, settings: ScheduleSettings, template: Submission) -> Schedule:
+        body = msgspec.structs.asdict(settings) | {
+            "id": str(identity),
+            "project_id": self.project,
+            "template": write_submission(template, is_template=True),
+        }
+        return await self._read_schedule("POST", "/api/v2/schedules", plain(body))
+
+    async def schedules(self, name: str | None = None) -> list[Schedule]:
+        found: list[Schedule] = []
+        while True:
+            query: dict[str, str | int] = {"limit": _PAGE, "offset": len(found)}
+            query |= {} if self.project is None else {"project_id": self.project}
+            query |= {} if name is None else {"name": name}
+            page = (await self._http.call(list[Schedule], "GET", "/api/v2/schedules", query=query)).data
+            found += page
+            if len(page) < _PAGE:
+                return found
+
+    async def schedule(self, identity: UUID) -> Schedule:
+        found = await self._read_schedule("GET", at("/api/v2/schedules/{}", identity))
+        self._require_own(found.project_id, "schedule", identity)
+        return found
+
+    async def change_schedule(self, identity: UUID, change: ScheduleChange, template: Submission | None) -> Schedule:
+        await self._require_own_schedule(identity)
+        body = msgspec.structs.asdict(change)
+        if template is not None:
+            body["template"] = write_submission(template, is_template=True)
+        return await self._read_schedule("PATCH", at("/api/v2/schedules/{}", identity), plain(body))
+
+    async def pause_schedule(self, identity: UUID, *, by: str, reason: str) -> Schedule:
+        return await self._call_schedule(identity, "pause", by=by, reason=reason)
+
+    async def resume_schedule(self, identity: UUID, *, by: str) -> Schedule:
+        return await self._call_schedule(identity, "resume", by=by)
+
+    async def run_schedule(self, identity: UUID, *, by: str, idempotency_key: str) -> UUID:
+        await self._require_own_schedule(identity)
+        path = at("/api/v2/schedules/{}/run", identity)
+        return (await self._http.call(IdJson, "POST", path, query={"by": by}, key=idempotency_key)).data.id
+
+    async def delete_schedule(self, identity: UUID) -> None:
+        await self._require_own_schedule(identity)
+        await self._http.call(msgspec.Raw, "DELETE", at("/api/v2/schedules/{}", identity))
+
+    async def _read_schedule(self, method: str, path: str, body: object = None) -> Schedule:
+        """Make a request whose response has the template."""
+        found = (await self._http.call(Schedule, method, path, body=body)).data
+        return msgspec.structs.replace(found, template=read_template(found.template))
+
+    async def _call_schedule(self, identity: UUID, verb: str, **query: str) -> Schedule:
+        await self._require_own_schedule(identity)
+        path = at(f"/api/v2/schedules/{{}}/{verb}", identity)
+        return (await self._http.call(Schedule, "POST", path, query=query)).data
+
+    async def _require_own_schedule(self, identity: UUID) -> None:
+        """Raise NotFound if a project was named, and the schedule is in another project of the key."""
+        if self.project is not None:
+            await self.schedule(identity)
 
 
 class _PolledNews:
@@ -410,22 +479,6 @@ class _PolledEvents:
             self._has_ended = (await self._transport.batch(self._batch_id)).status.terminal
             if not self._has_ended:
                 return []
-
-
-def _jobs(jobs: Sequence[object]) -> list[dict[str, object]]:
-    """Return jobs as JSON. Raises InvalidInput for what is wrong without knowledge of the device."""
-    specs = [as_job_spec(job, index) for index, job in enumerate(jobs)]
-    check_jobs(specs, None, max_runs=MAX_INTEGER, needs_runs=False, checks_sequence=False)
-    return [{"runs": it.runs, "variables": it.variables, "seed": it.seed, "sequence": it.sequence} for it in specs]
-
-
-def _plain(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the body with times as text, and without members that are None."""
-    return {
-        name: value.isoformat() if isinstance(value, datetime) else value
-        for name, value in body.items()
-        if value is not None
-    }
 
 
 def _split(indices: Sequence[int]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -11,12 +12,15 @@ import msgspec
 
 from tweezer.model.attempts import JobAttempt, JobAttemptOutcome
 from tweezer.model.cancels import CancelAttempt, CancelOutcome, read_ranges
+from tweezer.model.checks import MAX_INTEGER, as_job_spec, check_batch, check_jobs
 from tweezer.model.events import RETURNS, Event, Word
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Priority, Result, Steps
+from tweezer.model.rules import Dependency, OnFailures, Rules, When, check_start
 from tweezer.model.sequence import Geometry
-from tweezer.model.webhooks import EventMessage
+from tweezer.model.webhooks import EventMessage, EventType
 from tweezer.model.windows import Window
+from tweezer.store.producers import CheckedSubmission, Submission, check_priority
 from tweezer.store.records import BatchPause, BatchRecord, DeviceRecord, JobRecord
 
 
@@ -41,7 +45,69 @@ class _PauseJson(msgspec.Struct, frozen=True):
     reason: str
 
 
-class BatchJson(msgspec.Struct, frozen=True):
+class _DependencyJson(msgspec.Struct, frozen=True):
+    batch: UUID
+    when: When
+
+    def dependency(self) -> Dependency:
+        return Dependency(self.batch, self.when)
+
+
+class _RetriesJson(msgspec.Struct, frozen=True):
+    total: int | None = None
+
+
+class _RulesJson(msgspec.Struct, frozen=True, kw_only=True):
+    """The rules of a batch, which older servers do not have."""
+
+    schedule_threshold_s: float | None = None
+    queue_timeout_s: float | None = None
+    failure_threshold: int | None = None
+    on_failures: OnFailures | None = None
+    retries: _RetriesJson = _RetriesJson()
+    depends_on: tuple[_DependencyJson, ...] = ()
+    keep_s: float | None = None
+
+    def rules(self) -> Rules | None:
+        rules = Rules(
+            schedule_threshold_s=self.schedule_threshold_s,
+            queue_timeout_s=self.queue_timeout_s,
+            failure_threshold=self.failure_threshold,
+            on_failures=self.on_failures or OnFailures.PAUSE,
+            total_retries=self.retries.total,
+            keep_s=self.keep_s,
+            depends_on=tuple(it.dependency() for it in self.depends_on),
+        )
+        return None if rules == Rules() else rules
+
+
+class CheckedJson(_RulesJson, frozen=True, kw_only=True):
+    """A submission that was checked."""
+
+    project_id: str
+    device_type: str
+    jobs_count: int
+    queue_priority: Priority
+    limits: _LimitsJson
+    start_at: datetime | None
+    waits_for: str | None
+    warnings: tuple[str, ...]
+
+    def record(self) -> CheckedSubmission:
+        return CheckedSubmission(
+            project=self.project_id,
+            device=self.device_type,
+            jobs=self.jobs_count,
+            priority=self.queue_priority,
+            limits=Limits(**msgspec.structs.asdict(self.limits)),
+            rules=self.rules(),
+            not_before=self.start_at,
+            waits_for=self.waits_for,
+            warnings=self.warnings,
+        )
+
+
+class BatchJson(_RulesJson, frozen=True):
     """A batch, with or without its sequence."""
 
     id: UUID
@@ -70,6 +136,9 @@ class BatchJson(msgspec.Struct, frozen=True):
     job_s: float | None
     cancel_attempts: tuple[_CancelJson, ...]
     not_before: datetime | None = None
+    waits_for_batches: tuple[UUID, ...] = ()
+    expires_at: datetime | None = None
+    retried: int = 0
     pause: _PauseJson | None = None
     child_ids: tuple[UUID, ...] = ()
     sequence_builder: str | None = None
@@ -87,6 +156,7 @@ class BatchJson(msgspec.Struct, frozen=True):
             limits=Limits(**msgspec.structs.asdict(self.limits)),
             user=self.user_id or None,
             parent_id=self.parent_id,
+            rules=self.rules(),
         )
         return BatchRecord(
             id=self.id,
@@ -109,6 +179,9 @@ class BatchJson(msgspec.Struct, frozen=True):
             job_s=self.job_s,
             cancels=tuple(attempt.attempt() for attempt in self.cancel_attempts),
             not_before=self.not_before,
+            waits_for=self.waits_for_batches,
+            expires=self.expires_at,
+            retried=self.retried,
             pause=None if self.pause is None else BatchPause(self.pause.at, self.pause.by, self.pause.reason),
         )
 
@@ -311,6 +384,7 @@ def read_event(message: EventMessage) -> Event:
         worker=data.get("worker"),
         lane=data.get("lane"),
         why=_RETURNS.get(data.get("reason", "")),
+        is_late=message.type == EventType.BATCH_LATE,
     )
 
 
@@ -319,5 +393,80 @@ def as_word(event: Event) -> Word:
     if event.index is not None and event.previous is not None:
         return Word(event.previous.letter + event.status.letter, range(event.index, event.index + 1))
     before = "N" if event.previous is None else event.previous.letter
-    after = "I" if event.previous is event.status else event.status.letter
+    unmoved = "L" if event.is_late else "I"
+    after = unmoved if event.previous is event.status else event.status.letter
     return Word(before + after, submitted=event.jobs)
+
+
+def write_submission(
+    submission: Submission, *, project_id: str | None = None, is_template: bool = False
+) -> dict[str, Any]:
+    """Return a submission as JSON. Raises InvalidInput for what is wrong without knowledge of the device.
+
+    is_template: it is that of a schedule, whose batches get their start time later.
+    """
+    it = submission
+    doc = it.doc("any" if it.device is None else it.device)
+    check_batch(doc, checks_sequence=False)
+    check_start(doc.rules, has_start=is_template or it.not_before is not None)
+    return plain(
+        {
+            "sequence_builder": doc.sequence,
+            "jobs": write_jobs(it.jobs),
+            "device_type": it.device,
+            "queue_priority": check_priority(it.priority),
+            "open": it.open,
+            "name": it.name,
+            "tags": it.tags,
+            "webhook": it.webhook,
+            "backend_configuration": it.backend_configuration,
+            "limits": msgspec.structs.asdict(it.limits),
+            "not_before": it.not_before,  # the name that older servers know, too
+            "project_id": project_id,
+            **_rules(doc.rules or Rules()),
+        }
+    )
+
+
+def _rules(rules: Rules) -> dict[str, Any]:
+    """Return the rules of a batch as JSON; None where there is no such rule."""
+    return {
+        "schedule_threshold_s": rules.schedule_threshold_s,
+        "queue_timeout_s": rules.queue_timeout_s,
+        "failure_threshold": rules.failure_threshold,
+        "on_failures": None if rules.failure_threshold is None else rules.on_failures,
+        "retries": None if rules.total_retries is None else {"total": rules.total_retries},
+        "depends_on": [{"batch": str(it.batch), "when": it.when} for it in rules.depends_on] or None,
+        "keep_s": rules.keep_s,
+    }
+
+
+def write_jobs(jobs: Sequence[object]) -> list[dict[str, object]]:
+    """Return jobs as JSON. Raises InvalidInput for what is wrong without knowledge of the device."""
+    specs = [as_job_spec(job, index) for index, job in enumerate(jobs)]
+    check_jobs(specs, None, max_runs=MAX_INTEGER, needs_runs=False, checks_sequence=False)
+    return [{"runs": it.runs, "variables": it.variables, "seed": it.seed, "sequence": it.sequence} for it in specs]
+
+
+def plain(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the body with times as text, and without members that are None."""
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in body.items()
+        if value is not None
+    }
+
+
+def read_template(body: object) -> Any:
+    """Return the template of a schedule as plain JSON, without members that are null."""
+    return _without_nulls(msgspec.json.decode(msgspec.json.encode(body)))
+
+
+def _without_nulls(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _without_nulls(part) for name, part in value.items() if part is not None}
+        case list():
+            return [_without_nulls(part) for part in value]
+        case _:
+            return value

@@ -16,15 +16,16 @@ from uuid import UUID
 import msgspec
 
 from tweezer.ledger.queries.filters import BatchFilter
+from tweezer.ledger.schedules.records import Schedule, ScheduleChange, ScheduleSettings
 from tweezer.model.attempts import JobAttempt
 from tweezer.model.errors import ResultUnavailable
 from tweezer.model.events import Event, JobNews, Word
 from tweezer.model.lifecycle import JobStatus
-from tweezer.model.messages import Result
+from tweezer.model.messages import Priority, Result
 from tweezer.model.webhooks import EventMessage
 from tweezer.model.windows import Window
 from tweezer.store.job_logs import JobLog
-from tweezer.store.producers import CancelAnswer, Submission
+from tweezer.store.producers import CancelAnswer, CheckedSubmission, Submission
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 from tweezer.store.streams.batch_events import LastEvent
 
@@ -102,6 +103,10 @@ class Transport(Protocol):
         """Write a batch and return its id. again: whether an earlier, equal call may have taken effect."""
         ...
 
+    async def check(self, submission: Submission) -> CheckedSubmission:
+        """Check a submission without writing it."""
+        ...
+
     async def batch(self, batch_id: UUID) -> BatchRecord: ...
 
     async def find(self, text: str) -> UUID:
@@ -131,6 +136,10 @@ class Transport(Protocol):
     async def pause(self, batch_id: UUID, *, by: str, reason: str) -> None: ...
 
     async def resume(self, batch_id: UUID) -> None: ...
+
+    async def set_priority(self, batch_id: UUID, priority: Priority) -> None: ...
+
+    async def set_tags(self, batch_id: UUID, tags: Sequence[str]) -> None: ...
 
     # --- jobs
 
@@ -190,6 +199,32 @@ class Transport(Protocol):
     async def plan(self, device: str, window: Window) -> None: ...
 
     async def drop(self, device: str, window_id: str) -> None: ...
+
+    # --- schedules
+
+    async def create_schedule(self, identity: UUID, settings: ScheduleSettings, template: Submission) -> Schedule: ...
+
+    async def schedules(self, name: str | None = None) -> list[Schedule]:
+        """Return all schedules, or those with this name, ordered by name."""
+        ...
+
+    async def schedule(self, identity: UUID) -> Schedule:
+        """Return a schedule with its template and its last ticks."""
+        ...
+
+    async def change_schedule(
+        self, identity: UUID, change: ScheduleChange, template: Submission | None
+    ) -> Schedule: ...
+
+    async def pause_schedule(self, identity: UUID, *, by: str, reason: str) -> Schedule: ...
+
+    async def resume_schedule(self, identity: UUID, *, by: str) -> Schedule: ...
+
+    async def run_schedule(self, identity: UUID, *, by: str, idempotency_key: str) -> UUID:
+        """Submit the batch of a schedule now; return its id."""
+        ...
+
+    async def delete_schedule(self, identity: UUID) -> None: ...
 
 
 def is_settled(record: BatchRecord) -> bool:

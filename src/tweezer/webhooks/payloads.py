@@ -16,6 +16,7 @@ from tweezer.ledger.access.links import ResultLinks, Signer
 from tweezer.ledger.batch_reader import BatchReader
 from tweezer.ledger.database import Database
 from tweezer.ledger.queries.queries import Queries
+from tweezer.model.cancels import read_attempts
 from tweezer.model.events import Event
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
@@ -32,7 +33,7 @@ from tweezer.model.messages import (
 )
 from tweezer.model.webhooks import COUNTER_MAX_BYTES, BatchData, JobData, ResultLink, fit, format_time, timestamp
 from tweezer.store.connection import Store
-from tweezer.store.records import STATE_FIELDS, moment, moment_us
+from tweezer.store.records import STATE_FIELDS, moment, moment_us, read_state, shares_fault
 from tweezer.store.scripts import split_pages
 from tweezer.store.snapshots import Snapshot, SnapshotRequest
 
@@ -197,6 +198,7 @@ class _Batch:
     def __init__(self, facts: BatchFacts, snapshot: Snapshot) -> None:
         fields = snapshot.fields
         self.fault = decode_fault(fields["fault"]) if "fault" in fields else None
+        self.cancels = read_attempts(fields.get("cancels", b"").decode())
         self.id = str(snapshot.batch_id)
         self.facts = facts
         self.snapshot = snapshot
@@ -207,11 +209,16 @@ class _Batch:
         return () if self.fault is None else (self.fault,)
 
     def get_faults(self, index: int, status: JobStatus) -> tuple[Fault, ...]:
-        """Return the fault of a job, or that of its batch if the job has none."""
+        """Return the fault of a job, or that of its batch where the job shares it."""
         own = self.snapshot.faults.get(index)
         if own is not None:
             return (decode_fault(own),)
-        return self.faults if status is JobStatus.ERROR else ()
+        if self.fault is None:
+            return ()
+        words = read_state(self.snapshot.states.get(index))
+        requested, ended = moment(words.get("cancel")), moment(words.get("ended"))
+        cancels = [it for it in self.cancels if it.concerns(index, requested, ended)]
+        return self.faults if shares_fault(status, cancels) else ()
 
     def number(self, name: str) -> int:
         return int(self.snapshot.fields.get(name, b"0"))

@@ -24,11 +24,13 @@ from tweezer.model.webhooks import (
     JobData,
     PingData,
     ResultLink,
+    ScheduleData,
     timestamp,
 )
 
 _BATCH = UUID("0199f6bd-2f7e-8b1d-9f04-a1b2c3000000")
 _ENDPOINT = "5b0e6a4e-3c0f-4a57-9d0c-6f7d2f1c8e11"
+_SCHEDULE = "c2b7d9f0-51c4-4f0e-8a86-2f6e0d3b9a17"
 _SUBMITTED_MS = 1_760_780_467_230
 _BEGUN_MS = 250  # after the submission
 _TAGS = ("calibration", "week 42")
@@ -47,8 +49,14 @@ def _subject(data: Data) -> str:
             return f"{data.batch_id}:{data.sequence}"
         case DeviceData():
             return data.device
+        case ScheduleData():
+            return f"{data.schedule_id}.{_SUBMITTED_MS // 1000}"
         case EndpointData() | PingData():
             return data.endpoint_id
+
+
+def _schedule(code: str, reason: str, *, tick_at: str | None = None, missed: int = 0) -> tuple[int, Data]:
+    return 0, ScheduleData("default", _SCHEDULE, "nightly calibration", code, reason, tick_at, missed)
 
 
 def _at(after_ms: int) -> str:
@@ -63,6 +71,7 @@ def _batch(
     jobs: tuple[int, int, int, int, int],
     *errors: Fault,
     open: bool = True,
+    is_started: bool = True,
 ) -> tuple[int, Data]:
     data = BatchData(
         project_id="default",
@@ -77,7 +86,7 @@ def _batch(
         open=open and not status.terminal,
         jobs=dict(zip(JobStatus, jobs, strict=True)),
         created_at=_at(0),
-        started_at=_at(_BEGUN_MS) if after_ms >= _BEGUN_MS else None,
+        started_at=_at(_BEGUN_MS) if is_started and after_ms >= _BEGUN_MS else None,
         ended_at=_at(after_ms) if status.terminal else None,
         errors=errors,
     )
@@ -135,6 +144,7 @@ _SAMPLES: dict[EventType, tuple[int, Data]] = {
     EventType.BATCH_PAUSED: _batch(7, 2000, _PAUSED, _RUNNING, (1, 0, 1, 1, 0)),
     EventType.BATCH_RESUMED: _batch(8, 62_000, _RUNNING, _PAUSED, (1, 0, 1, 1, 0)),
     EventType.BATCH_IDLE: _batch(10, 310_000, _RUNNING, _RUNNING, _OVER),
+    EventType.BATCH_LATE: _batch(2, 60_000, _PENDING, _PENDING, (3, 0, 0, 0, 0), is_started=False),
     EventType.BATCH_DONE: _batch(11, 330_000, BatchStatus.DONE, _RUNNING, _OVER),
     EventType.BATCH_ERROR: _batch(5, 180, BatchStatus.ERROR, _PENDING, (0, 0, 0, 3, 0), _OF_BATCH),
     EventType.BATCH_CANCELED: _batch(11, 330_000, BatchStatus.CANCELED, _RUNNING, _OVER),
@@ -150,5 +160,12 @@ _SAMPLES: dict[EventType, tuple[int, Data]] = {
         0,
         EndpointData(_ENDPOINT, "https://hooks.example.org/tweezer", "the receiver responded with 410 Gone", _at(0)),
     ),
+    EventType.SCHEDULE_FAILED: _schedule(
+        "invalid", "device: there is no device 'FRESNEL'; the devices are EMU_FREE", tick_at=_at(0)
+    ),
+    EventType.SCHEDULE_SKIPPED: _schedule(
+        "overlap", f"batch {_BATCH} of the last tick has not ended", tick_at=_at(0), missed=0
+    ),
+    EventType.SCHEDULE_STOPPED: _schedule("stopped", "its creator, user alice, is disabled"),
     EventType.PING: (0, PingData(_ENDPOINT)),
 }

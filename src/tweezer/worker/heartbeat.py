@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 SWEEP_S = 1.0
 """Seconds between two sweeps of a process."""
 
+_SWEEPS_MAX = 20  # calls each time, while there is more to do
+
 
 class Presence:
     """The heartbeat of a worker, which also reports its lanes."""
@@ -99,10 +101,13 @@ class Sweeper:
         config = self._config
         info = await self._store.reader.server_info("memory")
         limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
-        found = await self._store.tickets.sweep(memory=round(config.full_at * limit))
-        log_reclaimed(found.reclaimed)
-        if found.timed_out:
-            log.info("sweep.found", batches_timed_out=found.timed_out)
+        for _ in range(_SWEEPS_MAX):
+            found = await self._store.tickets.sweep(memory=round(config.full_at * limit))
+            log_reclaimed(found.reclaimed)
+            if found.timed_out:
+                log.info("sweep.found", batches_timed_out=found.timed_out)
+            if not found.more:
+                break
         full = None
         if limit and used > config.full_at * limit:
             full = f"Redis uses {used >> 20} of its {limit >> 20} MiB, more than {config.full_at:.0%}"

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -27,6 +27,7 @@ from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.lru import Recent
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Outcome, OutcomeKind, Result, result_file, result_json
+from tweezer.model.rules import Rules
 from tweezer.model.webhooks import BODY_MAX_BYTES, BatchData, EventType, JobData, body, schema, timestamp
 from tweezer.settings import ApiSettings, Settings
 from tweezer.store.keys import Key
@@ -155,6 +156,32 @@ async def test_a_job_that_ended_with_its_batch_has_the_fault_of_the_batch(teller
     job, batch = await teller.data(events["job.error"]), await teller.data(events["batch.error"])
     assert (job.errors, job.started_at, job.ended_at is None) == ((fault,), None, False)
     assert (batch.errors, batch.jobs[JobStatus.ERROR]) == ((fault,), 2)
+
+
+async def test_a_job_that_a_rule_of_its_batch_cancelled_has_the_fault_of_the_batch(
+    teller: Teller, settled: Settled
+) -> None:
+    batch_id = await teller.rig.submit(
+        2, rules=Rules(schedule_threshold_s=1, queue_timeout_s=60), not_before=datetime(2020, 1, 1, tzinfo=UTC)
+    )
+    await teller.rig.swept()
+    await teller.rig.let_expire(batch_id)
+    await teller.rig.swept()
+    fault = (await teller.rig.batch(batch_id)).fault
+    events = await teller.events(batch_id)
+    await settled(batch_id)
+    job, batch = await teller.data(events["job.canceled"]), await teller.data(events["batch.timed_out"])
+    assert (job.errors, batch.errors) == ((fault,), (fault,))
+    late = await teller.data(events["batch.late"])
+    assert (late.status, late.previous_status, late.errors) == (BatchStatus.PENDING, BatchStatus.PENDING, ())
+
+
+async def test_a_job_that_a_user_cancelled_has_no_fault(teller: Teller, settled: Settled) -> None:
+    batch_id = await teller.submit(1)
+    await teller.rig.commands.cancel(batch_id, project=None)
+    events = await teller.events(batch_id)
+    await settled(batch_id)
+    assert (await teller.data(events["job.canceled"])).errors == ()
 
 
 async def test_an_old_event_contains_nothing_that_happened_later(teller: Teller, settled: Settled) -> None:

@@ -50,6 +50,7 @@ from tweezer.model.messages import (
     encode_doc,
     encode_spec,
 )
+from tweezer.model.rules import Rules
 from tweezer.model.sequence import read_sequence
 
 LAYOUT = SquareLatticeLayout(3, 3, 6)
@@ -649,7 +650,10 @@ def test_junk_job_specs_give_an_invalid_input_or_can_be_stored(jobs: list[Any], 
             for name in BatchDoc.__struct_fields__
             if name not in ("device", "limits")
         }
-        | {"limits": st.builds(Limits, JUNK, JUNK, JUNK) | JUNK},
+        | {
+            "limits": st.builds(Limits, JUNK, JUNK, JUNK) | JUNK,
+            "rules": st.builds(Rules, *[JUNK] * len(Rules.__struct_fields__)) | st.none() | JUNK,
+        },
     )
 )
 def test_a_junk_batch_gives_an_invalid_input_or_can_be_stored(parts: dict[str, Any]) -> None:

@@ -199,7 +199,7 @@ def test_the_defaults_of_stored_records_do_not_change() -> None:
     """Stored records leave them out, so a change would change what is stored."""
     assert decode_spec(b"\x90") == JobSpec(None, {}, None, None, None, None)
     assert decode_doc(b"\x91\xa1D") == BatchDoc(
-        "D", None, None, (), None, None, None, Limits(3600.0, 300.0, 3), None, None
+        "D", None, None, (), None, None, None, Limits(3600.0, 300.0, 3), None, None, None, None
     )
 
 

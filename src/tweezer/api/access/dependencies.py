@@ -121,16 +121,20 @@ def _read_batch_id(text: str, as_uuid: ValidatorFunctionWrapHandler) -> UUID | s
     return found
 
 
+_NamedBatch = Annotated[
+    UUID,
+    WrapValidator(_read_batch_id),
+    WithJsonSchema({"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "pattern": _SHORT.pattern}]}),
+]
+_EXAMPLES = ["0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"]
+
+
 async def _find_batch(
     batch_id: Annotated[
-        UUID,
-        WrapValidator(_read_batch_id),
-        WithJsonSchema(
-            {"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "pattern": _SHORT.pattern}]}
-        ),
+        _NamedBatch,
         Path(
             description="Id of a batch, or its short id, or `@last` for the last batch that the caller submitted.",
-            examples=["0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"],
+            examples=_EXAMPLES,
         ),
     ],
     request: Request,
@@ -140,7 +144,23 @@ async def _find_batch(
     return named if isinstance(named, UUID) else await live.find(require_role(request, READERS), named)
 
 
+async def _find_task(
+    task_id: Annotated[
+        _NamedBatch,
+        Path(
+            description="Id of a task, which is the id of its batch; or its short id, or `@last` for the last one that "
+            "the caller submitted.",
+            examples=_EXAMPLES,
+        ),
+    ],
+    request: Request,
+    live: LiveStore,
+) -> UUID:
+    return await _find_batch(task_id, request, live)
+
+
 BatchId = Annotated[UUID, Depends(_find_batch)]
+TaskId = Annotated[UUID, Depends(_find_task)]
 JobId = Annotated[UUID, Path(description="Id of a job.", examples=["0199f3a2-7c1e-8b1d-9f04-a1b2c3000003"])]
 
 

@@ -5,8 +5,9 @@ The bodies are those of Pasqal's clients, with a few additional fields.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -18,6 +19,8 @@ from tweezer.ledger.access.credentials import Principal
 from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import is_project_id
 from tweezer.model.messages import MAX_JOBS_PER_CALL, JobSpec, Limits, Priority
+from tweezer.model.rule_fields import RuleFields, apply_rules
+from tweezer.model.rules import Rules
 from tweezer.model.sequence import MAX_SEQUENCE_BYTES
 from tweezer.store.producers import Submission
 from tweezer.store.records import BatchRecord, JobRecord
@@ -68,12 +71,10 @@ class LimitsBody(msgspec.Struct, frozen=True):
     open_timeout_s: Annotated[
         float, doc("How long an open batch may have no work before it is `TIMED_OUT`, in seconds.", 300.0)
     ] = Limits().open_timeout_s
-    transient_retries: Annotated[int, doc("How often a job is retried after a transient failure.", 3)] = (
-        Limits().transient_retries
-    )
+    transient_retries: Annotated[int, doc("Older name of `retries.per_job`.", 3)] = Limits().transient_retries
 
 
-class BatchBody(msgspec.Struct, frozen=True):
+class BatchBody(RuleFields, frozen=True, kw_only=True):
     """A batch to submit, with its first jobs."""
 
     jobs: Jobs = []
@@ -121,10 +122,10 @@ class BatchBody(msgspec.Struct, frozen=True):
         doc("Older options of the emulator: `dt`, `precision` and `max_bond_dim` of EMU_MPS."),
     ] = None
     queue_priority: Annotated[str | None, doc("`HIGH`, `MEDIUM` or `LOW`; null means `MEDIUM`.", "MEDIUM")] = None
-    limits: Annotated[LimitsBody | None, doc("Time limits and retries; null means the defaults.")] = None
+    limits: Annotated[LimitsBody | None, doc("Time limits; null means the defaults.")] = None
     not_before: Annotated[
         Annotated[datetime, Meta(tz=True)] | None,
-        doc("The earliest time to start, ISO 8601 with an offset; null means at once.", "2030-11-01T09:00:00Z"),
+        Meta(description="Older name of `start_at`.", extra_json_schema={"deprecated": True}),
     ] = None
     name: Annotated[str | None, doc("Name of the batch, for people.", "antiferromagnet")] = None
 
@@ -170,11 +171,14 @@ def build_submission(body: BatchBody, *, user: str | None, idempotency_key: str,
         webhook=body.webhook,
         backend_configuration=body.backend_configuration,
         configuration=body.configuration,
-        limits=Limits() if body.limits is None else Limits(**msgspec.structs.asdict(body.limits)),
-        not_before=body.not_before,
         idempotency_key=idempotency_key,
         user=user,
+        **apply_rules(body, limits=_limits(body.limits), not_before=body.not_before),
     )
+
+
+def _limits(body: LimitsBody | None) -> Limits:
+    return Limits() if body is None else Limits(**msgspec.structs.asdict(body))
 
 
 def convert_jobs(jobs: Sequence[JobBody], *, placeholders: bool = False) -> list[dict[str, Any] | JobSpec]:
@@ -190,8 +194,12 @@ def convert_jobs(jobs: Sequence[JobBody], *, placeholders: bool = False) -> list
 def build_repetition(
     batch: BatchRecord, jobs: Sequence[JobRecord], *, user: str | None, idempotency_key: str
 ) -> Submission:
-    """Return the submission of a batch that repeats these jobs of another batch."""
+    """Return the submission of a batch that repeats these jobs of another batch.
+
+    It has the rules of that batch, except those about its start: its start time, lateness and dependencies.
+    """
     doc = batch.doc
+    rules = msgspec.structs.replace(doc.rules or Rules(), schedule_threshold_s=None, depends_on=())
     return Submission(
         sequence=doc.sequence,
         jobs=[msgspec.structs.replace(job.spec, parent_id=str(job.id)) for job in jobs],
@@ -206,6 +214,7 @@ def build_repetition(
         idempotency_key=idempotency_key,
         user=user,
         parent_id=str(batch.id),
+        rules=rules,
     )
 
 
@@ -220,9 +229,13 @@ def check_jobs_sent(jobs: Sequence[JobBody]) -> None:
         _check_length(f"jobs[{index}].sequence", job.sequence)
 
 
-def rename_field(error: InvalidInput) -> InvalidInput:
-    """Return the error with the name of its field in the body."""
-    return InvalidInput(_FIELD_NAMES.get(error.field, error.field), error.problem)
+@contextlib.contextmanager
+def renaming_fields() -> Iterator[None]:
+    """Name the field of an error as in the body."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise InvalidInput(_FIELD_NAMES.get(error.field, error.field), error.problem) from error
 
 
 def _check_length(field: str, sequence: str | None) -> None:

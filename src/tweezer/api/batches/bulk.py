@@ -13,10 +13,12 @@ from msgspec import Meta
 
 from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, Queue, ReadBodies, ResultsLinks, Submitter
 from tweezer.api.access.replay_guard import begin_call
-from tweezer.api.batches.bodies import build_repetition, rename_field
+from tweezer.api.batches.bodies import build_repetition, renaming_fields
 from tweezer.api.batches.commands import (
+    DryRun,
     IdempotencyKey,
     batch_response,
+    check_submission,
     describe_caller,
     expect_live,
     terminal_error,
@@ -27,6 +29,7 @@ from tweezer.api.batches.schemas import (
     BatchResponse,
     CanceledBatchesResponse,
     CanceledJobsResponse,
+    CheckedBatchResponse,
     EmbeddedJobResponse,
     ListedBatchResponse,
     ResultsLinksOfBatchResponse,
@@ -42,7 +45,7 @@ from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_CALL
 from tweezer.store.connection import Store
 from tweezer.store.producers import CancelAnswer, id_of
-from tweezer.store.records import BatchRecord, JobRecord
+from tweezer.store.records import BatchRecord, JobRecord, NewBatch
 
 BATCHES_MAX = 1000
 """Batches that one request may cancel."""
@@ -77,7 +80,7 @@ async def cancel_batches(
     errors: dict[UUID, str] = {}
     for batch_id in dict.fromkeys(body.batch_ids):
         try:
-            canceled.append(await _cancel(queue, live, caller, batch_id))
+            canceled.append(await cancel_one(queue, live, caller, batch_id))
         except (NotFound, Conflict, NewerRecord, Unreadable) as error:
             errors[batch_id] = error.message
     return success({"batches": [ListedBatchResponse.from_record(batch) for batch in canceled], "errors": errors})
@@ -116,7 +119,7 @@ async def cancel_jobs(
 @router.post(
     "/api/v1/batches/{batch_id}/rebatch",
     summary="Run jobs of a batch again in a new batch",
-    **describe_route(BatchResponse, 400, 404, 409, 413),
+    **describe_route(BatchResponse, 400, 404, 409, 413, dry_run=CheckedBatchResponse),
 )
 async def rebatch(
     request: Request,
@@ -126,29 +129,50 @@ async def rebatch(
     queue: Queue,
     live: LiveStore,
     idempotency_key: IdempotencyKey = "",
+    dry_run: DryRun = False,
 ) -> Response:
     """Submit the jobs that match the parameters, or all jobs without parameters, in a new batch for the same device
     and project.
 
     The batch must be closed. The new batch has its id as `parent_id`, and each new job the id of the job that it
-    repeats.
+    repeats. It has the limits and the rules of the batch, but no start time, and depends on no other batch.
     """
     batch = await live.batch(caller, batch_id)
-    if batch.open:
-        raise Conflict(f"batch {batch_id} is open; add the jobs to it, or close it first", code="open")
-    jobs = await select_jobs(live, caller, batch, query.filter)
+    jobs = await select_repeated(live, caller, batch, query.filter)
     if not jobs:
         raise InvalidInput(
             "jobs", f"no job of batch {batch_id} matches the parameters; change them, or omit them to repeat all jobs"
         )
-    async with begin_call(request, caller, idempotency_key) as attempt:
-        try:
-            submission = build_repetition(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
-            written = await write_traced(request, queue, submission, project=batch.project, attempt=attempt)
-        except InvalidInput as error:
-            raise rename_field(error) from error
-    await queue.commands.note_child(batch_id, id_of(written))
+    if dry_run:
+        submission = build_repetition(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
+        with renaming_fields():
+            return await check_submission(request, queue, submission, project=batch.project)
+    written = await repeat_jobs(request, queue, caller, batch, jobs, idempotency_key)
     return await batch_response(written, caller, live)
+
+
+async def select_repeated(live: ReadModel, caller: Principal, batch: BatchRecord, wanted: JobFilter) -> list[JobRecord]:
+    """Return the jobs of a closed batch that match. Raises Conflict if it is open; RequestRejected."""
+    if batch.open:
+        raise Conflict(f"batch {batch.id} is open; add the jobs to it, or close it first", code="open")
+    return await select_jobs(live, caller, batch, wanted)
+
+
+async def repeat_jobs(
+    request: Request,
+    queue: Store,
+    caller: Principal,
+    batch: BatchRecord,
+    jobs: Sequence[JobRecord],
+    idempotency_key: str,
+) -> NewBatch | UUID:
+    """Submit the jobs in a new batch, which becomes a child of theirs; return it, or the id of an earlier call's."""
+    submission = build_repetition(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
+    with renaming_fields():
+        async with begin_call(request, caller, idempotency_key) as attempt:
+            written = await write_traced(request, queue, submission, project=batch.project, attempt=attempt)
+    await queue.commands.note_child(batch.id, id_of(written))
+    return written
 
 
 @router.get(
@@ -187,7 +211,7 @@ async def get_batch_results_links(
     return success(ResultsLinksOfBatchResponse(results_links=found, errors=errors))
 
 
-async def _cancel(queue: Store, live: ReadModel, caller: Principal, batch_id: UUID) -> BatchRecord:
+async def cancel_one(queue: Store, live: ReadModel, caller: Principal, batch_id: UUID) -> BatchRecord:
     batch = await live.batch(caller, batch_id)
     async with expect_live(batch):
         await queue.commands.cancel(batch_id, project=batch.project, by=describe_caller(caller))

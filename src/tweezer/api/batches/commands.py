@@ -21,26 +21,26 @@ from tweezer.api.batches.bodies import (
     check_jobs_sent,
     choose_project,
     convert_jobs,
-    rename_field,
+    renaming_fields,
     sends_placeholders,
 )
 from tweezer.api.batches.filters import NO_CONTROLS
 from tweezer.api.batches.reads import EMBEDDED_JOBS_MAX, get_batch, get_job
-from tweezer.api.batches.schemas import BatchResponse, ExtendedBatchResponse, JobResponse
+from tweezer.api.batches.schemas import BatchResponse, CheckedBatchResponse, ExtendedBatchResponse, JobResponse
 from tweezer.api.http.openapi import CollectionRoute, describe_failures, describe_route
-from tweezer.api.http.responses import success
+from tweezer.api.http.responses import doc, success
 from tweezer.api.read_model import ReadModel
 from tweezer.api.webhooks.service import Hooks, check_webhook
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.recorder.writing import replace_tags
 from tweezer.model.cancels import BY_LENGTH_MAX
 from tweezer.model.checks import MAX_KEY_LENGTH, MAX_REASON_LENGTH, MAX_TAG_LENGTH, MAX_TAGS, check_tags
-from tweezer.model.errors import Conflict, InvalidInput, NotFound, Unavailable
+from tweezer.model.errors import Conflict, NotFound, Unavailable
 from tweezer.model.ids import split_job_id
 from tweezer.model.messages import MAX_JOBS_PER_BATCH
 from tweezer.store.connection import Store
 from tweezer.store.guards import CallAttempt
-from tweezer.store.producers import CancelAnswer, Submission
+from tweezer.store.producers import CancelAnswer, Submission, check_priority
 from tweezer.store.records import BatchRecord, NewBatch
 
 IdempotencyKey = Annotated[
@@ -76,6 +76,12 @@ Reason = Annotated[
 ]
 
 
+DryRun = Annotated[
+    bool,
+    Query(description="`true`: check the request as usual, and return what it would do, but write nothing."),
+]
+
+
 def describe_caller(caller: Principal, by: str = "") -> str:
     """Return the text that is recorded with a request: the given name, the user if there is one, and the key's id."""
     known = ", ".join(filter(None, (caller.user, f"key {caller.key}")))
@@ -108,7 +114,15 @@ async def write_traced(
     with tracing.continued("tweezer.submit", given, **{"tweezer.project": project}):
         if (trace := tracing.current() or given) is not None:
             submission = msgspec.structs.replace(submission, trace=trace)
-        return await queue.admission.write(submission, project=project, attempt=attempt)
+        find_ends = request.app.state.live.find_ends
+        return await queue.admission.write(submission, project=project, attempt=attempt, find_ends=find_ends)
+
+
+async def check_submission(request: Request, queue: Store, submission: Submission, *, project: str) -> Response:
+    """Return the response to a dry run of a submit."""
+    find_ends = request.app.state.live.find_ends
+    checked = await queue.admission.check(submission, project=project, find_ends=find_ends)
+    return success(CheckedBatchResponse.from_record(checked))
 
 
 async def batch_response(written: NewBatch | UUID, caller: Principal, live: ReadModel) -> Response:
@@ -145,7 +159,7 @@ _BATCH_EXAMPLE = {
 @router.post(
     "/api/v1/batches",
     summary="Submit a batch",
-    **describe_route(BatchResponse, body=BatchBody, example=_BATCH_EXAMPLE),
+    **describe_route(BatchResponse, body=BatchBody, example=_BATCH_EXAMPLE, dry_run=CheckedBatchResponse),
 )
 async def create_batch(
     request: Request,
@@ -155,6 +169,7 @@ async def create_batch(
     live: LiveStore,
     webhooks: Hooks,
     idempotency_key: IdempotencyKey = "",
+    dry_run: DryRun = False,
 ) -> Response:
     """Submit a batch of jobs; the batch is written completely or not at all.
 
@@ -165,13 +180,13 @@ async def create_batch(
     body = await bodies.read(request, BatchBody, account=caller.account)
     project = choose_project(caller, body.project_id)
     check_webhook(body.webhook, webhooks.policy)
-    async with begin_call(request, caller, idempotency_key) as attempt:
-        try:
-            agent = request.headers.get("User-Agent", "")
-            submission = build_submission(body, user=caller.user, idempotency_key=idempotency_key, user_agent=agent)
+    agent = request.headers.get("User-Agent", "")
+    with renaming_fields():
+        submission = build_submission(body, user=caller.user, idempotency_key=idempotency_key, user_agent=agent)
+        if dry_run:
+            return await check_submission(request, queue, submission, project=project)
+        async with begin_call(request, caller, idempotency_key) as attempt:
             written = await write_traced(request, queue, submission, project=project, attempt=attempt)
-        except InvalidInput as error:
-            raise rename_field(error) from error
     return await batch_response(written, caller, live)
 
 
@@ -299,6 +314,32 @@ async def resume_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live:
     batch = await live.batch(caller, batch_id)
     async with expect_live(batch):
         await queue.commands.resume(batch_id, project=batch.project)
+    return await get_batch(batch_id, caller, live)
+
+
+class PriorityBody(msgspec.Struct, frozen=True):
+    """A new priority of a batch."""
+
+    queue_priority: Annotated[str, doc("`HIGH`, `MEDIUM` or `LOW`.", "HIGH")]
+
+
+@router.patch(
+    "/api/v2/batches/{batch_id}/priority",
+    summary="Change the priority of a batch",
+    **describe_route(BatchResponse, 404, body=PriorityBody),
+)
+async def set_priority(
+    request: Request, batch_id: BatchId, caller: Submitter, bodies: ReadBodies, queue: Queue, live: LiveStore
+) -> Response:
+    """Change the priority of a batch that has not ended. Its pending jobs move in the queue at once; running jobs are
+    not affected. Lists filter by the new priority once it is recorded in the ledger, usually within a fraction of a
+    second."""
+    batch = await live.batch(caller, batch_id)
+    body = await bodies.read(request, PriorityBody, account=caller.account)
+    with renaming_fields():
+        priority = check_priority(body.queue_priority)
+    async with expect_live(batch):
+        await queue.commands.set_priority(batch_id, priority, project=batch.project)
     return await get_batch(batch_id, caller, live)
 
 

@@ -132,6 +132,7 @@ class BatchQuery(_WorkQuery):
     name: tuple[Annotated[str, Field(max_length=MAX_NAME_LENGTH, pattern=NO_CONTROLS)], ...] = _values(
         "Name of the batch."
     )
+    depends_on: tuple[UUID, ...] = _values("Id of a batch that it depends on.")
     open: bool | None = Field(None, description="`true`: only batches that accept more jobs; `false`: only others.")
     complete: bool | None = Field(None, description="The opposite of `open`, for older clients.")
     min_jobs: Number | None = Field(None, description="Only batches with at least this number of jobs.")
@@ -150,6 +151,7 @@ class BatchQuery(_WorkQuery):
             **self._common(),
             statuses=self.status,
             names=self.name,
+            depends_on=self.depends_on,
             open=None if closed is None else not closed,
             jobs_min=self.min_jobs,
             jobs_max=self.max_jobs,

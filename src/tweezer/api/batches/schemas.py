@@ -20,7 +20,9 @@ from tweezer.model.attempts import JobAttempt, JobAttemptOutcome
 from tweezer.model.cancels import CancelOutcome
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
-from tweezer.model.messages import Result
+from tweezer.model.messages import Limits, Priority, Result
+from tweezer.model.rules import Dependency, OnFailures, Rules, When
+from tweezer.store.producers import CheckedSubmission
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, describe_wait
 
 JOB_IDS_MAX = 1000
@@ -43,7 +45,7 @@ def _job_ids(record: BatchRecord) -> list[UUID] | None:
     return [job_id(record.id, index) for index in range(record.jobs)]
 
 
-def _readable(values: dict[str, Any] | None) -> dict[str, Any] | None:
+def readable(values: dict[str, Any] | None) -> dict[str, Any] | None:
     """Convert values to JSON types: producers may send others (NaN, bytes)."""
     if not values:
         return None
@@ -103,7 +105,90 @@ class LimitsResponse(RecordResponse, frozen=True):
     open_timeout_s: Annotated[
         Seconds, doc("How long the open batch may have no work before it is `TIMED_OUT`, in seconds.", 300.0)
     ]
-    transient_retries: Annotated[Count, doc("How often a job is retried after a transient failure.", 3)]
+    transient_retries: Annotated[Count, doc("Older name of `retries.per_job`.", 3)]
+
+
+class RetriesResponse(msgspec.Struct, frozen=True):
+    """The limits of the retries of a batch."""
+
+    per_job: Annotated[Count, doc("How often a job is retried after a transient failure.", 3)]
+    total: Annotated[
+        Count | None,
+        doc("Limit of all retries of the batch after transient failures and crashes; null without such a limit.", None),
+    ] = None
+
+
+class DependencyResponse(RecordResponse, frozen=True):
+    """A batch that another one waits for, and how it must end."""
+
+    batch: Annotated[UUID, doc("Id of the batch.", _BATCH_ID)]
+    when: Annotated[When, doc("How it must end.", "DONE")]
+
+
+class RulesResponse(RecordResponse, frozen=True, kw_only=True):
+    """The rules of a batch, with the names of a submit."""
+
+    start_at: Annotated[
+        Moment | None, Source("not_before"), doc("The earliest time to start; null if it may start at once.", None)
+    ]
+    schedule_threshold_s: Annotated[
+        Seconds | None, doc("Seconds after `start_at` at which the batch is late if it has not started.", None)
+    ] = None
+    queue_timeout_s: Annotated[
+        Seconds | None, doc("Seconds in which the batch must start; null without a limit.", None)
+    ] = None
+    failure_threshold: Annotated[
+        Count | None, doc("Number of failed jobs at which `on_failures` applies; null: never.", None)
+    ] = None
+    on_failures: Annotated[OnFailures | None, doc("What happens at `failure_threshold`; null without that.", None)] = (
+        None
+    )
+    retries: Annotated[RetriesResponse, doc("The limits of retries.")]
+    depends_on: Annotated[list[DependencyResponse], doc("The batches that it depends on.", [])] = []
+    keep_s: Annotated[
+        Seconds | None, doc("Seconds after its end at which the batch is archived; null: never by itself.", None)
+    ] = None
+
+
+def show_rules(limits: Limits, rules: Rules | None) -> dict[str, Any]:
+    """Return the fields of a RulesResponse that do not have their defaults, except the start time."""
+    if rules is None:
+        return {"retries": RetriesResponse(limits.transient_retries)}
+    return {
+        "schedule_threshold_s": rules.schedule_threshold_s,
+        "queue_timeout_s": rules.queue_timeout_s,
+        "failure_threshold": rules.failure_threshold,
+        "on_failures": None if rules.failure_threshold is None else rules.on_failures,
+        "retries": RetriesResponse(limits.transient_retries, rules.total_retries),
+        "depends_on": show_dependencies(rules.depends_on),
+        "keep_s": rules.keep_s,
+    }
+
+
+def show_dependencies(dependencies: Sequence[Dependency]) -> list[DependencyResponse]:
+    """Return the dependencies for a response."""
+    return [DependencyResponse.from_record(it) for it in dependencies]
+
+
+class CheckedBatchResponse(RulesResponse, frozen=True, kw_only=True):
+    """The batch that a submit would make, which was checked and not written."""
+
+    dry_run: Annotated[bool, doc("Always true.", True)] = True
+    project_id: Annotated[str, Source("project"), doc("Id of its project.", "default")]
+    device_type: Annotated[str, Source("device"), doc("Name of its device.", "EMU_FREE")]
+    jobs_count: Annotated[Count, Source("jobs"), doc("Number of its jobs.", 20)]
+    queue_priority: Annotated[Priority, Source("priority"), doc("`HIGH`, `MEDIUM` or `LOW`.", "MEDIUM")]
+    limits: Annotated[LimitsResponse, doc("Its limits.")]
+    waits_for: Annotated[
+        str | None, doc("What it would wait for now, for people; null if nothing is known to keep it waiting.", None)
+    ]
+    warnings: Annotated[list[str], doc("What may be a mistake or a disappointment, for people.", [])]
+
+    @classmethod
+    def from_record(cls, record: CheckedSubmission, **computed: Any) -> Self:
+        """Return the response for a checked submission."""
+        rules = show_rules(record.limits, record.rules)
+        return super().from_record(record, limits=LimitsResponse.from_record(record.limits), **rules, **computed)
 
 
 class EmbeddedJobResponse(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,7 +251,7 @@ class EmbeddedJobResponse(msgspec.Struct, frozen=True, kw_only=True):
             project_id=record.project,
             status=record.status,
             runs=record.spec.runs or record.spec.runs_shown or 1,
-            variables=_readable(record.spec.variables),
+            variables=readable(record.spec.variables),
             creation_order=record.index,
             errors=[str(fault) for fault in record.faults],
             progress=get_percent(record),
@@ -220,7 +305,7 @@ class JobResponse(EmbeddedJobResponse, frozen=True, kw_only=True):
         )
 
 
-class ListedBatchResponse(RecordResponse, frozen=True, kw_only=True):
+class ListedBatchResponse(RulesResponse, frozen=True, kw_only=True):
     """A batch in a list, without its sequence and jobs."""
 
     id: Annotated[UUID, doc("Id of the batch.", _BATCH_ID)]
@@ -253,7 +338,9 @@ class ListedBatchResponse(RecordResponse, frozen=True, kw_only=True):
     ]
     errors: Annotated[list[str], doc("Why the batch could not run; empty otherwise.", [])]
     created_at: Annotated[Moment, Source("created"), doc("When the batch was submitted.")]
-    not_before: Annotated[Moment | None, doc("The earliest time to start; null if it may start at once.", None)]
+    not_before: Annotated[
+        Moment | None, Meta(description="Older name of `start_at`.", extra_json_schema={"deprecated": True})
+    ]
     waits_for: Annotated[
         str | None,
         doc(
@@ -262,6 +349,15 @@ class ListedBatchResponse(RecordResponse, frozen=True, kw_only=True):
             None,
         ),
     ]
+    waits_for_batches: Annotated[
+        list[UUID], Source("waits_for"), doc("The batches of `depends_on` that it still waits for.", [])
+    ]
+    expires_at: Annotated[
+        Moment | None,
+        Source("expires"),
+        doc("When its queue timeout ends; null without one. It has no effect once the batch has started.", None),
+    ]
+    retried: Annotated[Count, doc("Number of retries that count towards `retries.total`; 0 without that.", 0)]
     updated_at: Annotated[Moment, Source("updated"), doc("When the batch last changed.")]
     start_datetime: Annotated[
         Moment | None, Source("started"), doc("When its first job started; null if none has started.")
@@ -291,9 +387,10 @@ class ListedBatchResponse(RecordResponse, frozen=True, kw_only=True):
             waits_for=describe_wait(record, device, datetime.now(UTC)),
             user_id=record.doc.user or "",
             complete=not record.open,
-            configuration=_readable(record.doc.configuration),
+            configuration=readable(record.doc.configuration),
             errors=[] if record.fault is None else [str(record.fault)],
             limits=LimitsResponse.from_record(record.doc.limits),
+            **show_rules(record.doc.limits, record.doc.rules),
             fault=None if record.fault is None else FaultResponse.from_record(record.fault),
             cancel_attempts=[CancelAttemptResponse.from_record(attempt) for attempt in record.cancels],
             pause=None if record.pause is None else PauseResponse.from_record(record.pause),

@@ -62,12 +62,14 @@ _EXAMPLES: dict[int, FailureData] = {
 TAGS = [
     {"name": "batches", "description": "Submit, list, follow, change, cancel and repeat batches."},
     {"name": "jobs", "description": "List, follow and cancel jobs, and download their results."},
+    {"name": "tasks", "description": "List, restart, archive and delete tasks: batches seen as one unit."},
     {"name": "devices", "description": "List devices, and read or change their specs, status and maintenance."},
     {"name": "events", "description": "Read events, in pages or as a stream."},
     {
         "name": "webhooks",
         "description": "Register endpoints for webhooks, manage their secrets, and inspect or resend deliveries.",
     },
+    {"name": "schedules", "description": "Submit batches at certain times: create, change, pause and run schedules."},
     {"name": "account", "description": "Log in, manage sessions, and list the projects of a key."},
     {"name": "service", "description": "Check health and readiness, and read metrics."},
     {"name": "service side", "description": "For operators: set statuses, progress and errors of batches and jobs."},
@@ -121,6 +123,7 @@ def describe_route(
     example: Any = None,
     keyless: bool = False,
     creates: bool = False,
+    dry_run: Any = None,
     **beside: Any,
 ) -> dict[str, Any]:
     """Describe a route, as keyword arguments of its decorator.
@@ -132,14 +135,23 @@ def describe_route(
         example: A body that shows the usual fields; by default, one is made of the examples of all fields.
         keyless: Whether the route needs no key.
         creates: Whether the route creates what it returns: its status is 201.
+        dry_run: The type of ``data`` in the response to a dry run, if the route has one.
         beside: The types of additional members of the envelope.
     """
     status = HTTPStatus.CREATED if creates else HTTPStatus.OK
     success = _envelope(f"{_name(kind)}Envelope", kind, status, **beside)
+    if dry_run is not None:
+        checked = _envelope(f"{_name(dry_run)}Envelope", dry_run, status)
+        success = {"anyOf": [checked | {"description": "With `dry_run=true`."}, success]}
     described = _add_failures(success, failures, body, keyless, status=status)
     if example is not None:
         described["openapi_extra"]["requestBody"]["content"]["application/json"]["example"] = example
     return described | ({"status_code": status.value} if creates else {})
+
+
+def describe_bare(kind: Any, *failures: int, body: Any = None) -> dict[str, Any]:
+    """Describe a route like :func:`describe_route` whose successful response has no envelope."""
+    return _add_failures(_describe(kind), failures, body)
 
 
 def describe_list(kind: Any, *failures: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, delete, or_, sele
 
 from tweezer.ledger.access.credentials import Principal, Role, check_key, key_digest, new_key
 from tweezer.ledger.access.projects import find_project, insert_unless_there
-from tweezer.ledger.schema import Lettered, keys, members, now_ms, projects, read_row, users
+from tweezer.ledger.schema import Lettered, keys, members, now_ms, projects, read_row, schedules, users
 from tweezer.model.checks import check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 
@@ -213,7 +213,7 @@ def rotate_key(connection: Connection, identity: str, *, overlap_s: float = OVER
         .where(keys.c.id == identity, or_(keys.c.expires_ms.is_(None), keys.c.expires_ms > end))
         .values(expires_ms=end)
     )
-    return _insert(
+    made = _insert(
         connection,
         new_key(),
         kind=KeyKind.KEY.letter,
@@ -224,6 +224,8 @@ def rotate_key(connection: Connection, identity: str, *, overlap_s: float = OVER
         created_ms=now,
         expires_ms=None if old.expires_ms is None else now + (old.expires_ms - old.created_ms),
     )
+    connection.execute(update(schedules).where(schedules.c.key == identity).values(key=made.about.id))
+    return made
 
 
 def look_up_key(connection: Connection, identity: str) -> KeyLookup | None:

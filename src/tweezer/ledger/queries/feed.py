@@ -385,6 +385,7 @@ _PAIRS = {
     **{f"batch.{status.lower()}": f" [A-Z]{letter}" for letter, status in BATCH_BY_LETTER.items()},
     EventType.BATCH_CREATED: " N[A-Z]",
     EventType.BATCH_IDLE: " [A-Z]I",
+    EventType.BATCH_LATE: " [A-Z]L",
     EventType.BATCH_RESUMED: " S[A-Z]",
 }
 

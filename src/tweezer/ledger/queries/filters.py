@@ -133,13 +133,15 @@ class _Filter(msgspec.Struct, frozen=True, kw_only=True):
 class BatchFilter(_Filter, frozen=True, kw_only=True):
     """A filter for batches, which must match all given criteria. Empty and None criteria are ignored.
 
-    Bounds and times are inclusive. id_prefix: hexadecimal digits. ``started_from`` matches only batches that have
-    started, ``ended_to`` only those that have ended. with_live: also match batches that have not ended in the ledger
-    but may have changed since, if they meet the criteria that never change.
+    Bounds and times are inclusive. depends_on: ids of batches, of which it depends on at least one. id_prefix:
+    hexadecimal digits. ``started_from`` matches only batches that have started, ``ended_to`` only those that have
+    ended. with_live: also match batches that have not ended in the ledger but may have changed since, if they meet the
+    criteria that never change.
     """
 
     short_id: str = ""
     names: tuple[str, ...] = ()
+    depends_on: tuple[UUID, ...] = ()
     statuses: tuple[BatchStatus, ...] = ()
     open: bool | None = None
     jobs_min: int | None = None
@@ -148,7 +150,7 @@ class BatchFilter(_Filter, frozen=True, kw_only=True):
 
     @property
     def names_rows(self) -> bool:
-        return super().names_rows or bool(self.short_id or self.names)
+        return super().names_rows or bool(self.short_id or self.names or self.depends_on)
 
     def takes_id(self, identity: UUID) -> bool:
         return super().takes_id(identity) and self.short_id in ("", short_id(identity))
@@ -159,6 +161,7 @@ class BatchFilter(_Filter, frozen=True, kw_only=True):
             self._takes_batch(batch)
             and self._takes_row(batch)
             and _among(batch.doc.name, self.names)
+            and (not self.depends_on or not _parents(batch).isdisjoint(self.depends_on))
             and _among(batch.status, self.statuses)
             and self.open in (None, batch.open)
             and _within(batch.jobs, self.jobs_min, self.jobs_max)
@@ -200,6 +203,11 @@ class JobFilter(_Filter, frozen=True, kw_only=True):
 def job_key(order: JobOrder) -> Callable[[JobRecord], Any] | None:
     """Return the sort key for jobs of one batch; None to order by index, or if all have the same value."""
     return _JOB_KEYS.get(order)
+
+
+def _parents(batch: BatchRecord) -> set[UUID]:
+    """Return the batches that a batch depends on."""
+    return set() if batch.doc.rules is None else {it.batch for it in batch.doc.rules.depends_on}
 
 
 def _has_failed(job: JobRecord) -> bool:

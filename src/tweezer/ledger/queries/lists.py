@@ -8,6 +8,7 @@ or tags selects few batches, only the jobs of those batches are read.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -34,7 +35,7 @@ from sqlalchemy.ext.compiler import compiles
 
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, PageRequest
-from tweezer.ledger.schema import NAME, SHORT_ID, Id, batch_names, batches, counters, jobs, projects, tags
+from tweezer.ledger.schema import NAME, PARENT, SHORT_ID, Id, batch_names, batches, counters, jobs, projects, tags
 from tweezer.model.lifecycle import TERMINAL_BATCH, BatchStatus
 from tweezer.model.messages import Priority
 
@@ -161,9 +162,8 @@ def _conditions_of_batches(table: Table, wanted: BatchFilter | JobFilter, scope:
         found.append(is_any_of(table.c.priority, [priority[0] for priority in wanted.priorities]))
     if wanted.origins:
         found.append(is_any_of(table.c.origin, [origin[0] for origin in wanted.origins]))
-    if table is jobs:
-        return found + _tagged(batch_part(jobs.c.id), batch_part(tags.c.batch), wanted, scope)
-    return found + _tagged(batches.c.id, tags.c.batch, wanted, scope)
+    tagged = [(tag,) for tag in dict.fromkeys(wanted.tags_all)] + ([wanted.tags_any] if wanted.tags_any else [])
+    return found + tag_conditions(table, tagged, scope)
 
 
 def _own_conditions(table: Table, wanted: BatchFilter | JobFilter) -> list[Condition]:
@@ -188,7 +188,8 @@ def _changing_conditions(table: Table, wanted: BatchFilter | JobFilter) -> list[
 def _named(wanted: BatchFilter, scope: Scope) -> list[Condition]:
     """Return the conditions on the names of a batch."""
     found: list[Condition] = []
-    for kind, texts in ((SHORT_ID, [wanted.short_id] if wanted.short_id else []), (NAME, wanted.names)):
+    names = ((SHORT_ID, [wanted.short_id] if wanted.short_id else []), (NAME, wanted.names))
+    for kind, texts in (*names, (PARENT, [parent.hex for parent in wanted.depends_on])):
         if texts:
             table = batch_names.c
             whose = is_any_of(table.project, scope.projects)  # also if these are all projects: the index begins with it
@@ -197,15 +198,17 @@ def _named(wanted: BatchFilter, scope: Scope) -> list[Condition]:
     return found
 
 
-def _tagged(
-    batch: ColumnElement[Any], tagged: ColumnElement[Any], wanted: BatchFilter | JobFilter, scope: Scope
-) -> list[Condition]:
-    names: list[tuple[str, ...]] = [(tag,) for tag in dict.fromkeys(wanted.tags_all)]
-    if wanted.tags_any:
-        names.append(wanted.tags_any)
-    if not names:
+def tag_conditions(table: Table, wanted: Sequence[tuple[str, ...]], scope: Scope) -> list[Condition]:
+    """Return the conditions that a batch, or the batch of a job, has any tag of each group."""
+    if not wanted:
         return []
-    first, *others = [select(tags.c.batch).where(*scope.condition(tags), is_any_of(tags.c.tag, each)) for each in names]
+    batch: ColumnElement[Any] = batches.c.id
+    tagged: ColumnElement[Any] = tags.c.batch
+    if table is jobs:
+        batch, tagged = batch_part(jobs.c.id), batch_part(tags.c.batch)
+    first, *others = [
+        select(tags.c.batch).where(*scope.condition(tags), is_any_of(tags.c.tag, each)) for each in wanted
+    ]
     found = first.with_only_columns(tagged).where(*(tags.c.batch.in_(other) for other in others))
     # IS TRUE prevents PostgreSQL from using a join, which may be a nested loop; it fills a hash table instead.
     return [batch.in_(found).is_(True)]
@@ -230,7 +233,7 @@ def _at_most(time: datetime | None) -> int | None:
 
 T = TypeVar("T")
 
-_MERGED_MAX = 50  # projects whose pages are merged; with more, all rows are sorted
+MERGED_MAX = 50  # projects whose pages are merged; with more, all rows are sorted
 _FEW_JOBS = 10_000  # below this number, a scan is as fast as finding the batches
 _LARGE_BATCH = 20  # jobs; of batches that are smaller on average, all jobs are scanned
 _FEW_PAGES = 10  # longer lists are scanned, which finds a page soon if they are in order of creation
@@ -346,7 +349,7 @@ class Listing:
 
     def _ids(self, order: BatchOrder | JobOrder, paging: PageRequest, *, by_batch: bool) -> Select[Any]:
         """Select the ids of a page, each with its sort key."""
-        several = not by_batch and 1 < len(self._scope.projects) <= _MERGED_MAX
+        several = not by_batch and 1 < len(self._scope.projects) <= MERGED_MAX
         if several and order.value == BatchOrder.CREATED.value and not self._wanted.names_rows:
             found = self._merged(paging)
         else:

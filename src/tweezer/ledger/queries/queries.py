@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar
 from uuid import UUID
@@ -62,6 +62,7 @@ _JOB_SNAPSHOTS: Select[Any] = (
     .where(jobs.c.id.in_(_IDS))
 )
 _RECORDS: Select[Any] = select(batches.c.id, batches.c.record).where(batches.c.id.in_(_IDS))
+_ENDS = select(batches.c.id, batches.c.status, batches.c.record).where(batches.c.id.in_(_IDS))
 _CHILDREN = select(batches.c.id).where(batches.c.parent == bindparam("id")).order_by(batches.c.id).limit(_CHILDREN_MAX)
 _RESULT = select(results.c.result).where(results.c.id == bindparam("id"))
 _PARKED = (
@@ -153,6 +154,11 @@ class Queries:
         doc = msgspec.structs.replace(record.doc, sequence=row.sequence)
         return msgspec.structs.replace(record, doc=doc, children=children)
 
+    def ends(self, project: str, batch_ids: Collection[UUID]) -> dict[UUID, str]:
+        """Return the ends of batches of a project as :func:`read_ends`."""
+        with self.database.read() as connection:
+            return read_ends(connection, batch_ids, project)
+
     def job(self, caller: Principal, job_id: UUID) -> JobRecord | None:
         """Return the job, or None."""
         batch_id, index = split_job_id(job_id)
@@ -230,7 +236,7 @@ class Queries:
         with self.database.read() as connection:
             scope = Scope.read(connection, caller, wanted.projects)
             page = Listing(connection, scope, wanted).page(order, paging, _ALL_BATCHES)
-        return ListPage([_batch(row) for row in page.rows], page.total)
+        return ListPage([listed_batch(row) for row in page.rows], page.total)
 
     def jobs(
         self,
@@ -280,6 +286,21 @@ def _events_of_job(entries: Iterable[Entry], job_id: UUID) -> list[Event]:
     return [event for entry in entries for event in entry.events if event.index == index]
 
 
+def read_ends(connection: Connection, batch_ids: Collection[UUID], project: str | None = None) -> dict[UUID, str]:
+    """Return how batches ended, as in :attr:`~tweezer.store.records.BatchRecord.end`, without those that do not exist.
+
+    project: return only those of this project.
+    """
+    found = {}
+    for batch_id, status, record in connection.execute(_ENDS, {"ids": list(batch_ids)}):
+        fields = _fields_decoder.decode(record)
+        if project in (None, fields["project"].decode()):
+            has_failed = fields.get("error", b"0") != b"0"
+            is_over = BATCH_BY_LETTER[status].terminal
+            found[batch_id] = f"{status}{'F' if has_failed else ''}" if is_over else ""
+    return found
+
+
 def _fields_for(connection: Connection, caller: Principal, batch_id: UUID) -> dict[str, bytes] | None:
     """Return the record of a batch if the caller may see it; only then more of it is read."""
     record = connection.execute(_RECORD, {"id": batch_id}).scalar()
@@ -287,7 +308,7 @@ def _fields_for(connection: Connection, caller: Principal, batch_id: UUID) -> di
     return fields if fields is not None and caller.sees(fields["project"].decode()) else None
 
 
-def _batch(row: Row[Any]) -> BatchRecord:
+def listed_batch(row: Row[Any]) -> BatchRecord:
     return batch_record(row.id, {**_fields_decoder.decode(row.record), "doc": row.about})
 
 
@@ -296,7 +317,7 @@ def _state(row: Row[Any]) -> bytes | None:
 
 
 def _listed_jobs(connection: Connection, scope: Scope, rows: Iterable[Row[Any]]) -> list[JobRecord]:
-    """Return the jobs of the rows; from their batches, the fault of a failed one, and the cancel requests."""
+    """Return the jobs of the rows; from their batches, the fault that a job shares, and the cancel requests."""
     placed = [(*split_job_id(row.id), _state(row), row) for row in rows]
     owners, more = {}, set()
     for batch_id, _, state, row in placed:

@@ -7,13 +7,13 @@ rows, and a row may be newer than the position up to which the stream is recorde
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
 
 from tweezer.ledger.dead_letters import NewLetter, WaitingEntries
-from tweezer.ledger.schema import NAME, SHORT_ID
+from tweezer.ledger.schema import NAME, PARENT, SHORT_ID
 from tweezer.model.checks import MAX_NAME_LENGTH
 from tweezer.model.events import count_events, read_words
 from tweezer.model.ids import short_id
@@ -26,6 +26,7 @@ DriverId = UUID | bytes | str
 
 _TEXT_MAX = 200
 _RUNS_MAX = (1 << 63) - 1
+_SHOTS_MAX = 10**12  # of one job, so that the sum of a batch fits into its column
 
 ORIGIN = "C"  # CLIENT: the only origin in Tweezer
 
@@ -35,12 +36,13 @@ _EXECUTION, _STAGED, _CANCEL = (STATE_FIELDS.index(name) for name in ("execution
 BATCH_COLUMNS = (
     *("id", "project", "device", "user", "priority", "origin", "status", "open", "jobs"),
     *("created_ms", "started_ms", "ended_ms", "updated_ms", "parent", "sequence_number", "record", "about"),
+    *("failed", "keep_ms", "previous", "changed_ms", "previous_ms"),
 )
 JOB_COLUMNS = (
     *("id", "project", "device", "user", "priority", "origin", "status", "runs", "failed"),
     *("created_ms", "started_ms", "ended_ms", "updated_ms", "spec", "state"),
 )
-DURATION = "device_ms"  # of a job that has ended, for the sums by hour; follows the other columns
+JOB_AMOUNTS = ("device_ms", "shots")  # for the sums: of a job that has ended, of a new job; follow the other columns
 NAME_COLUMNS = ("project", "kind", "name", "batch")
 SIZE_COLUMNS = ("batch", "project", "bytes")
 RESULT_COLUMNS = ("id", "result", "fault")
@@ -72,7 +74,7 @@ class KnownBatch(msgspec.Struct):
 class Changes(msgspec.Struct):
     """Rows to write, with the columns above; the project is an id, which the writer replaces by its number.
 
-    submitted: batches that the ledger does not have yet.
+    submitted: batches that the ledger does not have yet. priorities: the new ones, by their letter.
     """
 
     submitted: dict[UUID, KnownBatch] = {}
@@ -82,6 +84,7 @@ class Changes(msgspec.Struct):
     names: list[tuple[str, str, str, DriverId]] = []
     result_sizes: list[list[Any]] = []
     retagged: dict[UUID, tuple[str, ...]] = {}
+    priorities: dict[UUID, str] = {}
     jobs: list[list[Any]] = []
     results: list[tuple[DriverId, bytes | None, bytes | None]] = []
     transitions: list[list[Any]] = []
@@ -89,6 +92,20 @@ class Changes(msgspec.Struct):
     activity_ms: dict[str, int] = {}
     letters: list[NewLetter] = []
     behind: dict[UUID, WaitingEntries] = {}
+
+
+class _Moves(NamedTuple):
+    """The last transition of a batch itself in some entries: its status before, the time, and that of the one before.
+
+    None: there is no such transition, or none before.
+    """
+
+    previous: str | None
+    changed_ms: int | None
+    previous_ms: int | None
+
+
+_UNMOVED = _Moves(None, None, None)
 
 
 class JobIds:
@@ -136,11 +153,18 @@ def make_changes(
     """
     changes = Changes()
     last: dict[UUID, int] = {}
+    moves: dict[UUID, _Moves] = {}
     for entry in entries:
         last[entry.batch_id] = entry.first + count_events(entry.words) - 1
+        for word in read_words(entry.words):
+            if word.moves_batch:
+                before = moves.get(entry.batch_id, _UNMOVED)
+                previous = None if word.letters[0] == "N" else word.letters[0]
+                moves[entry.batch_id] = _Moves(previous, entry.time_us // 1000, before.changed_ms)
     for batch_id, snapshot in snapshots.items():
         recorded = last.get(batch_id, snapshot.sequence_number)
-        _add_batch(changes, snapshot, known, looked_at[batch_id], recorded, ids)
+        moved = moves.get(batch_id, _UNMOVED)
+        _add_batch(changes, snapshot, known, looked_at[batch_id], recorded, moved, ids)
     for entry in entries:
         batch = known.get(entry.batch_id)
         project = parked.get(entry.batch_id) if batch is None else batch.project
@@ -154,11 +178,18 @@ def make_changes(
 
 
 def _add_batch(
-    changes: Changes, snapshot: Snapshot, known: dict[UUID, KnownBatch], looked_at: set[int], last: int, ids: JobIds
+    changes: Changes,
+    snapshot: Snapshot,
+    known: dict[UUID, KnownBatch],
+    looked_at: set[int],
+    last: int,
+    moved: _Moves,
+    ids: JobIds,
 ) -> None:
     fields = snapshot.fields
     batch = known.get(snapshot.batch_id)
     about: bytes | None = None
+    keep_ms: int | None = None
     parent: DriverId | None = None
     if batch is None:
         assert snapshot.doc is not None
@@ -174,6 +205,8 @@ def _add_batch(
         tags_submitted = tuple(dict.fromkeys(map(_fitting, doc.tags)))
         about = encode_doc(msgspec.structs.replace(doc, sequence=None, tags=tags_submitted))
         parent = _parent(doc, ids)
+        if doc.rules is not None and doc.rules.keep_s is not None:
+            keep_ms = round(doc.rules.keep_s * 1000)
         own_id = ids.id(snapshot.batch_id)
         if doc.sequence is not None:
             changes.sequences.append((own_id, doc.sequence.replace("\0", "")))
@@ -181,6 +214,11 @@ def _add_batch(
         changes.names.append((batch.project, SHORT_ID, short_id(snapshot.batch_id), own_id))
         if name := _fitting(doc.name or "", MAX_NAME_LENGTH):
             changes.names.append((batch.project, NAME, name, own_id))
+        for dependency in doc.rules.depends_on if doc.rules is not None else ():
+            changes.names.append((batch.project, PARENT, dependency.batch.hex, own_id))
+    priority = fields["priority"].decode()[0]
+    if priority != batch.priority:
+        changes.priorities[snapshot.batch_id] = batch.priority = priority
     tags = fields.pop("tags", None)  # in the ledger the tags are in the column about, replaced or not
     if tags is not None and tags != batch.tags:
         replaced = msgspec.json.decode(tags, type=tuple[str, ...])
@@ -191,6 +229,7 @@ def _add_batch(
     row += [status, fields.get("open") == b"1", snapshot.jobs, int(fields["created"]) // 1000]
     row += [_time(fields.get("started")), _time(fields.get("ended")), int(fields["updated"]), parent]
     row += [last, msgspec.msgpack.encode(fields), b"" if about is None else about]
+    row += [int(fields.get("error", b"0")), keep_ms, *moved]
     changes.batches.append(row)
     if size := int(fields.get("results", b"0")):
         changes.result_sizes.append([ids.id(snapshot.batch_id), batch.project, size])
@@ -208,12 +247,12 @@ def _add_jobs(
         if index >= snapshot.jobs:
             continue
         state, spec = states.get(index), specs.get(index, b"")
-        created, runs = 0, None  # an existing job keeps its values
+        created, runs, shots = 0, None, 0  # an existing job keeps its values
         if spec:
-            created, runs = int(spec[: spec.index(b" ")]) // 1000, _runs(spec)
+            created, (runs, shots) = int(spec[: spec.index(b" ")]) // 1000, _runs(spec)
         if state is None:
             changes.jobs.append(
-                [identity(index), *head, "P", runs, False, created, None, None, created, spec, None, None]
+                [identity(index), *head, "P", runs, False, created, None, None, created, spec, None, None, shots]
             )
             continue
         text = state.decode()
@@ -224,7 +263,7 @@ def _add_jobs(
         fault = snapshot.faults.get(index)
         changed = max(created, begun or 0, ended or 0, _number(words[_STAGED]) or 0, _number(words[_CANCEL]) or 0)
         row = [identity(index), *head, status, runs, fault is not None or status == "E", created, begun, ended]
-        changes.jobs.append([*row, changed, spec, text, _number(words[_EXECUTION])])
+        changes.jobs.append([*row, changed, spec, text, _number(words[_EXECUTION]), shots])
         if status in "DEC":
             batch.ended[index] = 1
             result = snapshot.results.get(index)
@@ -232,9 +271,11 @@ def _add_jobs(
                 changes.results.append((identity(index), result, fault))
 
 
-def _runs(spec: bytes) -> int | None:
-    runs = decode_spec(spec[spec.index(b" ") + 1 :]).runs
-    return runs if runs is None else min(runs, _RUNS_MAX)
+def _runs(packed: bytes) -> tuple[int | None, int]:
+    """Return the job's own number of shots, if it has one, and the number that it is shown with."""
+    spec = decode_spec(packed[packed.index(b" ") + 1 :])
+    runs = spec.runs if spec.runs is None else min(spec.runs, _RUNS_MAX)
+    return runs, min(spec.runs or spec.runs_shown or 1, _SHOTS_MAX)
 
 
 def _fitting(text: str, most: int = _TEXT_MAX) -> str:

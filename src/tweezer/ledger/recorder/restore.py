@@ -11,6 +11,7 @@ from sqlalchemy import Connection, or_, select
 
 from tweezer.ledger.database import Database
 from tweezer.ledger.positions import courier_position, recorded_entry
+from tweezer.ledger.queries.queries import read_ends
 from tweezer.ledger.schema import batches, jobs, notices, now_ms, results, sequences, transitions
 from tweezer.model.events import Notice
 from tweezer.model.ids import job_id, last_job_id, split_job_id
@@ -96,7 +97,9 @@ def _read_batch(connection: Connection, batch_id: UUID) -> list[tuple[RestoredBa
     fields: dict[str, bytes] = msgspec.msgpack.decode(row.record, type=dict[str, bytes])
     doc = msgspec.structs.replace(decode_doc(row.about), sequence=row.sequence)
     fields["doc"], fields["tags"] = encode_doc(doc), msgspec.json.encode(doc.tags)
-    batch = RestoredBatch(batch_id, row.sequence_number, BATCH_BY_LETTER[row.status], fields)
+    parents = [UUID(parent.partition(":")[0]) for parent in fields.get("parents", b"").decode().split()]
+    ended = {parent: end for parent, end in read_ends(connection, parents).items() if end}
+    batch = RestoredBatch(batch_id, row.sequence_number, BATCH_BY_LETTER[row.status], fields, ended)
     return [(batch, page) for page in _read_jobs(connection, batch_id)]
 
 

@@ -15,7 +15,7 @@ from tweezer.ledger.database import Database, load
 from tweezer.ledger.dead_letters import Consumer, add_waiting, park
 from tweezer.ledger.recorder.changes import (
     BATCH_COLUMNS,
-    DURATION,
+    JOB_AMOUNTS,
     JOB_COLUMNS,
     NAME_COLUMNS,
     NOTICE_COLUMNS,
@@ -24,9 +24,12 @@ from tweezer.ledger.recorder.changes import (
     TRANSITION_COLUMNS,
     Changes,
 )
-from tweezer.ledger.schema import TIME_BOUNDS_MS, batches, counters, hours, now_ms, recorder, tags, totals
+from tweezer.ledger.schema import TIME_BOUNDS_MS, batches, counters, hours, jobs, now_ms, recorder, tags, totals
 from tweezer.model.errors import TweezerError
+from tweezer.model.ids import last_job_id
+from tweezer.model.lifecycle import BATCH_BY_LETTER
 from tweezer.model.messages import decode_doc, encode_doc
+from tweezer.model.tasks import task_status
 
 
 class Superseded(TweezerError):
@@ -43,8 +46,9 @@ _LIVE = {"jobs": "'P', 'R'", "batches": "'P', 'R', 'S'"}
 _ONCE_WRITTEN = {
     "jobs": {"id", "project", "device", "user", "priority", "origin", "runs", "created_ms", "spec"},
     "batches": {
-        *("id", "project", "device", "user", "priority", "origin", "created_ms", "parent", "about"),
-        "sequence_number",  # increases even after the batch has ended, because rows may be newer than the position
+        *("id", "project", "device", "user", "priority", "origin", "created_ms", "parent", "about", "keep_ms"),
+        # These change even after the batch has ended, because rows may be newer than the position.
+        *("sequence_number", "previous", "changed_ms", "previous_ms"),
     },
 }
 
@@ -74,15 +78,37 @@ _JOB_CHANGES = f"""
     GROUP BY 1, 2, 3, 4, 5, 6, 11, 12
 """  # noqa: S608  our expressions
 _BATCH_CHANGES = """
-    SELECT i.project, i.device, b.status, i.status, count(*)
+    SELECT i.project, i.device, b.status, i.status, count(*), b.failed > 0, i.failed > 0, b.archived_ms IS NOT NULL
     FROM incoming_batches i LEFT JOIN batches b ON b.id = i.id
     WHERE b.id IS NULL OR b.status IN ('P', 'R', 'S')
-    GROUP BY 1, 2, 3, 4
+    GROUP BY 1, 2, 3, 4, 6, 7, 8
 """
 
 _RAISE_SEQUENCE_NUMBERS = """
-    UPDATE batches SET sequence_number = i.sequence_number FROM incoming_batches i
+    UPDATE batches SET sequence_number = i.sequence_number,
+        previous = CASE WHEN i.changed_ms IS NULL THEN batches.previous ELSE i.previous END,
+        previous_ms = CASE WHEN i.changed_ms IS NULL THEN batches.previous_ms
+            ELSE COALESCE(i.previous_ms, batches.changed_ms) END,
+        changed_ms = COALESCE(i.changed_ms, batches.changed_ms)
+    FROM incoming_batches i
     WHERE batches.id = i.id AND batches.sequence_number < i.sequence_number
+"""
+
+_BATCH_OF_JOB = {
+    "sqlite": "CAST(substr(i.id, 1, 13) || x'000000' AS BLOB)",
+    "postgresql": "CAST(substr(CAST(i.id AS text), 1, 30) || '000000' AS uuid)",
+}
+_ADD_JOBS_TO_BATCHES = """
+    UPDATE batches SET shots = batches.shots + a.shots, device_ms = batches.device_ms + a.device_ms
+    FROM (
+        SELECT {batch} AS batch,
+               CAST(SUM(CASE WHEN j.id IS NULL THEN i.shots ELSE 0 END) AS bigint) AS shots,
+               CAST(SUM(CASE WHEN i.status IN ('D', 'E', 'C') THEN COALESCE(i.device_ms, 0) ELSE 0 END) AS bigint)
+                   AS device_ms
+        FROM incoming_jobs i LEFT JOIN jobs j ON j.id = i.id
+        WHERE j.id IS NULL OR (j.status IN ('P', 'R') AND i.status IN ('D', 'E', 'C') AND i.device_ms > 0)
+        GROUP BY 1
+    ) a WHERE batches.id = a.batch
 """
 
 
@@ -150,8 +176,10 @@ class Writer:
         _insert(connection, "batch_names", NAME_COLUMNS, names)
         for batch_id, replaced in changes.retagged.items():
             replace_tags(connection, batch_id, replaced)
+        for batch_id, priority in changes.priorities.items():
+            _change_priority(connection, batch_id, priority)
         if changes.jobs:
-            self._upsert(connection, "jobs", JOB_COLUMNS, changes.jobs, DURATION)
+            self._upsert(connection, "jobs", JOB_COLUMNS, changes.jobs, JOB_AMOUNTS)
         _insert(connection, "results", RESULT_COLUMNS, changes.results)
         _insert(connection, "transitions", TRANSITION_COLUMNS, changes.transitions)
         _insert(connection, "notices", NOTICE_COLUMNS, changes.notices)
@@ -170,10 +198,15 @@ class Writer:
         return self._projects[project]
 
     def _upsert(
-        self, connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *more: str
+        self,
+        connection: Connection,
+        table: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        more: Sequence[str] = (),
     ) -> None:
         """Insert new rows and update live ones; rows that have ended are not changed, so that the first end counts."""
-        _stage(connection, table, (*columns, *more), rows)
+        _stage(connection, table, (*columns, *more), rows, more)
         _update_counters(connection, table)
         names = ", ".join(f'"{column}"' for column in columns)
         changing = [column for column in columns if column not in _ONCE_WRITTEN[table]]
@@ -184,10 +217,16 @@ class Writer:
         )
 
 
-def _stage(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Load rows into a temporary table with the columns of the real one."""
+def _stage(
+    connection: Connection,
+    table: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    amounts: Sequence[str] = (),
+) -> None:
+    """Load rows into a temporary table with the columns of the real one, and with columns for further amounts."""
     staged = f"incoming_{table}"
-    more = ", 0 AS device_ms" if DURATION in columns else ""
+    more = "".join(f", CAST(0 AS bigint) AS {name}" for name in amounts)
     on_commit = " ON COMMIT DELETE ROWS" if connection.dialect.name == "postgresql" else ""
     # CREATE … AS keeps the types and drops the constraints.
     connection.exec_driver_sql(
@@ -236,9 +275,18 @@ def _update_counters(connection: Connection, table: str) -> None:
             sums[0] += rows
             sums[1] += int(sum_ms or 0)
 
+    def count_task(project: int, device: str, status: str, has_failures: bool, change: int) -> None:
+        task = task_status(BATCH_BY_LETTER[status], has_failures=bool(has_failures))
+        place = (project, device, "T", task.letter)
+        changed[place] = changed.get(place, 0) + change
+
     for row in connection.exec_driver_sql(_JOB_CHANGES if table == "jobs" else _BATCH_CHANGES):
         project, device, was, status = row[:4]
         rows = row[6] if table == "jobs" else row[4]
+        if table == "batches" and not row[7]:
+            if was is not None:
+                count_task(project, device, was, row[5], -rows)
+            count_task(project, device, status, row[6], rows)
         if was is not None:
             count(project, device, was, -rows)
         count(project, device, status, rows)
@@ -252,6 +300,9 @@ def _update_counters(connection: Connection, table: str) -> None:
                 total(device, status, 0, rows)
                 total(device, "Q", queue_bucket, rows, queue_ms)
                 total(device, "R", run_bucket, rows, device_ms)
+    if table == "jobs":
+        batch = _BATCH_OF_JOB[connection.dialect.name]
+        connection.exec_driver_sql(_ADD_JOBS_TO_BATCHES.format(batch=batch))
     _add_up(connection, counters.name, ("project", "device", "kind", "status"), ("count",), changed)
     _add_up(connection, hours.name, ("project", "device", "hour"), _SUMS, by_hour)
     _add_up(connection, totals.name, ("device", "kind", "bucket"), ("count", "sum_ms"), ever)
@@ -275,6 +326,13 @@ def _add_up(
             text(f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT ({', '.join(key)}) DO UPDATE SET {sets}"),  # noqa: S608
             rows,
         )
+
+
+def _change_priority(connection: Connection, batch_id: UUID, priority: str) -> None:
+    """Change the priority of a batch and of those of its jobs that the ledger has."""
+    connection.execute(update(batches).where(batches.c.id == batch_id).values(priority=priority))
+    of_batch = jobs.c.id.between(batch_id, last_job_id(batch_id))
+    connection.execute(update(jobs).where(of_batch).values(priority=priority))
 
 
 def replace_tags(connection: Connection, batch_id: UUID, replaced: Sequence[str]) -> bool:

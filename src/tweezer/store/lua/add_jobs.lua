@@ -10,7 +10,7 @@
 --     | {'unknown_device', name}, if it was forgotten since the submit
 -- Events  an entry without words, because queueing is not a transition
 -- Gate    while shut: unavailable, unless the batch was created since the restart
--- include: own_batch, calls, idempotency, new_jobs, issue, holder, conclude
+-- include: own_batch, calls, idempotency, new_jobs, issue, holder, finish
 
 local b, none = load_own_batch(batch_id, project)
 if not b then return { none } end

@@ -7,7 +7,7 @@
 -- Events  job.canceled (ranges), batch.canceled if no job is running; an entry for running jobs, too
 -- Gate    while shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs
--- include: own_batch, idempotency, end_pending, cancel, conclude, maxmemory
+-- include: own_batch, idempotency, cancel_all, finish, maxmemory
 
 exempt_from_maxmemory()
 local b, none = load_own_batch(batch_id, project)
@@ -15,10 +15,7 @@ if not b then return { none } end
 local before = answered(b.project, idempotency_key, digest)
 if before then return before end
 if is_over(b) then return { 'over' } end
-b.open = 0
-b.fate = b.fate or 'C'
-for _, job in ipairs(end_pending(b, 'C')) do request_cancel(b, job[1], job[2]) end
-note_attempt(b.id, '*', by)
+cancel_all(b, 'C', by)
 finish(b)
 remember(b.project, idempotency_key, digest, '')
 return { 'ok' }

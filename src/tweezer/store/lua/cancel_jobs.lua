@@ -8,7 +8,7 @@
 -- Events  job.canceled; batch.done if it was the last job of a closed batch; an entry for running jobs, too
 -- Gate    while shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs
--- include: own_batch, idempotency, cancel, ranges, job_ends, conclude, maxmemory, generated/job_over
+-- include: own_batch, idempotency, cancel, ranges, job_ends, finish, maxmemory, generated/job_over
 
 exempt_from_maxmemory()
 local b, none = load_own_batch(batch_id, project)

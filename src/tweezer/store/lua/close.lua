@@ -5,7 +5,7 @@
 -- Returns {'ok'} | {'unknown'} | {'newer'} | {'damaged'} | {'over'}
 -- Events  batch.done if no job is pending or running, else an entry without words
 -- Gate    while shut: unavailable, unless the batch was created since the restart
--- include: own_batch, holder, conclude, maxmemory
+-- include: own_batch, holder, finish, maxmemory
 
 exempt_from_maxmemory()
 local b, none = load_own_batch(batch_id, project)

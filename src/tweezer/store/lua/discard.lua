@@ -1,10 +1,11 @@
--- discard: removes a batch in any status, for operators who give up a batch that cannot be recorded.
+-- discard: removes a batch in any status, for operators who give up a batch that cannot be recorded. The next sweep cancels
+-- the batches that wait for it.
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str
 -- Returns {'ok'} | {'version'}: of an unknown version | {'held'}: a lane works on it, unless its record is damaged
 -- Events  none
--- include: batch, ticket, counts, batch_keys
+-- include: clock, batch, ticket, counts, batch_keys
 
 local b, problem = load_batch(batch_id)
 if problem == 'version' then return { 'version' } end
@@ -26,5 +27,6 @@ if b then
   save_counts()
 end
 unlink_batch(batch_id)
+if redis.call('EXISTS', key(KEY.dependents, batch_id)) == 1 then redis.call('ZADD', key(KEY.releases), NOW_MS, batch_id .. ':') end
 redis.call('ZREM', key(KEY.idle), batch_id)
 return { 'ok' }

@@ -5,7 +5,7 @@
 -- Returns {'ok'} | {'unknown'} | {'newer'} | {'damaged'} | {'over'} | {'forbidden', letter of its status}
 -- Events  job.error (ranges), batch.error if no job is running; batch.timed_out
 -- Gate    while shut: unavailable, unless the batch was created since the restart
--- include: own_batch, doom, conclude, maxmemory
+-- include: own_batch, doom, finish, maxmemory
 
 exempt_from_maxmemory()
 local b, none = load_own_batch(batch_id, project)

@@ -6,7 +6,7 @@
 -- Returns {'ok'} | {'stale'}
 -- Events  job.error (ranges), batch.error
 -- Gate    while shut: unavailable
--- include: held_ticket, give_back, doom, maxmemory
+-- include: held_ticket, give_back, doom, finish, maxmemory
 
 exempt_from_maxmemory()
 local b, t = load_held_ticket(ticket, token)

@@ -11,7 +11,7 @@
 --     the machine or '-', '1' if it may have been sent, 'T' if it was asked to stop because of its time limit, else '0'
 -- Events  batch.running and job.running for a job that had not begun
 -- Gate    while shut: unavailable
--- include: held_ticket, intent, returns, job_moves, conclude, maxmemory, generated/job_over
+-- include: held_ticket, intent, returns, job_moves, finish, maxmemory, generated/job_over
 
 exempt_from_maxmemory()
 local b, t = load_held_ticket(ticket, token)

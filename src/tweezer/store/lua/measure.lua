@@ -10,7 +10,8 @@
 --     two for deliveries, ended batches that are not forgotten, '1' if the gate is shut, '1' if a recorder is active, '1' if
 --     a scheduler is, {device, '1' if paused, '1' if it starts jobs, '1' or '0': whether its machine answers, or '' without
 --     a machine, pending, running, leases lost, stale settles, ready tickets, tickets that wait for a
---     time, leased tickets, live workers, lanes, busy lanes, free lanes of draining workers, longest wait (ms) or -1},
+--     time, leased tickets, live workers, lanes, busy lanes, free lanes of draining workers, batches
+--     that were late, that expired, that their failures stopped, longest wait (ms) or -1},
 --     …}
 -- Events  none
 -- include: clock, batch, ticket, streams, device
@@ -42,7 +43,8 @@ local function longest_wait(device)
 end
 
 local function measure(device)
-  local row = redis.call('HMGET', key(KEY.device, device), 'paused', 'pending', 'running', 'lost', 'stale', 'unsure')
+  local row = redis.call('HMGET', key(KEY.device, device), 'paused', 'pending', 'running', 'lost', 'stale', 'unsure',
+    'late', 'expired', 'stopped')
   local about, answers = device_row(device), ''
   local workers, lanes, busy, draining = 0, 0, 0, 0
   for _, worker in ipairs(redis.call('ZRANGE', key(KEY.workers, device), 0, -1)) do
@@ -57,7 +59,7 @@ local function measure(device)
     device, row[1] and '1' or '0', lanes > 0 and not about.paused and '1' or '0', answers, row[2] or '0', row[3] or '0', row[4] or '0', row[5] or '0',
     redis.call('ZCARD', key(KEY.ready, device)), redis.call('ZCARD', key(KEY.due, device)),
     redis.call('ZCARD', key(KEY.leases, device)),
-    workers, lanes, busy, draining, longest_wait(device),
+    workers, lanes, busy, draining, row[7] or '0', row[8] or '0', row[9] or '0', longest_wait(device),
   }
 end
 

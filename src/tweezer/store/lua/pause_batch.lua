@@ -6,7 +6,7 @@
 -- Returns {'ok'} | {'unknown'} | {'newer'} | {'damaged'} | {'over'}
 -- Events  batch.paused, unless it is already paused
 -- Gate    while shut: unavailable, unless the batch was created since the restart
--- include: own_batch, conclude, maxmemory
+-- include: own_batch, finish, maxmemory
 
 exempt_from_maxmemory()
 local b, none = load_own_batch(batch_id, project)

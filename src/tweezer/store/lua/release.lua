@@ -9,7 +9,7 @@
 -- Events  job.pending of jobs that ran; job.error and batch.error when doomed; job.canceled of a job whose
 --     cancel was requested
 -- Gate    while shut: unavailable
--- include: held_ticket, give_back, doom, maxmemory
+-- include: held_ticket, give_back, doom, finish, maxmemory
 
 exempt_from_maxmemory()
 local b, t = load_held_ticket(ticket, token)

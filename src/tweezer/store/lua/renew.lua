@@ -6,7 +6,7 @@
 -- Returns {'ok', index of a job that is over or whose cancel was requested, …} | {'stale'} | {'shut'}
 -- Events  batch.running and job.running for a held job that had not begun; progress is published, not an event
 -- Gate    while shut: the lease is renewed and shut is returned; the progress must be sent again
--- include: gate, batch, ticket, job_moves, progress, conclude, maxmemory, generated/job_over
+-- include: gate, batch, ticket, job_moves, progress, finish, maxmemory, generated/job_over
 
 exempt_from_maxmemory()
 local id, n = split_ticket(ticket)

@@ -6,10 +6,11 @@
 --     percent:str or ''   steps:str, message:str as pack_steps makes them, or ''   fault:bytes, Fault (JSON), or ''
 -- Returns {'ok'} | {'unknown'} | {'newer'} | {'damaged'} | {'over'} | {'forbidden', letter of its current status}
 -- Events  job.error|canceled|pending, and job.canceled if pending is reported for a job whose cancel was requested;
---     job.pending of other jobs that the ticket ran; batch.*; an entry for a fault, too
+--     job.pending of other jobs that the ticket ran; batch.*; an entry for a fault, too; batch.paused or job.canceled
+--     if so many jobs have failed
 -- Gate    while shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>" on the pool's channel for a running job that ends; its progress
--- include: own_batch, give_back, progress, maxmemory, generated/job_over
+-- include: own_batch, give_back, progress, failures, finish, maxmemory, generated/job_over
 
 exempt_from_maxmemory()
 local REPORTED = { P = true, E = true, C = true }
@@ -69,5 +70,6 @@ elseif to ~= from then
   b.delayed = b.delayed - redis.call('ZREM', key(KEY.delay, b.id), index)
 end
 if to ~= from or has_progress then write_state(b, index, st) end
+limit_failures(b)
 finish(b)
 return { 'ok' }

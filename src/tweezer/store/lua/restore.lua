@@ -5,13 +5,15 @@
 -- KEYS[1] namespace
 -- ARGV batch_id:str   recorded:int, number of its last recorded event   status:str, its letter in the ledger
 --     fields:{name:str value:bytes}[] of its record in the ledger, with doc
+--     ended:{batch_id:str end:str}[], those of the batches that it waits for that have ended in the ledger, as in `end_of`
 --     jobs:{index:digits spec:bytes state:any result:bytes result_bytes:int fault:any}..., in the order of their indices:
 --     spec with the time of its submit; state, result and fault or ''
 -- Returns {'ok', number of jobs that are still missing} | {'unknown'}: of another version, or damaged
 -- Events  none for transitions that are recorded; job.pending or job.canceled of a job that a lost ticket ran; batch.*
 --     if that ends the batch
 -- Gate    kept shut by each call
--- include: intent, job_ends, results, issue, conclude, maxmemory, generated/record, generated/job_over, generated/sizes
+-- include: lists, intent, job_ends, results, deadlines, issue, priority, finish, maxmemory, generated/record
+-- include: generated/job_over, generated/sizes
 
 local PARTIAL = '0'
 local ANEW = { -- fields of a missing batch that are counted from its jobs, or start at 0
@@ -53,10 +55,38 @@ local function follow(b)
     redis.call('HSET', record, 'paused', ledger.paused)
   end
   if ledger.tags then redis.call('HSET', record, 'tags', ledger.tags) end
+  if ledger.rules and recorded > b.seq then
+    b.rules = ledger.rules
+    put(b.changed, 'rules', b.rules)
+  end
+  if ledger.priority ~= b.priority then change_priority(b, ledger.priority) end
   if b.started == 0 then b.started = tonumber(ledger.started or 0) end
   b.worked = math.max(b.worked, tonumber(ledger.worked or 0))
   if recorded > b.seq and not is_over(b) and not BATCH_OVER[status] then b.status = status end
   b.seq = math.max(b.seq, recorded)
+end
+
+-- The batch waits for those that it waits for both here and in the ledger. The sweep checks each of them after the gate
+-- opened: the ledger may have its end, or Redis may lack it.
+local function follow_parents(b)
+  local parents, ends_there = {}, {}
+  for at = ended_first, ended_last, 2 do ends_there[ARGV[at]] = ARGV[at + 1] end
+  for it in string.gmatch(redis.call('HGET', record, 'parents') or '', '%S+') do
+    local parent = string.sub(it, 1, 36)
+    if string.find(ledger.parents or '', parent, 1, true) then
+      parents[#parents + 1] = it
+      redis.call('ZADD', key(KEY.dependents, parent), int(b.created), id)
+      redis.call('ZADD', key(KEY.releases), NOW_MS, parent .. ':' .. (ends_there[parent] or '?'))
+    else
+      redis.call('ZREM', key(KEY.dependents, parent), id)
+    end
+  end
+  b.waits = #parents > 0
+  if b.waits then
+    redis.call('HSET', record, 'parents', table.concat(parents, ' '))
+  elseif redis.call('HDEL', record, 'parents') == 1 then
+    set_deadlines(b)
+  end
 end
 
 -- Whether the ledger's state of a live job is newer: an execution that began later, or the end of one. The later
@@ -190,6 +220,7 @@ if not b then
   return { 'unknown' }
 end
 follow(b)
+follow_parents(b)
 follow_jobs(b, put_back_jobs(b))
 local lacking = math.max(tonumber(ledger.jobs or 0) - b.jobs, 0)
 if lacking == 0 and not is_over(b) then
@@ -199,6 +230,7 @@ if lacking == 0 and not is_over(b) then
   elseif b.status ~= 'S' then
     issue_tickets(b)
   end
+  if b.started == 0 and not is_over(b) then enter_deadline(b) end
   conclude(b)
 end
 save(b)

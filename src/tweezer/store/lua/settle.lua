@@ -14,9 +14,11 @@
 --     refused: outcomes that this token may not write; over quota: indices of jobs whose result was not stored because the
 --     quota of the project is used up (DONE jobs then end in ERROR); reserved: the ticket keeps the device, settle again
 --     when jobs may have been added
--- Events  for each job job.running if it had not begun, then job.done|error|canceled|pending; batch.*
+-- Events  for each job job.running if it had not begun, then job.done|error|canceled|pending; batch.*; batch.paused or
+--     job.canceled (ranges) if so many jobs have failed
+-- Publishes  "<batch> <index>,…" on the pool's channel for running jobs of a batch that its failures cancel
 -- Gate    while shut: unavailable
--- include: gate, restart, quotas, results, job_moves, give_back, claim, ends_in_time, maxmemory
+-- include: gate, restart, quotas, results, job_moves, rules, failures, give_back, claim, ends_in_time, finish, maxmemory
 
 exempt_from_maxmemory()
 if is_shut() then refuse_while_shut() end
@@ -81,7 +83,7 @@ local function apply_outcomes(b, t, held, first, indices, raw)
       if kind == 'crash' then counter, limit = S.crashes, CRASH_MAX - 1 end
       local failures = number_of(st, counter) + 1
       st[counter] = int(failures)
-      if st[S.cancel] ~= '-' then to = 'C' elseif failures > limit then to = 'E' end
+      if st[S.cancel] ~= '-' then to = 'C' elseif failures > limit or not use_retry(b) then to = 'E' end
     end
     if payload ~= '' and (kind == 'done' or kind == 'canceled') and not may_keep(b, tonumber(ARGV[at + 6])) then
       over[#over + 1] = index
@@ -168,6 +170,7 @@ local function settle(name, token, lease_ms, most, used_ms, first, outcomes)
   local held = {}
   for _, index in ipairs(redis.call('SMEMBERS', key(KEY.held, id, n))) do held[index] = true end
   local refused, over = apply_outcomes(b, t, held, first, indices, raw)
+  limit_failures(b)
   t.used = t.used + used_ms
   local word, jobs = 'jobs', next_jobs(b, t, most, held)
   if #jobs > 0 then

@@ -4,16 +4,22 @@
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str   device:str   priority:str HIGH|MEDIUM|LOW   open:int 1|0   doc:bytes, BatchDoc
 --     not_before_ms:int since 1970, 0 is now   idle_ms:int, limit when open   retries:int, transient failures of a job
---     timeout_ms:int of a job   again:int 1|0, an earlier call with this id may have taken effect
+--     timeout_ms:int of a job   rules:str, see include/rules.lua, or ''
+--     again:int 1|0, an earlier call with this id may have taken effect
 --     idempotency_key:str or ''   digest:str of the call
 --     equal:str or '', digest of equal calls without an idempotency key   attempt:str or ''   expires_us:int, see `repeated`
---     running:str[], such calls   specs:bytes..., JobSpec
+--     running:str[], such calls
+--     parents:{batch_id:str when:str ended:str}[], the batches that it depends on: when: the letter of When; ended: how it
+--     ended according to the ledger, as in `end_of`, or ''
+--     specs:bytes..., JobSpec
 -- Returns {'ok', batch id, NOW_US} | {'repeated', batch id, the call or nil} | {'late', NOW_US} | {'conflict'}
 --     | {'exists'}: another project has that id | {'full', why} | {'quota', project, its name, limit, used, added}
---     | {'unknown_device', name}
--- Events  batch.created; batch.done if it is closed and has no jobs
--- Gate    while shut: unavailable if it is called again, because the ledger may have that batch
--- include: gate, restart, calls, idempotency, new_jobs, issue, conclude, generated/record
+--     | {'unknown_device', name} | {'unknown_parents', id, …}: the project does not have them
+-- Events  batch.created; batch.done if it is closed and has no jobs; job.canceled (range) and batch.canceled if a batch that it
+--     depends on has not ended as required
+-- Gate    while shut: unavailable if it is called again, because the ledger may have that batch, or if it depends on a
+--     batch that is missing
+-- include: gate, restart, lists, calls, idempotency, new_jobs, deadlines, issue, cancel_all, finish, generated/record
 
 local owner = redis.call('HGET', key(KEY.batch, batch_id), 'project')
 if owner then return owner == project and { 'repeated', batch_id } or { 'exists' } end
@@ -22,6 +28,8 @@ local before = repeated(equal, attempt, expires_us, running_first, running_last)
   or answered(project, idempotency_key, digest)
 if before then return before end
 if not is_known(device) then return { 'unknown_device', device } end
+local waits_for, fault, unknown = look_at_parents(project, parents_first, parents_last)
+if unknown then return unknown end
 local jobs, bytes = specs_last - specs_first + 1, jobs_bytes(specs_first)
 local refused = refusal(project, device, jobs, BATCH_BYTES + #doc + bytes)
 if refused then return refused end
@@ -32,10 +40,24 @@ b.exclusive, b.reattaches = about.exclusive and 1 or 0, about.reattaches and 1 o
 b.timeout, b.retries, b.idle, b.not_before = timeout_ms, retries, open == 1 and idle_ms or 0, not_before_ms
 b.changed = { 'v', VERSION, 'project', project, 'doc', doc, 'made', pack_made(b) }
 b.bytes = BATCH_BYTES + #doc
+if rules ~= '' then
+  b.rules = rules
+  put(b.changed, 'rules', rules)
+end
 add_jobs(b, specs_first, bytes)
 emit(b, 'NP:' .. int(jobs))
 redis.call('ZADD', key(KEY.batches, project), NOW_MS, batch_id)
-issue_tickets(b)
+b.waits = not fault and #waits_for > 0
+if fault then
+  cancel_by_rule(b, 'C', fault)
+elseif b.waits then
+  put(b.changed, 'parents', table.concat(waits_for, ' '))
+  for _, it in ipairs(waits_for) do redis.call('ZADD', key(KEY.dependents, string.sub(it, 1, 36)), NOW_US, batch_id) end
+  enter_deadline(b)
+else
+  set_deadlines(b)
+  issue_tickets(b)
+end
 finish(b)
 remember(project, idempotency_key, digest, batch_id)
 begin_call(equal, attempt, batch_id)

@@ -1,20 +1,40 @@
--- sweep: handles what is due: open batches past their deadline, expired leases, tickets whose time has come, workers that
--- are gone. It runs each second; any number of processes may run it.
+-- sweep: handles what is due: batches that wait for others that have ended, open batches past their deadline, batches that are
+-- late or expire, expired leases, tickets whose time has come, workers that are gone. It runs each second; any number of
+-- processes may run it.
 --
 -- KEYS[1] namespace
 -- ARGV most:int items of each kind per call   memory:str, bytes that Redis has for work, or '' if unknown
--- Returns {'ok', timed out, made ready, {{ticket taken back, the lane that held it}, …}}
+-- Returns {'ok', timed out, made ready, {{ticket taken back, the lane that held it}, …}, '1' if more batches are late or
+--     expire, or wait for others that have ended, else '0'}
 -- Events  the notices device.paused and device.up of planned maintenance, and device.up at the end of a pause;
---     batch.idle: half its idle limit, at most a minute, before it times out; batch.timed_out; those of reclaims:
---     job.pending, job.canceled, job.error, batch.*
--- Gate    while shut no batch is warned or timed out, and no lease is reclaimed
--- include: gate, lanes, maintenance, reclaim, maxmemory
+--     job.canceled (ranges) and batch.canceled of a batch that waits for one that has not ended as required, batch.done of a
+--     closed one without jobs; batch.idle: half its idle limit, at most a minute, before it times out; batch.timed_out;
+--     batch.late; job.canceled (ranges) of a batch that expires; those of reclaims: job.pending, job.canceled, job.error,
+--     batch.*
+-- Gate    while shut no batch is released, warned, late or timed out, and no lease is reclaimed
+-- include: gate, lanes, maintenance, reclaim, deadlines, expiry, maxmemory
 
 local WARN_MAX = 60000
+local releases = key(KEY.releases)
+
+-- Returns how a batch ended, '' if it is missing, or nil while it is live or cannot be read.
+local function find_end(id)
+  local b, problem = load_batch(id)
+  if problem then redis.call('ZADD', releases, int(NOW + LEAVE_ALONE), id .. ':?') end
+  if b then return is_over(b) and end_of(b) or nil end
+  return not problem and '' or nil
+end
 
 exempt_from_maxmemory()
 local timed_out, readied, reclaimed = 0, 0, {}
 if memory ~= '' and int(setting('memory')) ~= memory then redis.call('HSET', key(KEY.settings), 'memory', memory) end
+for _, name in ipairs(is_shut() and {} or redis.call('ZRANGEBYSCORE', releases, '-inf', NOW_MS, 'LIMIT', 0, most)) do
+  redis.call('ZREM', releases, name)
+  local id, ended = string.sub(name, 1, 36), string.sub(name, 38)
+  if ended == '?' then ended = find_end(id) end
+  if ended then ended_batches[#ended_batches + 1] = { id, ended } end
+end
+handle_ends()
 local idle = key(KEY.idle)
 local past = is_shut() and {} or redis.call('ZRANGEBYSCORE', idle, '-inf', NOW_MS, 'LIMIT', 0, most)
 for _, id in ipairs(past) do
@@ -38,6 +58,36 @@ for at = 1, #soon, 2 do
     finish(b)
   end
 end
+
+-- Reports a batch that is late, and ends one that expires.
+local function pass_deadline(id)
+  redis.call('ZREM', key(KEY.deadlines), id)
+  local b, problem = load_batch(id)
+  if problem then redis.call('ZADD', key(KEY.deadlines), int(NOW + LEAVE_ALONE), id) end
+  if not b or is_over(b) or b.started > 0 then return 0, 0 end
+  local rules, jobs = rules_of(b), b.pending
+  local late_at = rules.late_ms and not rules.late and b.not_before + rules.late_ms
+  if late_at and late_at <= NOW and late_at < (rules.expires or math.huge) then
+    set_rule(b, 'late', 1)
+    emit(b, b.status .. 'L')
+    count(b.device, 'late', 1)
+  end
+  local expires = has_expired(b)
+  if expires then expire(b) else enter_deadline(b) end
+  finish(b)
+  return expires and 1 or 0, expires and jobs or 0
+end
+
+local passed = is_shut() and {} or redis.call('ZRANGEBYSCORE', key(KEY.deadlines), '-inf', NOW_MS, 'LIMIT', 0, most)
+local more, canceled = #passed == most, 0
+for _, id in ipairs(passed) do
+  if canceled >= EXPIRED_MAX then
+    more = true
+    break
+  end
+  local expired, jobs = pass_deadline(id)
+  timed_out, canceled = timed_out + expired, canceled + jobs
+end
 for _, device in ipairs(redis.call('SMEMBERS', key(KEY.devices))) do
   if redis.call('EXISTS', key(KEY.device, device)) == 1 then -- else no worker or operator has created the device
     count_lanes(device)
@@ -48,4 +98,5 @@ for _, device in ipairs(redis.call('SMEMBERS', key(KEY.devices))) do
   end
 end
 save_totals()
-return { 'ok', timed_out, readied, reclaimed }
+more = more or not is_shut() and redis.call('ZCOUNT', releases, '-inf', NOW_MS) > 0
+return { 'ok', timed_out, readied, reclaimed, more and '1' or '0' }

@@ -1,16 +1,17 @@
 -- take: reclaims expired leases, readies due tickets, and grants the best tickets, each with a token and its first job. It
 -- issues more tickets for a batch with more waiting jobs than tickets, and rings the bell again if ready tickets remain. On
 -- an exclusive device one ticket is granted at a time. A batch that cannot end before the next maintenance of the device
--- is skipped. A job that a machine already has is handed out even if the device is paused.
+-- is skipped. A batch that has waited for longer than it may expires. A job that a machine already has is handed out even
+-- if the device is paused.
 --
 -- KEYS[1] namespace
 -- ARGV device:str   lease_ms:int   lanes:str..., free lanes, one ticket each
 -- Returns {'ok'|'paused'|'shut', ms until something is due or -1, {ticket left alone, …}, {{ticket taken back, its lane}, …},
 --     {ticket, token, project, doc, exclusive, {index, attempt, '1'|'0' cancel requested, spec, …}}, …};
 --     shut: Redis has restarted, and nothing is granted until the gate opens, at the latest after the returned time
--- Events  batch.running, job.running; those of reclaims: job.pending, job.canceled, job.error, batch.*
+-- Events  batch.running, job.running; job.canceled (ranges) and batch.timed_out of a batch that expires; those of reclaims: job.pending, job.canceled, job.error, batch.*
 -- Gate    while shut nothing is granted, reclaimed or readied
--- include: gate, reclaim, claim, ends_in_time, issue, maxmemory
+-- include: gate, reclaim, claim, expiry, ends_in_time, issue, maxmemory
 
 exempt_from_maxmemory()
 if is_shut() then return { 'shut', int(shut_for()), {}, {} } end
@@ -36,7 +37,7 @@ if paused and not device_row(device).reattaches then return { 'paused', wait(), 
 
 local PASS_MAX = 1000
 local reply, left_alone = { paused and 'paused' or 'ok', '-1', {}, reclaimed }, {}
-local looked_at, passed = 0, 0
+local looked_at, passed, expired = 0, 0, 0
 
 -- Takes a ready ticket off the queue, or skips it. Returns a grant, or nil if it has no job for now.
 local function open_ticket(name, score, lane)
@@ -44,6 +45,16 @@ local function open_ticket(name, score, lane)
   local b, t = load_batch(id, n, 'doc')
   if b and t and not has_remote(b) and (paused or not ends_in_time(b)) then
     passed = passed + 1
+    return nil
+  end
+  if b and t and has_expired(b) then
+    if expired < EXPIRED_MAX then
+      expired = expired + b.pending
+      expire(b)
+      finish(b)
+    else
+      passed = passed + 1
+    end
     return nil
   end
   redis.call('ZREM', ready, name)

@@ -10,16 +10,17 @@ end
 
 -- Returns the batch as a table, or nil. With the number of a ticket, the second value is that ticket, or nil. Without a
 -- batch, the second value is 'version' if the batch has an unknown version, 'damaged' if its record cannot be read, or nil.
--- extra: another field of the hash, for b.extra.
+-- extra: another field of the hash, for b.extra. b.rules: see include/rules.lua; false without any.
 local function load_batch(id, n, extra)
   local name = key(KEY.batch, id)
-  local row = redis.call('HMGET', name, 'v', 'project', 't:' .. (n or ''), 'made', 'times', 'now', extra or 'v')
+  local row = redis.call('HMGET', name, 'v', 'project', 't:' .. (n or ''), 'made', 'times', 'now', 'rules',
+    extra or 'v')
   if not row[1] then return nil end
   if row[1] ~= VERSION and row[1] ~= OLDER then return nil, 'version' end
   local raw = unpack_record(row[1], name, row[4], row[5], row[6])
   if not raw then return nil, 'damaged' end
   local b, t = read_batch(id, raw), nil
-  b.project, b.is_older, b.extra = row[2], row[1] == OLDER, row[7]
+  b.project, b.is_older, b.rules, b.extra = row[2], row[1] == OLDER, row[7], row[8]
   if b.fate == '' then b.fate = nil end
   if row[3] then
     local token, used, lane = string.match(row[3], '^(%S+) (%S+) (%S*)$')

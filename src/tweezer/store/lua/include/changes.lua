@@ -48,6 +48,7 @@ local function save(b)
   local times = pack_times(b)
   if times ~= NO_TIMES then put(b.changed, 'times', times) end
   put(b.changed, 'now', pack_now(b))
+  if b.has_new_rules then put(b.changed, 'rules', cjson.encode(b.rules_by_name)) end
   redis.call('HSET', name, unpack(b.changed))
   count(b.device, 'pending', b.pending - b.was_pending)
   count(b.device, 'running', b.running - b.was_running)

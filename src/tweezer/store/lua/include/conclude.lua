@@ -1,5 +1,11 @@
 -- The end of batches.
--- include: batch, ticket, changes, fair_share, bell
+-- include: batch, ticket, changes, fair_share, bell, parents
+
+-- The batches with dependents that this script ended: { id, end } each, see `dependents`.
+local ended_batches = {}
+
+-- Returns how a batch ended: the letter of its status, followed by F if a job failed.
+local function end_of(b) return b.status .. (b.error > 0 and 'F' or '') end
 
 -- Ends a period in which the batch held its device without work.
 local function stop_idling(b)
@@ -22,36 +28,31 @@ local function withdraw(b)
       ring(b.device)
     end
   end
+  if b.rules and b.started == 0 then redis.call('ZREM', key(KEY.deadlines), b.id) end
   stop_idling(b)
+  if waits_for_others(b) then
+    leave_parents(b.id)
+    redis.call('HDEL', key(KEY.batch, b.id), 'parents')
+    b.waits = false
+  end
+  if redis.call('EXISTS', key(KEY.dependents, b.id)) == 1 then ended_batches[#ended_batches + 1] = { b.id, end_of(b) } end
 end
 
--- A closed batch without pending or running jobs becomes terminal. An open batch without work gets a deadline. Must be
--- called after every change that may affect this.
+-- A closed batch without pending or running jobs becomes terminal, unless it waits for others and was not cancelled. An
+-- open batch without work gets a deadline, unless it waits for others. Must be called after every change that may affect
+-- this.
 local function conclude(b)
   if is_over(b) then return end
   local busy = b.pending > 0 or b.running > 0
   if b.open == 1 then
-    if busy or b.status == 'S' then
+    if busy or b.status == 'S' or waits_for_others(b) then
       redis.call('ZREM', key(KEY.idle), b.id)
     else
       redis.call('ZADD', key(KEY.idle), 'NX', int(NOW + b.idle), b.id)
     end
-  elseif not busy then
+  elseif not busy and (b.fate or not waits_for_others(b)) then
     move_batch(b, b.fate or 'D')
     b.ended = NOW
     withdraw(b)
   end
-end
-
--- Writes what the script changed in devices and projects.
-local function save_totals()
-  save_counts()
-  save_shares()
-end
-
--- The last step of every script that changes a batch.
-local function finish(b)
-  conclude(b)
-  save(b)
-  save_totals()
 end

@@ -1,9 +1,10 @@
--- include: ticket, device, queue, bell
+-- include: ticket, device, queue, bell, parents
 
--- Issues tickets up to min(waiting jobs, live lanes), one on an exclusive device, and rings the bell. A ticket that waits
--- for a retry, or keeps a machine for its batch without a holder, is readied, because it now has jobs to run; one that
--- waits after a failure is not.
+-- Issues tickets up to min(waiting jobs, live lanes), one on an exclusive device, and rings the bell; none for a batch that
+-- waits for others. A ticket that waits for a retry, or keeps a machine for its batch without a holder, is readied, because
+-- it now has jobs to run; one that waits after a failure is not.
 local function issue_tickets(b)
+  if waits_for_others(b) then return end
   local retries_only = waiting(b) > 0 and b.failures == 0 and NOW >= b.not_before
   local want = math.min(waiting(b) + b.delayed, math.max(device_row(b.device).lanes, 1))
   if b.exclusive == 1 then want = math.min(want, 1) end

@@ -19,7 +19,10 @@ local function clear_progress(st) st[S.progress], st[S.message], st[S.steps] = '
 
 -- Begins the execution of a job with a token: a new attempt.
 local function begin_job(b, index, st, token, stage)
-  if b.started == 0 then b.started = NOW end
+  if b.started == 0 then
+    b.started = NOW
+    if b.rules then redis.call('ZREM', key(KEY.deadlines), b.id) end
+  end
   if b.status == 'P' then move_batch(b, 'R') end
   move_job(b, index, st, 'R')
   st[S.attempt] = int(number_of(st, S.attempt) + 1)

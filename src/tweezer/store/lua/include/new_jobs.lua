@@ -14,11 +14,14 @@ local function over_quota(project, added)
   return nil
 end
 
+-- The size in Redis, in bytes, of jobs whose specs have so many bytes in all.
+local function size_of_jobs(jobs, bytes) return bytes + (JOB_BYTES + #NOW_US + 1) * jobs end
+
 -- The size in Redis, in bytes, of jobs whose specs are ARGV[first…].
 local function jobs_bytes(first)
-  local total = (JOB_BYTES + #NOW_US + 1) * (#ARGV - first + 1)
-  for at = first, #ARGV do total = total + #ARGV[at] end
-  return total
+  local bytes = 0
+  for at = first, #ARGV do bytes = bytes + #ARGV[at] end
+  return size_of_jobs(#ARGV - first + 1, bytes)
 end
 
 -- Returns the reply to a call that would add too much work, or nil.

@@ -1,5 +1,5 @@
 -- Tickets of a device that are due: expired leases and tickets whose time has come.
--- include: give_back
+-- include: give_back, failures, finish
 
 local LEAVE_ALONE = 5000 -- ms until a batch that cannot be read is checked again
 
@@ -26,6 +26,7 @@ local function reclaim_expired(device, limit, lost)
         lost[#lost + 1] = { name, t.lane }
       end
       take_back(b, t, 'lost')
+      limit_failures(b)
       requeue_or_retire(b, t)
       finish(b)
     end

@@ -1,0 +1,1 @@
+"""Schedules: batches that are submitted at certain times."""
