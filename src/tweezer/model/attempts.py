@@ -108,4 +108,6 @@ def read_attempts(
 
 
 def _outcome(event: Event) -> JobAttemptOutcome:
-    return JobAttemptOutcome(event.why if event.status is JobStatus.PENDING else event.status.lower())
+    if event.status is JobStatus.PENDING:
+        return JobAttemptOutcome.UNKNOWN if event.why is None else JobAttemptOutcome(event.why)
+    return JobAttemptOutcome(event.status.lower())

@@ -315,8 +315,10 @@ def _read_transitions(
     if len(firsts) > 1:  # each project's rows are contiguous in the index
         merged = union_all(*(select(first.subquery()) for first in firsts)).subquery()
         query = select(merged).order_by(merged.c.position).limit(_STEP)
-    rows = connection.execute(query).all()
-    items = [_Item(row.position, row.id, *row[1:5], holder=row.holder or "", faults=row.faults or "") for row in rows]
+    items = [
+        _Item(at, project, batch, first, time_us, words, holder=holder or "", faults=faults or "")
+        for at, batch, first, time_us, words, holder, faults, project in connection.execute(query)
+    ]
     return items, items[-1].position if len(items) == _STEP else until
 
 
