@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tweezer.client import AsyncBatch, AsyncQueue, Finished, JobFailed, ListedBatch, WaitTimeout, connect_async
     from tweezer.display.data import JobList
+    from tweezer.model.attempts import JobAttempt, JobAttemptOutcome
     from tweezer.model.errors import (
         Conflict,
         EventsTrimmed,
@@ -55,6 +56,8 @@ __all__ = [
     "Finished",
     "InvalidInput",
     "Job",
+    "JobAttempt",
+    "JobAttemptOutcome",
     "JobFailed",
     "JobList",
     "JobLog",
@@ -91,6 +94,7 @@ _MODULES = {
         "connect_async",
     ),
     "tweezer.display.data": ("JobList",),
+    "tweezer.model.attempts": ("JobAttempt", "JobAttemptOutcome"),
     "tweezer.model.errors": (
         "Conflict",
         "EventsTrimmed",

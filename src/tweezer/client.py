@@ -42,6 +42,7 @@ from tweezer.ledger.schedules.records import (
     check_settings,
 )
 from tweezer.model.arguments import check_flag, check_indices, check_list, check_path, check_seconds, read_secret, shown
+from tweezer.model.attempts import JobAttempt
 from tweezer.model.cancels import check_by, user_at_host
 from tweezer.model.checks import (
     MAX_DEVICE_LENGTH,
@@ -1107,6 +1108,30 @@ class AsyncQueue(Handle):
         """
         identity = await self._find_job(job_id)
         return await self.ask(lambda: self.transport.job(identity))
+
+    async def attempts(self, job_id: UUID | str) -> list[JobAttempt]:
+        """Return each execution of a job, oldest first: where it ran, from when to when, and how it ended.
+
+        Args:
+            job_id: As in :meth:`job`.
+
+        Returns:
+            The attempts; empty if the job has never begun. The last one has no end while the job is RUNNING.
+
+        Raises:
+            EventsTrimmed: Some are no longer in Redis, and the queue has no ledger to read them from.
+            InvalidInput: ``job_id`` is not the id of a job.
+            NotFound: The project has no such job.
+            Unavailable: Redis or the API did not answer.
+
+        Example:
+            ```python
+            for attempt in await queue.attempts("5m2q0xw8kd/3"):
+                print(attempt.number, attempt.worker, attempt.outcome, attempt.fault)
+            ```
+        """
+        identity = await self._find_job(job_id)
+        return await self.ask(lambda: self.transport.attempts(identity))
 
     async def logs(self, job_id: UUID | str, *, after: int = 0) -> JobLog:
         """Return what the emulator wrote while a job ran; of more than 64 KiB, the end.

@@ -453,6 +453,7 @@ class Queue(_Handle):
     submit = _returning_batch(AsyncQueue.submit)
     check = _blocking(AsyncQueue.check)
     job = _blocking(AsyncQueue.job)
+    attempts = _blocking(AsyncQueue.attempts)
     logs = _blocking(AsyncQueue.logs)
     result = _blocking(AsyncQueue.result)
     cancel_many = _blocking(AsyncQueue.cancel_many)

@@ -77,6 +77,21 @@ def test_a_user_with_a_key_needs_no_access_to_redis(run: Run, tmp_path: Path) ->
     assert not (tmp_path / "nothing here").exists()
 
 
+def test_the_attempts_of_a_job_are_shown(run: Run) -> None:
+    batch = run("submit", "-", "--device", NULL, "--job", "runs=1,sleep_s=0.3", "--wait", input="{}").stdout.split()[0]
+    (line,) = run("attempts", batch).stdout.splitlines()[1:]
+    assert line.split()[0] == "1"
+    assert line.endswith(" done")
+    (attempt,) = json.loads(run("attempts", f"{batch}/0", "--json").stdout)
+    assert (attempt["number"], attempt["outcome"], attempt["fault"]) == (1, "done", None)
+    assert attempt["duration_s"] >= 0
+    later = ("--not-before", "2999-01-01T00:00")
+    pending = run("submit", "-", "--device", NULL, "--job", "runs=1", *later, input="{}").stdout.split()[0]
+    assert run("attempts", pending).stderr == "The job has not begun.\n"
+    run("cancel", pending)
+    assert "there is no job" in run("attempts", f"{batch}/7", fails=True).stderr
+
+
 def test_a_batch_is_filled_paused_and_cancelled(run: Run) -> None:
     batch = run("submit", "-", "--device", NULL, "--open", input="{}").stdout.strip()
     assert run("pause", batch).stdout == f"{short_id(UUID(batch))} paused\n"

@@ -129,6 +129,7 @@ QUEUE: dict[str, dict[str, list[Any]]] = {
         "until": NO_TIME,
     },
     "job": {"job_id": NO_ID},
+    "attempts": {"job_id": NO_ID},
     "logs": {"job_id": NO_ID, "after": [None, -1, 1.5, True, "1", math.nan, 2**70, [], object()]},
     "result": {"job_id": NO_ID},
     "cancel_many": {"batch_ids": [*NO_LIST, *([it] for it in NO_TEXT_AT_ALL), NESTED], "by": NO_TEXT_AT_ALL},

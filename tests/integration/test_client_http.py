@@ -29,6 +29,7 @@ from tweezer.ledger.access.keys import revoke_key
 from tweezer.ledger.config import OpenDatabase, sqlite_url
 from tweezer.ledger.database import Database
 from tweezer.model.errors import NotFound
+from tweezer.model.events import JobNews
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.producers import CancelAnswer
@@ -120,6 +121,40 @@ async def test_records_are_equal_over_both_transports(worked: Site) -> None:
         assert [event async for event in batch.events()] == [event async for event in same.events()]
         assert await remote.devices() == await direct.devices()
         assert await remote.device(NULL) == await direct.device(NULL)
+
+
+async def test_attempts_and_steps_are_equal_over_both_transports(worked: Site) -> None:
+    jobs = [{"runs": 1, "variables": {"retry": "too warm"}}, {"runs": 1, "variables": {"sleep_s": 60}}]
+    async with over_redis(worked) as direct, worked.connect("ours", retry_s=PATIENCE_S) as remote:
+        batch = await remote.submit(None, jobs, device=NULL, limits=Limits(transient_retries=1))
+
+        async def has_steps() -> bool:
+            (job,) = await batch.jobs_at(await batch.record(), [1])
+            return job.steps is not None and job.steps.total == 600 and "of 60 s" in str(job.steps)
+
+        async with batch.news() as news:
+            await until(has_steps)
+            seen: set[str] = set()
+            async with asyncio.timeout(PATIENCE_S):
+                while not any("of 60 s" in it for it in seen):
+                    seen |= {str(it.steps) for it in await news.next(None) if isinstance(it, JobNews)}
+        await until(lambda: _are(batch, {0: JobStatus.ERROR}))
+        retried = await remote.attempts(f"{batch.id}/0")
+        assert [(it.number, it.outcome, str(it.fault)) for it in retried] == [
+            (1, "retry", "too warm"),
+            (2, "error", "too warm"),
+        ]
+        (runs,) = await remote.attempts(f"{batch.id}/1")
+        assert (runs.outcome, runs.ended) == (None, None)
+        await batch.cancel()
+        await batch.wait(PATIENCE_S)
+        for index in range(2):
+            assert await remote.attempts(f"{batch.id}/{index}") == await direct.attempts(f"{batch.id}/{index}")
+        with pytest.raises(NotFound):
+            await remote.attempts(f"{batch.id}/2")
+    async with worked.connect("theirs", retry_s=PATIENCE_S) as stranger:
+        with pytest.raises(NotFound):
+            await stranger.attempts(f"{batch.id}/0")
 
 
 async def _are(batch: tweezer.AsyncBatch, wanted: dict[int, JobStatus]) -> bool:

@@ -41,7 +41,7 @@ def configuration(**options: Any) -> dict[str, Any]:
 def refusal(emulator: str, sequence: dict[str, Any], value: float, config: dict[str, Any] | None = None) -> Fault:
     pytest.importorskip(emulator)
     backend = importlib.import_module(f"tweezer.adapters.emulators.{emulator}_backend").open_backend(
-        Watch(lambda _: None, 1.0), 1 << 20
+        Watch(lambda *_: None, 1.0), 1 << 20
     )
     text = None if config is None else json.dumps(config)
     doc = BatchDoc(device="EMU", sequence=json.dumps(sequence), backend_configuration=text)

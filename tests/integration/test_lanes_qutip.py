@@ -36,6 +36,7 @@ from tweezer.model.messages import (
     OutcomeKind,
     Progress,
     Provenance,
+    Steps,
 )
 
 pytestmark = [
@@ -519,10 +520,12 @@ async def test_progress_comes_from_within_the_solver_and_a_cancel_is_noticed() -
     lane = await open_lane(LaneOptions(soft_cancel_s=30.0, progress_interval_s=0.02))
     await lane.prepare(batch(LONG))
     pid, fractions = lane.pid, []
+    steps: list[Steps | None] = []
     enough = asyncio.Event()
 
     def report(progress: Progress) -> None:
         fractions.append(progress.fraction or 0.0)
+        steps.append(progress.steps)
         if len(fractions) >= 3:
             enough.set()
 
@@ -533,6 +536,12 @@ async def test_progress_comes_from_within_the_solver_and_a_cancel_is_noticed() -
     assert outcome.kind is OutcomeKind.CANCELED
     assert fractions == sorted(fractions)
     assert 0.0 < fractions[0] < fractions[-1] < 1.0
+    for fraction, count in zip(fractions, steps, strict=True):
+        assert count is not None
+        assert count.total
+        assert count.done is not None
+        assert abs(count.done / count.total - fraction) < 1e-3
+        assert count.message == f"{count.done} of {count.total} ns"
     assert lane.pid == pid  # it was a soft cancel
     await lane.prepare(batch())
     assert (await run(lane, job(5, **VALUES))).kind is OutcomeKind.DONE

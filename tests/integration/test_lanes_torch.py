@@ -35,7 +35,7 @@ from tweezer.adapters.lane.lane import ChildLane, LaneOptions
 from tweezer.adapters.registry import DEVICE_KINDS, Binding, make_adapter
 from tweezer.model.errors import ExecutionError, FaultKind, InvalidInput
 from tweezer.model.ids import job_id, new_batch_id
-from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork, Limits, Outcome, OutcomeKind, Progress
+from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork, Limits, Outcome, OutcomeKind, Progress, Steps
 
 torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 
@@ -356,10 +356,12 @@ async def test_progress_comes_from_within_the_solver_and_a_cancel_is_noticed_the
     lane = lane_sv if device == SV else lane_mps
     await lane.prepare(batch(LONG_TEXT, backend_configuration=plain(dt=1.0)))
     pid, fractions = lane.pid, []
+    steps: list[Steps | None] = []
     enough = asyncio.Event()
 
     def report(progress: Progress) -> None:
         fractions.append(progress.fraction or 0.0)
+        steps.append(progress.steps)
         if len(fractions) >= 2:
             enough.set()
 
@@ -370,6 +372,7 @@ async def test_progress_comes_from_within_the_solver_and_a_cancel_is_noticed_the
     assert outcome.kind is OutcomeKind.CANCELED
     assert fractions == sorted(fractions)
     assert 0.0 < fractions[-1] < 1.0
+    assert all(count is not None and count.message == f"{count.done} of {count.total} ns" for count in steps)
     assert lane.pid == pid  # it was a soft cancel
     await lane.prepare(batch())
     assert (await run(lane, job(5))).kind is OutcomeKind.DONE

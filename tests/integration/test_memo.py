@@ -38,7 +38,7 @@ def test_evolutions_with_large_observables_leave_the_memo_when_it_is_full() -> N
     sequence.add(Pulse.ConstantPulse(100, amplitude, 0, 0), "channel")
     times = [each / 20 for each in range(1, 21)]
     config: EmulationConfig[Any] = QutipConfig(observables=[BitStrings(), CorrelationMatrix(evaluation_times=times)])
-    backend = PulserBackend(Qutip(), Watch(lambda _: None, 1.0), memo_bytes=kept)
+    backend = PulserBackend(Qutip(), Watch(lambda *_: None, 1.0), memo_bytes=kept)
     doc = BatchDoc(
         device="EMU_FREE", sequence=sequence.to_abstract_repr(), backend_configuration=config.to_abstract_repr()
     )
@@ -58,7 +58,7 @@ def test_the_configuration_of_equally_configured_batches_is_parsed_once(monkeypa
         return read(dialect, text, older)
 
     monkeypatch.setattr(pulser_backend, "read_configuration", counted)
-    backend = PulserBackend(Qutip(), Watch(lambda _: None, 1.0), memo_bytes=0)
+    backend = PulserBackend(Qutip(), Watch(lambda *_: None, 1.0), memo_bytes=0)
 
     def prepare(text: str | None, older: dict[str, Any] | None = None) -> None:
         doc = BatchDoc("EMU_FREE", backend_configuration=text, configuration=older)

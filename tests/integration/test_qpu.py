@@ -184,7 +184,7 @@ async def test_a_cancel_reaches_the_machine_and_measurements_are_kept(lab: Labor
 
     async def measures() -> bool:
         (job,) = await batch.jobs()
-        return bool(job.progress)
+        return bool(job.progress) and job.steps is not None and job.steps.total == 20
 
     await until(measures, "a job that has measured something")
     await batch.cancel(by="alice")

@@ -218,6 +218,10 @@ async def test_a_holder_that_was_stopped_cancels_no_job_of_the_next(lab: Laborat
     await first.wait_logged("lease.lost")
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
     assert (lab.submits(), lab.stops()) == ([1], 0)
+    (attempt,) = await lab.site.queue.attempts(f"{batch.id}/0")
+    assert attempt.outcome == "done"
+    assert attempt.worker is not None
+    assert f":{second.pid}:" in attempt.worker
 
 
 async def test_the_job_of_a_dead_worker_is_followed_before_another_batch_can_displace_it(lab: Laboratory) -> None:

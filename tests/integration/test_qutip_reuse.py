@@ -59,7 +59,7 @@ def counters(text: str, options: dict[str, Any]) -> list[Any]:
     rest = {name: value for name, value in options.items() if name != "solver"}
     observables = [BitStrings(evaluation_times=[0.5, 1.0]), Energy(evaluation_times=[1.0])]
     config = EmulationConfig(observables=observables, **rest, **({"solver": solver} if solver else {}))
-    backend = PulserBackend(Qutip(), Watch(lambda _: None, 1.0), memo_bytes=1 << 20)
+    backend = PulserBackend(Qutip(), Watch(lambda *_: None, 1.0), memo_bytes=1 << 20)
     doc = BatchDoc(device="EMU_FREE", sequence=text, backend_configuration=config.to_abstract_repr())
     backend.prepare(BatchWork(new_batch_id(), doc))
     jobs = [
@@ -122,7 +122,7 @@ def test_a_million_shots_are_those_of_pulser_alone(as_it_was: None, pulses: str,
     expected = [dict(state.sample(num_shots=shots)) for state in states]
 
     qutip_patches.install_solver()
-    backend = PulserBackend(Qutip(), Watch(lambda _: None, 1.0), memo_bytes=1 << 20)
+    backend = PulserBackend(Qutip(), Watch(lambda *_: None, 1.0), memo_bytes=1 << 20)
     wanted = [BitStrings(evaluation_times=times)]
     text = QutipConfig(observables=wanted, noise_model=noise).to_abstract_repr()
     doc = BatchDoc("EMU_FREE", sequence.to_abstract_repr(), backend_configuration=text)

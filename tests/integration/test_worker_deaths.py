@@ -64,6 +64,16 @@ async def test_logs_and_events_show_the_story_of_a_job_that_ran_twice(site: Site
         ("job.running", again["worker"], None),
         ("job.done", again["worker"], None),
     ]
+    attempts = await site.queue.attempts(f"{batch.id}/0")
+    assert [(it.number, it.worker, it.lane, it.outcome) for it in attempts] == [
+        (1, taken["worker"], 0, "lost"),
+        (2, again["worker"], 0, "done"),
+    ]
+    assert attempts[0].ended is not None
+    assert attempts[1].started is not None
+    assert attempts[0].ended <= attempts[1].started
+    assert attempts[1].duration_s is not None
+    assert attempts[1].duration_s >= 1.0
     await site.audit(batch)
 
 
@@ -123,6 +133,7 @@ async def test_sigterm_gives_back_a_job_that_does_not_fit_without_using_up_an_at
     (job,) = await site.audit(batch)
     assert job.attempt == 1
     first, again = await site.starts(batch)
+    assert [it.outcome for it in await site.queue.attempts(job.id)] == ["drain", "done"]
     assert first < drained_us
     assert again - drained_us >= (DRAIN_S - 0.1) * SECOND_US, "the job had too little time to finish"
     assert again - drained_us <= (DRAIN_S + 1) * SECOND_US, "another worker did not take it at once"

@@ -155,6 +155,9 @@ async def test_poison_that_kills_its_lane_ends_in_error_and_innocents_are_run_on
     poison = jobs.pop(2)
     assert (poison.status, poison.attempt) == (ERROR, 3)
     assert [str(fault) for fault in poison.faults] == ["the lane's process exited with code 3"]
+    attempts = await site.queue.attempts(poison.id)
+    assert [it.outcome for it in attempts] == ["crash", "crash", "error"]
+    assert {str(it.fault) for it in attempts} == {"the lane's process exited with code 3"}
     assert [(job.status, job.attempt) for job in jobs] == [(DONE, 1)] * 5
     assert [(job.status, job.attempt) for job in await site.audit(beside)] == [(DONE, 1)] * 3
 
@@ -178,6 +181,8 @@ async def test_a_transient_failure_is_retried_later_and_then_final(site: Site) -
     jobs = await site.audit(batch)
     assert statuses(jobs) == [ERROR, DONE, DONE]
     assert [str(fault) for fault in jobs[0].faults] == ["no signal"]
+    attempts = await site.queue.attempts(jobs[0].id)
+    assert [(it.outcome, str(it.fault)) for it in attempts] == [("retry", "no signal"), ("error", "no signal")]
     first, second = await site.starts(batch)
     assert second - first >= 500_000, "the backoff of a first failure is at least half a second"
     last = max(e.time_us for e in await site.events(batch) if e.index in (1, 2))

@@ -132,6 +132,10 @@ async def test_progress_of_a_long_job_is_reported_while_it_runs(site: Site) -> N
         (job,) = await batch.jobs()
         if job.progress is not None and job.progress not in seen:
             seen.append(job.progress)
+            assert job.steps is not None
+            assert job.steps.done is not None
+            assert abs(job.steps.done / 15 - job.progress) < 0.1
+            assert (job.steps.total, job.steps.message and job.steps.message[-8:]) == (15, "of 1.5 s")
         return len(seen) >= 2
 
     await until(reported_twice)

@@ -10,17 +10,9 @@ import pytest
 from tests.support.ledger_rig import LedgerRig
 from tests.support.records import end_earlier
 
-from tweezer.client import AsyncQueue
-from tweezer.ledger.config import OpenDatabase
 from tweezer.model.errors import Conflict, NotFound
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
-from tweezer.transports.direct import DirectTransport
-
-
-def _queue(bench: LedgerRig, project: str = "a", *, ledger: bool = True) -> AsyncQueue:
-    url = bench.database.engine.url.render_as_string(hide_password=False)
-    return AsyncQueue(DirectTransport(bench.rig.store, project, ledger=OpenDatabase(url) if ledger else None))
 
 
 async def _forgotten(bench: LedgerRig) -> UUID:
@@ -35,7 +27,7 @@ async def _forgotten(bench: LedgerRig) -> UUID:
 
 async def test_a_forgotten_batch_can_be_read_as_before(bench: LedgerRig) -> None:
     batch_id = await _forgotten(bench)
-    async with _queue(bench) as queue:
+    async with bench.queue() as queue:
         batch = queue.batch(batch_id)
         record = await batch.record()
         assert record.status is BatchStatus.DONE
@@ -47,7 +39,7 @@ async def test_a_forgotten_batch_can_be_read_as_before(bench: LedgerRig) -> None
 
 async def test_a_command_on_a_forgotten_batch_reports_that_it_has_ended(bench: LedgerRig) -> None:
     batch_id = await _forgotten(bench)
-    async with _queue(bench) as queue:
+    async with bench.queue() as queue:
         with pytest.raises(Conflict, match="has ended"):
             await queue.batch(batch_id).cancel()
         with pytest.raises(Conflict, match="has ended"):
@@ -56,7 +48,7 @@ async def test_a_command_on_a_forgotten_batch_reports_that_it_has_ended(bench: L
 
 async def test_a_foreign_batch_in_the_ledger_is_not_found(bench: LedgerRig) -> None:
     batch_id = await _forgotten(bench)
-    async with _queue(bench, "b") as queue:
+    async with bench.queue("b") as queue:
         for call in (queue.batch(batch_id).record, queue.batch(batch_id).cancel):
             with pytest.raises(NotFound):
                 await call()
@@ -66,7 +58,7 @@ async def test_a_foreign_batch_in_the_ledger_is_not_found(bench: LedgerRig) -> N
 
 async def test_without_a_ledger_a_forgotten_batch_is_not_found(bench: LedgerRig) -> None:
     batch_id = await _forgotten(bench)
-    async with _queue(bench, ledger=False) as queue:
+    async with bench.queue(ledger=False) as queue:
         with pytest.raises(NotFound):
             await queue.batch(batch_id).record()
 
@@ -77,7 +69,7 @@ async def test_an_export_is_the_same_before_and_after_redis_forgot_the_batch(ben
     batch_id = await bench.rig.submit(3)
     await bench.rig.run_all()
     await bench.record()
-    async with _queue(bench) as queue:
+    async with bench.queue() as queue:
         before = [json.loads(line) async for line in _lines(queue.batch(batch_id))]
         await bench.rig.tickets.set_full("full", ttl_s=60)
         await end_earlier(bench.rig.store, batch_id, by_s=30)

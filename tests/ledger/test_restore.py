@@ -12,18 +12,21 @@ from uuid import UUID
 
 import pytest
 from redis.asyncio import Redis
-from tests.support.ledger_rig import NAMESPACE, LedgerRig
+from tests.support.ledger_rig import NAMESPACE, OPERATOR, LedgerRig
 from tests.support.redis_users import RedisServer
 from tests.support.store_rig import LEASE_S, StoreRig
 from tests.support.waiting import until
 
+from tweezer.ledger.batch_reader import BatchReader
 from tweezer.ledger.database import Database
 from tweezer.model.events import read_events
-from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.ids import job_id
+from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import JobSpec, OutcomeKind, Priority
 from tweezer.model.rules import Rules
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
+from tweezer.store.workers import JobProgress
 
 pytestmark = [pytest.mark.redis, pytest.mark.chaos]
 
@@ -156,6 +159,30 @@ async def test_jobs_that_redis_lost_are_restored_from_the_ledger_and_do_not_run_
     assert set(mortal.ends_of_jobs().values()) == {1}
     assert len(mortal.ends_of_jobs()) == 10 + 3 + 3 + 2 + 4
     mortal.counts_add_up()
+
+
+async def test_attempts_survive_a_redis_that_lost_them(mortal: Mortal) -> None:
+    batch_id = await mortal.rig.submit(1)
+    await mortal.record()
+    size = mortal.size()
+    await mortal.rig.settle(await mortal.rig.take(), {0: OutcomeKind.RETRY})
+    await mortal.rig.make_due(batch_id)
+    await mortal.rig.renew(await mortal.rig.take(), JobProgress(0, Stage.ON_DEVICE))
+    await mortal.record()
+    await mortal.come_back_with(size)
+    await mortal.rig.announce(lanes=2)
+    async with mortal.recording():
+        await until(mortal.gate_is_open, "the recorder opens the gate")
+    await mortal.rig.make_due(batch_id)
+    await mortal.rig.run_all()
+    await mortal.record()
+    reader = BatchReader(mortal.rig.store, mortal.queries)
+    attempts = await reader.attempts(OPERATOR, job_id(batch_id, 0))
+    assert [(it.outcome, it.fault and it.fault.message) for it in attempts] == [
+        ("retry", "it broke"),
+        ("restart", None),
+        ("done", None),
+    ]
 
 
 async def test_a_redis_that_lost_nothing_hands_out_work_after_the_recorders_check(mortal: Mortal) -> None:

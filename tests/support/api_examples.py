@@ -241,8 +241,8 @@ async def _call_batches(examples: Examples, operator: str) -> None:
     await call("GET /api/v1/jobs", query={"batch_id": batch_id, "status": "DONE", "limit": 1})
     await call("GET /api/v2/jobs", query={"batch_id": batch_id, "status": "ERROR"})
     await call("GET /api/v2/jobs/counts", query={"batch_id": batch_id})
-    for end in ("/api/v1/jobs/{job_id}", "/api/v2/jobs/{job_id}", "/api/v2/jobs/{job_id}/transitions"):
-        await call(f"GET {end}", job_id=done)
+    for end in ("v1/jobs/{job_id}", "v2/jobs/{job_id}", "v2/jobs/{job_id}/transitions", "v2/jobs/{job_id}/attempts"):
+        await call(f"GET /api/{end}", job_id=done)
     output = OutputBuffer()
     output.add(b"10.0%. Run time:   0.50s. Est. time left: 00:00:00:04\n")
     await rig.store.job_logs.write(UUID(done), output.content)

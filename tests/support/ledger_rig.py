@@ -8,13 +8,16 @@ from uuid import UUID
 from sqlalchemy import select, text
 from tests.support.store_rig import StoreRig
 
+from tweezer.client import AsyncQueue
 from tweezer.ledger.access.credentials import Principal, Role
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.queries.queries import Queries
 from tweezer.ledger.recorder.recorder import Recorder, RecorderTuning
 from tweezer.ledger.schema import batches
 from tweezer.model.lifecycle import JobStatus
 from tweezer.store.records import BatchRecord, JobRecord
+from tweezer.transports.direct import DirectTransport
 
 NAMESPACE = "test"
 OPERATOR = Principal("test", Role.OPERATOR)
@@ -38,6 +41,11 @@ class LedgerRig:
             grace_s=GRACE_S,
             tuning=RecorderTuning(**tuning) if tuning else None,
         )
+
+    def queue(self, project: str = "a", *, ledger: bool = True) -> AsyncQueue:
+        """Return a queue of the Python API, which closes the rig's store."""
+        url = self.database.engine.url.render_as_string(hide_password=False)
+        return AsyncQueue(DirectTransport(self.rig.store, project, ledger=OpenDatabase(url) if ledger else None))
 
     async def record(self) -> None:
         """Record everything, like a recorder that has just become active."""

@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import os
 import time
 
 from tweezer.adapters.protocol import Capabilities, Report, describe_timeout
 from tweezer.model.errors import ExecutionError, FaultKind
 from tweezer.model.lifecycle import Stage
-from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome, OutcomeKind, Progress, Provenance, Result
+from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome, OutcomeKind, Progress, Provenance, Result, Steps
 
 _PROGRESS_INTERVAL_S = 0.1
 _PROVENANCE = Provenance(backend="null")
@@ -88,7 +89,7 @@ class NullLane:
             while (slept_s := time.monotonic() - began) < sleep_s:
                 if slept_s >= limit_s:
                     return _failed(OutcomeKind.ERROR, FaultKind.TIMEOUT, describe_timeout(limit_s))
-                report(Progress(Stage.ON_DEVICE, slept_s / sleep_s))
+                report(Progress(Stage.ON_DEVICE, slept_s / sleep_s, _count_steps(slept_s, sleep_s)))
                 pause_s = min(_PROGRESS_INTERVAL_S, min(sleep_s, limit_s) - slept_s)
                 try:
                     await asyncio.wait_for(self._stop.wait(), pause_s)
@@ -113,6 +114,12 @@ class NullAdapter:
 
     async def open_lane(self) -> NullLane:
         return NullLane()
+
+
+def _count_steps(slept_s: float, sleep_s: float) -> Steps:
+    """Return how many tenths of a second of a sleep have passed."""
+    total = max(math.ceil(10 * sleep_s), 1)
+    return Steps(min(int(10 * slept_s), total), total, f"slept for {slept_s:.1f} of {sleep_s:g} s")
 
 
 @functools.lru_cache(maxsize=64)

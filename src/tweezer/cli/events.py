@@ -1,4 +1,4 @@
-"""``tweezer events``: the events of a batch or of a project, one per line."""
+"""``tweezer events`` and ``attempts``: the events of a batch or of a project, and the executions of a job."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.options import Options, pass_options, split_job
+from tweezer.cli.options import Options, pass_options, print_json, split_job
 from tweezer.cli.status import check_number
 from tweezer.client import AsyncBatch, AsyncQueue
+from tweezer.model.attempts import JobAttempt
 from tweezer.model.ids import short_id
+from tweezer.model.summaries import format_duration
 from tweezer.model.webhooks import EventMessage, EventType, describe_event
 
 _HOLD_S = 20.0
@@ -102,4 +104,49 @@ def _line(event: EventMessage, *, names_job: bool) -> str:
         words.append(f"on {held_by}" if event.type == EventType.JOB_RUNNING else f"back from {held_by}")
     if "reason" in data:
         words[-1] += f": {data['reason']}"
+    if "error" in data:
+        words[-1] += f" ({data['error']})"
     return "  ".join(words)
+
+
+@click.command()
+@click.argument("job", metavar="BATCH[/JOB]")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@pass_options
+def attempts(options: Options, *, job: str, as_json: bool) -> None:
+    """Show each execution of a job: where it ran, from when to when, and how it ended.
+
+    Without a number it is job 0 of the batch. A job on a QPU or on another server that another worker continued is one
+    attempt.
+    """
+    named, index = split_job(job)
+
+    async def run(queue: AsyncQueue) -> None:
+        batch = await queue.find(named)
+        found = await queue.attempts(f"{batch.id}/{index or 0}")
+        if as_json:
+            print_json([_as_json(attempt) for attempt in found])
+        elif found:
+            show.print_table(("attempt", "began", "ran", "worker", "lane", "outcome"), list(map(_cells, found)))
+        else:
+            show.echo("The job has not begun.", err=True)
+
+    options.run(run)
+
+
+def _cells(attempt: JobAttempt) -> tuple[object, ...]:
+    """Return the cells of an attempt."""
+    outcome = attempt.outcome or "running"
+    why = "; ".join(filter(None, (attempt.reason, str(attempt.fault or ""))))
+    return (
+        attempt.number,
+        "" if attempt.started is None else show.second(attempt.started),
+        "" if attempt.duration_s is None else format_duration(attempt.duration_s),
+        attempt.worker or "",
+        "" if attempt.lane is None else attempt.lane,
+        f"{outcome}: {why}" if why else str(outcome),
+    )
+
+
+def _as_json(attempt: JobAttempt) -> dict[str, object]:
+    return msgspec.structs.asdict(attempt) | {"reason": attempt.reason, "duration_s": attempt.duration_s}

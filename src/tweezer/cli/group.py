@@ -43,6 +43,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "status": ("status", "Show the state of a batch."),
         "watch": ("status", "Follow a batch live until its jobs have ended."),
         "events": ("events", "Show or follow the events of a batch or of the project."),
+        "attempts": ("events", "Show each execution of a job: where, when, and how it ended."),
         "logs": ("job_logs", "Show or follow what the emulator wrote while a job ran."),
         "results": ("results", "Show the bitstrings that the jobs measured."),
         "export": ("results", "Write batches with their jobs and results as JSON lines."),

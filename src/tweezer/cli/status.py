@@ -25,7 +25,7 @@ from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.events import JobNews, Word
 from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
-from tweezer.model.messages import Limits
+from tweezer.model.messages import Limits, Steps
 from tweezer.model.rules import Rules
 from tweezer.model.summaries import describe_values, format_count, format_duration
 from tweezer.store.records import BatchPause, BatchRecord, DeviceRecord, JobRecord, describe_wait
@@ -81,14 +81,15 @@ _FEW = 4
 class View(msgspec.Struct, frozen=True):
     """The content of a progress line.
 
-    progress: job index → fraction, for running jobs that report it. rate: jobs that ended per second.
-    hint: why no job ends.
+    progress: job index → fraction, for running jobs that report it. rate: jobs that ended per second. hint: why no job
+    ends. steps: those of the only running job.
     """
 
     record: BatchRecord
     progress: dict[int, float]
     rate: float | None = None
     hint: str | None = None
+    steps: Steps | None = None
 
 
 def progress_line(view: View, columns: int) -> str:
@@ -104,6 +105,8 @@ def progress_line(view: View, columns: int) -> str:
         parts.append(("paused", "yellow"))
     if counts[JobStatus.RUNNING]:
         parts.append((f"{counts[JobStatus.RUNNING]} running{_percentages(view.progress)}", None))
+        if view.steps is not None:
+            parts.append((str(view.steps), None))
     if view.hint:
         parts.append((view.hint, "yellow"))
     if counts[JobStatus.PENDING]:
@@ -254,6 +257,7 @@ async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter, *, until_close
     """
     batch = queue.batch(batch_id)
     rate, progress, failures = _Rate(), dict[int, float](), Failures(batch)
+    steps: dict[int, Steps] = {}
     hint: str | None = None
     explained: BatchRecord | None = None
     await batch.record()
@@ -270,18 +274,20 @@ async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter, *, until_close
                     hint, explained = await explain_standstill(batch, record, progress), record
                 if record.counts[JobStatus.RUNNING] == 0:
                     progress.clear()
+                    steps.clear()
                 is_over = is_settled(record) and not (until_closed and record.open)
                 if record.fault is None and not failures.is_complete(record):
                     for line in await failures.read(record, range(record.jobs) if is_over else failed):
                         meter.note(line)
-                meter.show(View(record, dict(progress), per_s, hint))
+                only = next(iter(steps.values())) if len(steps) == record.counts[JobStatus.RUNNING] == 1 else None
+                meter.show(View(record, dict(progress), per_s, hint, only))
                 if is_over:
                     meter.end()
                     for line in failures.repeated():
                         meter.note(line)
                     return record
                 changes = await news.next(meter.interval_s)
-                failed = read_progress(changes, progress)
+                failed = read_progress(changes, progress, steps)
                 if changes or time.monotonic() - looked >= _LOOK_AGAIN_S:
                     record, looked = await batch.record(), time.monotonic()
                     await asyncio.sleep(0 if is_settled(record) else meter.interval_s)  # news may come by the thousand
@@ -299,17 +305,20 @@ async def explain_standstill(batch: AsyncBatch, record: BatchRecord, progress: M
     return next((_note(job, reasons=False) for job in jobs if job.status is JobStatus.RUNNING), None)
 
 
-def read_progress(changes: Iterable[Word | JobNews], progress: dict[int, float]) -> list[int]:
-    """Update the fractions of running jobs from news of the batch; return the jobs that failed."""
+def read_progress(changes: Iterable[Word | JobNews], progress: dict[int, float], steps: dict[int, Steps]) -> list[int]:
+    """Update the fractions and steps of running jobs from news of the batch; return the jobs that failed."""
     failed: list[int] = []
     for news in changes:
         if isinstance(news, JobNews):
             if news.percent is not None:
                 progress[news.index] = news.percent / 100
+            if news.steps is not None:
+                steps[news.index] = news.steps
             continue
         if news.letters[1] != JobStatus.RUNNING.letter:
             for index in news.jobs:
                 progress.pop(index, None)
+                steps.pop(index, None)
         if news.letters[1] == JobStatus.ERROR.letter:
             failed += news.jobs
     return failed
@@ -528,7 +537,8 @@ def _note(job: JobRecord, *, reasons: bool) -> str:
     if job.status is JobStatus.RUNNING and job.stage is not None:
         progress = "" if job.progress is None else f" {job.progress:.0%}"
         since = "" if job.stage_since is None else f" for {_lasted(job.stage_since)}"
-        notes = [f"{job.stage.value}{progress}{since}"]
+        steps = "" if job.steps is None else f" ({job.steps})"
+        notes = [f"{job.stage.value}{progress}{since}{steps}"]
     else:
         cancel = "" if job.cancel_outcome is None else f"cancel: {_words(job.cancel_outcome)}"
         notes = [cancel, *(map(str, job.faults) if reasons else ())]
@@ -569,7 +579,7 @@ def _rules_as_json(record: BatchRecord) -> dict[str, Any]:
 def job_as_json(job: JobRecord) -> dict[str, Any]:
     """Return a job for output as JSON."""
     return {
-        **_fields(job, "id", "index", "status", "stage", "progress"),
+        **_fields(job, "id", "index", "status", "stage", "progress", "steps"),
         **_fields(job.spec, "runs", "variables", "seed"),
         **_fields(job, "attempt", "created", "started", "ended", "cancel_requested", "cancel_outcome"),
         "cancel_attempts": _cancels_as_json(job.cancels),

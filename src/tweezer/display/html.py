@@ -129,9 +129,10 @@ def _cells(job: JobRecord | Finished) -> tuple[str, ...]:
     counter = None if result is None else result.counter
     runs = sum(counter.values()) if counter is not None else record.spec.runs or record.spec.runs_shown
     doing = record.stage if record.status is JobStatus.RUNNING else None
-    note = error or (
-        "" if doing is None else doing.value + ("" if record.progress is None else f" {record.progress:.0%}")
-    )
+    note = error or ("" if doing is None else doing.value)
+    if doing is not None and error is None:
+        note += "" if record.progress is None else f" {record.progress:.0%}"
+        note += "" if record.steps is None else f" ({record.steps})"
     return (
         f"<code>{short_job_id(record.id)}</code>",
         draw_status(record.status),

@@ -14,14 +14,16 @@ import msgspec
 
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, PageRequest
-from tweezer.model.errors import Conflict, NotFound, ResultUnavailable
+from tweezer.model.attempts import JobAttempt, read_attempts
+from tweezer.model.errors import Conflict, EventsTrimmed, NotFound, ResultUnavailable, Unavailable
+from tweezer.model.events import Event
 from tweezer.model.ids import job_id, read_short_id
 from tweezer.model.messages import Result
 from tweezer.store.connection import Store
 from tweezer.store.reader import Lookups
 from tweezer.store.records import BatchRecord, JobRecord
 from tweezer.store.snapshots import Snapshot, SnapshotRequest
-from tweezer.store.streams.feed import Entry
+from tweezer.store.streams.feed import Entry, position_id, position_number
 
 if TYPE_CHECKING:  # the base install has no database
     from tweezer.ledger.queries.queries import Queries
@@ -31,6 +33,9 @@ T = TypeVar("T")
 _Created = tuple[int, UUID]  # when a batch was created (ms), and its id
 _PAGE = 100
 _CANDIDATES_MAX = 10  # that an error lists
+_EVENTS_PAGE = 1000  # entries of the stream
+_EVENTS_MAX = 100_000  # entries that are not in the ledger yet
+_REREADS_MAX = 3
 _SLACK_MS = 1000  # maximum difference between the creation of a batch and the position of its first entry
 LAST_PATTERN = r"@last(?:~([0-9]{1,4}))?"
 _LAST = re.compile(LAST_PATTERN)
@@ -219,6 +224,41 @@ class BatchReader:
         """Return the existing results by index, each unpacked or as the error why it cannot be read."""
         packed = await self.packed_results(batch_id, indices)
         return {index: await self._store.results.read(data) for index, data in packed.items()}
+
+    async def attempts(self, caller: Principal, job_id: UUID) -> list[JobAttempt]:
+        """Return the attempts of the job, oldest first. Raises NotFound, EventsTrimmed."""
+        job = await self.job(caller, job_id)
+        events = await self._events_of_job(job)
+        return read_attempts(events, started=job.started, fault=job.faults[0] if job.faults else None)
+
+    async def _events_of_job(self, job: JobRecord) -> list[Event]:
+        """Return the events of the job: those in the ledger, then those of the stream after them."""
+        queries, rereads, scanned = await self._open(), 0, 0
+        events: list[Event] = []
+        position = max(round(job.created.timestamp() * 1000) - _SLACK_MS, 0) << 20
+        if queries is not None:
+            events, position = await queries.ask(queries.transitions_and_position, job.id, self._store.keys.namespace)
+        while not (events and events[-1].status.terminal):
+            read = partial(self._store.events.read_on, position_id(position), most=_EVENTS_PAGE)
+            entries, trimmed = await self._ask(read)
+            if position_number(trimmed) > position and queries is None and (job.attempt or job.started):
+                raise EventsTrimmed(
+                    f"events of job {job.id} may no longer be in Redis; set database_url=… or TWEEZER_DATABASE_URL to "
+                    "the ledger that has them"
+                )
+            if position_number(trimmed) > position and queries is not None and rereads < _REREADS_MAX:
+                rereads += 1  # what was trimmed has been recorded
+                ask = (queries.transitions_and_position, job.id, self._store.keys.namespace)
+                events, position = await queries.ask(*ask)
+                continue
+            of_batch = (entry for entry in entries if entry.batch_id == job.batch_id and not entry.is_restored)
+            events += [event for entry in of_batch for event in entry.events if event.index == job.index]
+            if len(entries) < _EVENTS_PAGE:
+                break
+            position, scanned = position_number(entries[-1].id), scanned + len(entries)
+            if scanned >= _EVENTS_MAX and queries is not None:
+                raise Unavailable("the ledger is too far behind to show attempts; check that a recorder runs")
+        return events
 
     async def entries(self, batch: BatchRecord, after: int) -> list[Entry]:
         """Return the batch's next recorded entries after a position, oldest first."""

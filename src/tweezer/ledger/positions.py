@@ -32,7 +32,7 @@ def recorder_position(connection: Connection, namespace: str) -> int:
 def recorded_entry(row: Row[Any]) -> Entry:
     """Make the stream's entry from a row of the transitions."""
     about = (row.batch, row.sequence_number, row.time_us, row.words)
-    return Entry(position_id(row.position), *about, holder=row.holder or "")
+    return Entry(position_id(row.position), *about, holder=row.holder or "", faults=row.faults or "")
 
 
 NOW = ("now", "$")

@@ -263,6 +263,7 @@ transitions = Table(
     Column("time_us", BigInteger, nullable=False),
     Column("words", Text, nullable=False),  # the events, as model.events reads them
     Column("holder", String(200)),  # the lane that held the ticket, and why its jobs became pending; null: none did
+    Column("faults", Text),  # why attempts failed that are repeated, as model.events reads them; null: none did
     Index("ix_transitions_batch", "batch", "position"),
     Index("ix_transitions_project", "project", "position"),
     **_CLUSTERED,

@@ -6,20 +6,22 @@ created with 20 jobs), ``RI`` (the RUNNING batch has no work and will soon time 
 late). The letters are those of the
 statuses. Each transition has a sequence number, which increases by one within a batch, in the order of the words. The
 entry also names the lane that held the ticket, if one did, and why running jobs became pending again:
-``host:812:3fa901:0 lost``.
+``host:812:3fa901:0 lost``. If their attempts failed, it has the faults, one on a line: ``5,7 retry {"code":…}``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from uuid import UUID
 
 import msgspec
 
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus, Stage
+from tweezer.model.messages import Fault, Steps, decode_fault, read_steps
 
 _WORD = re.compile(  # indices below 100,000
     r"(\d{1,5})(?:-(\d{1,5}))?([PRDEC][PRDEC])|(N[PRSDECT])(?::(\d{1,9}))?|([PRSDECT][PRSDECTIL])"
@@ -53,6 +55,7 @@ class Event(msgspec.Struct, frozen=True):
             or for an event from before this was recorded.
         lane: The number of the worker's lane.
         why: Why a running job became pending again, a key of ``RETURNS``.
+        fault: Why its attempt failed, if that made it pending again.
         is_late: Whether it is ``batch.late``, which does not change the status.
     """
 
@@ -66,6 +69,7 @@ class Event(msgspec.Struct, frozen=True):
     worker: str | None = None
     lane: int | None = None
     why: str | None = None
+    fault: Fault | None = None
     is_late: bool = False
 
     @property
@@ -148,14 +152,18 @@ class Word(msgspec.Struct, frozen=True):
         """Return the word without its first ``count`` events; it must contain more."""
         return Word(self.letters, self.jobs[count:], self.submitted) if count > 0 else self
 
-    def events(self, batch_id: UUID, sequence: int, time_us: int, holder: str = "") -> Iterator[Event]:
-        """Yield the events of the word; the first one has this sequence number. holder: as in :func:`read_events`."""
+    def events(
+        self, batch_id: UUID, sequence: int, time_us: int, holder: str = "", faults: str = ""
+    ) -> Iterator[Event]:
+        """Yield the events of the word; the first one has this sequence number. The rest as :func:`read_events`."""
         before, after = self.letters[0], self.letters[1]
         if self.jobs:
             worker, lane, why = _read_holder(holder)
+            returns = _read_faults(faults) if faults and after == "P" else {}
             by = (worker, lane, why if after == "P" else None)
             for number, index in enumerate(self.jobs, sequence):
-                yield Event(batch_id, number, time_us, JOB_BY_LETTER[after], JOB_BY_LETTER[before], index, None, *by)
+                last = by if index not in returns else (worker, lane, *returns[index])
+                yield Event(batch_id, number, time_us, JOB_BY_LETTER[after], JOB_BY_LETTER[before], index, None, *last)
         else:
             previous = None if before == "N" else BATCH_BY_LETTER[before]
             status = BATCH_BY_LETTER[before if after in "IL" else after]
@@ -169,6 +177,21 @@ def _read_holder(text: str) -> tuple[str | None, int | None, str | None]:
     worker, _, lane = held.rpartition(":")
     number = int(lane) if re.fullmatch(r"\d{1,5}", lane, re.ASCII) else None
     return worker or None, number, why if why in RETURNS else None
+
+
+@functools.lru_cache(maxsize=256)
+def _read_faults(text: str) -> Mapping[int, tuple[str | None, Fault]]:
+    """Return why each job became pending, and its fault. Lines that are not valid are ignored."""
+    found: dict[int, tuple[str | None, Fault]] = {}
+    for line in text.splitlines():
+        indices, _, rest = line.partition(" ")
+        why, _, packed = rest.partition(" ")
+        if re.fullmatch(r"\d{1,5}(,\d{1,5})*", indices, re.ASCII) is None:
+            continue
+        with contextlib.suppress(msgspec.MsgspecError):
+            fault = decode_fault(packed.encode())
+            found |= dict.fromkeys(map(int, indices.split(",")), (why if why in RETURNS else None, fault))
+    return found
 
 
 @functools.lru_cache(maxsize=8192)
@@ -192,33 +215,36 @@ def count_events(words: str) -> int:
     return sum(word.count for word in read_words(words))
 
 
-def read_events(batch_id: UUID, first: int, time_us: int, words: str, holder: str = "") -> Iterator[Event]:
+def read_events(
+    batch_id: UUID, first: int, time_us: int, words: str, holder: str = "", faults: str = ""
+) -> Iterator[Event]:
     """Yield the events of an entry. Raises ValueError for invalid words.
 
     first: the first sequence number. holder: the lane that held the ticket and why its jobs became pending, as in the
-    stream.
+    stream. faults: why attempts failed that are repeated, as in the stream.
     """
     sequence = first
     for word in read_words(words):
-        yield from word.events(batch_id, sequence, time_us, holder)
+        yield from word.events(batch_id, sequence, time_us, holder, faults)
         sequence += word.count
 
 
 class JobNews(msgspec.Struct, frozen=True):
-    """The progress of a running job, published on its batch's channel and not stored. percent: None if unknown."""
+    """The progress of a running job, as it is published. percent, steps: None if unknown."""
 
     index: int
     stage: Stage
     percent: float | None
+    steps: Steps | None = None
 
 
 def read_news(message: bytes) -> JobNews | list[Word]:
-    """Parse a message on a batch's channel: the progress of a job, or the words of an entry."""
+    """Parse a message on a channel of a batch: the progress of a job, or the words of an entry."""
     text = message.decode()
     if not text.startswith("~"):
         return read_words(text)
-    index, stage, percent = text[1:].split()
-    return JobNews(int(index), Stage(stage), None if percent == "-" else float(percent))
+    index, stage, percent, *steps = text[1:].split()
+    return JobNews(int(index), Stage(stage), None if percent == "-" else float(percent), read_steps(*steps))
 
 
 def words_of_news(messages: Iterable[bytes]) -> list[Word]:

@@ -6,6 +6,7 @@ New fields are appended with a default, so that old records stay readable.
 
 from __future__ import annotations
 
+import math
 import zlib
 from enum import StrEnum
 from typing import Any
@@ -204,11 +205,77 @@ class Outcome(msgspec.Struct, frozen=True):
     began: bool = True
 
 
+class Steps(msgspec.Struct, frozen=True):
+    """The progress of a running job in the words of what runs it.
+
+    Attributes:
+        done: Number of finished steps. What a step is depends on the emulator or the machine.
+        total: Number of all steps.
+        message: What it does, for people, on one line.
+    """
+
+    done: int | None = None
+    total: int | None = None
+    message: str | None = None
+
+    def __str__(self) -> str:
+        count = "" if self.total is None else f"{self.done}/{self.total}"
+        return f"{count}: {self.message}" if count and self.message else count or self.message or ""
+
+
 class Progress(msgspec.Struct, frozen=True):
-    """The progress of a running job; ``fraction`` is 0 to 1, or None if the emulator does not report it."""
+    """The progress of a running job.
+
+    fraction: 0 to 1; None if it is not known, or follows from the steps. steps: None if they are not known.
+    """
 
     stage: Stage
     fraction: float | None = None
+    steps: Steps | None = None
+
+
+MAX_PROGRESS_LENGTH = 200
+"""The largest number of characters of the message of a job's progress."""
+
+MAX_STEPS = 10**14
+"""The largest number of steps of a job."""
+
+_SPACE = "␠"  # in a message, where words are separated by spaces
+
+
+def fit_progress(progress: Progress) -> Progress:
+    """Return the progress with valid values only, because it may be an adapter's or a machine's.
+
+    Numbers that cannot be are left out. The message is cut, and put on one line without control characters.
+    """
+    fraction, steps = progress.fraction, progress.steps
+    if fraction is not None:
+        fraction = min(max(fraction, 0.0), 1.0) if math.isfinite(fraction) else None
+    if steps is not None:
+        done, total = steps.done, steps.total
+        if done is None or total is None or not (0 <= done <= total <= MAX_STEPS and total):
+            done = total = None
+        elif fraction is None:
+            fraction = done / total
+        text = "".join(it if it.isprintable() else " " for it in steps.message or "")
+        message = " ".join(text.replace(_SPACE, " ").split())[:MAX_PROGRESS_LENGTH].strip()
+        steps = Steps(done, total, message if message not in ("", "-") else None)
+    return Progress(progress.stage, fraction, None if steps == Steps() else steps)
+
+
+def pack_steps(steps: Steps | None) -> tuple[str, str]:
+    """Return the steps as two words: their numbers, and the message. A missing value is ``-``."""
+    if steps is None:
+        return "-", "-"
+    return "-" if steps.total is None else f"{steps.done}/{steps.total}", (steps.message or "-").replace(" ", _SPACE)
+
+
+def read_steps(numbers: str = "-", message: str = "-") -> Steps | None:
+    """Return the steps of two words; None if both are missing. Raises ValueError."""
+    if numbers == message == "-":
+        return None
+    done, total = (None, None) if numbers == "-" else map(int, numbers.split("/"))
+    return Steps(done, total, None if message == "-" else message.replace(_SPACE, " "))
 
 
 class BatchWork(msgspec.Struct, frozen=True):
@@ -350,6 +417,17 @@ def result_json(result: Result) -> bytes:
 
 def decode_result_json(text: bytes) -> Result:
     return msgspec.json.decode(text, type=Result)
+
+
+MAX_RETURN_LENGTH = 2000
+"""The largest number of characters of the message of a failure after which a job is tried again."""
+
+
+def shorten_fault(fault: Fault) -> Fault:
+    """Cut the message of a failure after which a job is tried again: it is stored with its event."""
+    if len(fault.message) <= MAX_RETURN_LENGTH:
+        return fault
+    return msgspec.structs.replace(fault, message=f"{fault.message[: MAX_RETURN_LENGTH - 1]}…")
 
 
 def encode_fault(fault: Fault) -> bytes:

@@ -208,6 +208,7 @@ def describe_event(event: Event, project: str) -> EventMessage:
     """Convert a transition for the feed.
 
     ``data`` has the fields of JobData or BatchData that the event contains, and the worker and lane that held the job.
+    For a job that is pending again it also has the reason, and the error of its attempt.
     """
     data: dict[str, Any] = {"project_id": project, "batch_id": str(event.batch_id)}
     if event.index is not None:
@@ -217,6 +218,8 @@ def describe_event(event: Event, project: str) -> EventMessage:
         data |= {"worker": event.worker, "lane": event.lane}
     if event.reason is not None:
         data["reason"] = event.reason
+    if event.fault is not None:
+        data["error"] = str(event.fault)
     if event.jobs is not None:
         data["jobs"] = dict.fromkeys(JobStatus, 0) | {JobStatus.PENDING: event.jobs}
     return EventMessage(event.id, event.type, timestamp(event.time_us), data)

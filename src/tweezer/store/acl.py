@@ -85,7 +85,7 @@ class Rights(msgspec.Struct, frozen=True):
 
 _CALL = re.compile(r"(?:redis\.p?call|each_thousand)\('(\w+)'")
 _KEY = re.compile(r"\bKEY\.(\w+)")
-_CHANNELS = (Key.NEWS, Key.POOL)
+_CHANNELS = (Key.NEWS, Key.STEPS, Key.POOL)
 
 
 def _pattern(key: Key) -> str:

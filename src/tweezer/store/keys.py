@@ -62,6 +62,7 @@ class Key(StrEnum):
     COUNTED = "counted"  # string, expiring: the recorder has counted the results that only the ledger has
     # channels
     NEWS = "news:%s"  # of a batch: its events and progress
+    STEPS = "news:%s:steps"  # of a batch: its progress with steps
     POOL = "pool:%s"  # of a device: cancels of running work
     # queues of arq
     INTAKE = "intake"

@@ -37,7 +37,7 @@ from tweezer.model.checks import (
 from tweezer.model.configurations import check_older_options, configured_shots
 from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, QueueFull, Unavailable, Unreadable
 from tweezer.model.ids import is_project_id, new_batch_id
-from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
+from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus, Stage
 from tweezer.model.lru import Recent
 from tweezer.model.messages import (
     MAX_JOBS_PER_BATCH,
@@ -47,11 +47,15 @@ from tweezer.model.messages import (
     JobSpec,
     Limits,
     Priority,
+    Progress,
+    Steps,
     compress,
     decode_fault,
     encode_fault,
+    fit_progress,
     pack,
     pack_lasting,
+    pack_steps,
     shorten,
 )
 from tweezer.model.quotas import QuotaExceeded
@@ -719,6 +723,7 @@ class Commands:
         *,
         status: JobStatus | None = None,
         percent: int | None = None,
+        steps: Steps | None = None,
         fault: Fault | None = None,
         project: str | None,
     ) -> None:
@@ -729,6 +734,10 @@ class Commands:
         """
         if fault is not None:
             check_characters("errors", fault.message, lines=True)
+        fits = fit_progress(Progress(Stage.ON_DEVICE, steps=steps))
+        numbers, message = pack_steps(fits.steps)
+        if percent is None and fits.fraction is not None:
+            percent = round(100 * fits.fraction)
         await self._command(
             "report",
             batch_id,
@@ -736,6 +745,8 @@ class Commands:
             index=index,
             to="" if status is None else status.letter,
             percent="" if percent is None else str(percent),
+            steps="" if numbers == "-" else numbers,
+            message="" if message == "-" else message,
             fault=b"" if fault is None else encode_fault(fault),
         )
 

@@ -20,9 +20,11 @@ from tweezer.model.messages import (
     Fault,
     JobSpec,
     Priority,
+    Steps,
     decode_doc,
     decode_fault,
     decode_spec,
+    read_steps,
 )
 from tweezer.model.rules import StoredRules
 from tweezer.model.sequence import ANYWHERE, Geometry
@@ -46,8 +48,13 @@ STATE_FIELDS = (
     "lost",  # workers that were lost while they ran it
     "transient",  # transient failures
     "outcome",  # prevented or stopped (CancelOutcome), of a job that was canceled on request
+    "steps",  # of its progress: done/total
+    "message",  # of its progress, see messages.pack_steps
 )
 """The words of a job's state, in order; ``-`` means no value. States written by older releases have fewer words."""
+
+USUAL_WORDS = STATE_FIELDS.index("steps")
+"""The number of words that each state has. Only a running job has the others, if its progress has steps."""
 
 MADE_FIELDS = (
     "device",
@@ -275,6 +282,7 @@ class JobRecord(msgspec.Struct, frozen=True):
         attempt: The number of its (last) attempt; 0 until it begins.
         stage: What it is doing while PENDING or RUNNING, and ``stage_since`` when that began.
         progress: 0 to 1; None if unknown.
+        steps: The finished and all steps, and what it does, while it is RUNNING; None if unknown.
         cancel_requested: When a cancel was first requested.
         cancel_requests: Number of requests to end it, including those because of its time limit.
         queue_s: From its submit to its (last) begin.
@@ -307,6 +315,7 @@ class JobRecord(msgspec.Struct, frozen=True):
     cancel_outcome: CancelOutcome | None = None
     cancels: tuple[CancelAttempt, ...] = ()
     token: str | None = None
+    steps: Steps | None = None
 
     def __repr__(self) -> str:
         runs = self.spec.runs or self.spec.runs_shown
@@ -723,6 +732,7 @@ def _job_record(
         cancel_outcome=_cancel_outcome(status, words, faults),
         cancels=cancels,
         token=words.get("token"),
+        steps=read_steps(words.get("steps", "-"), words.get("message", "-")) if status is JobStatus.RUNNING else None,
     )
 
 

@@ -41,6 +41,7 @@ from tweezer.store.records import (
     STATE_FIELDS,
     TEXT_VALUES,
     TIME_FIELDS,
+    USUAL_WORDS,
 )
 
 T = TypeVar("T")
@@ -188,7 +189,7 @@ def generated_includes() -> dict[str, str]:
     assert (BatchStatus.PAUSED, BatchEvent.RESUME) in BATCH_TABLE
     penalties = ", ".join(f"{priority.value} = {round(s * 1000)}" for priority, s in PENALTIES_S.items())
     over = ", ".join(f"{status.letter} = true" for status in sorted(TERMINAL_JOB))
-    fresh = _strings(("P", "0", *("-" for _ in STATE_FIELDS[2:])))
+    fresh = _strings(("P", "0", *("-" for _ in STATE_FIELDS[2:USUAL_WORDS])))
     return {
         "state": f"local function fresh_state() return {fresh} end",
         "record": _record(),

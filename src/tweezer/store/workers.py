@@ -27,10 +27,15 @@ from tweezer.model.messages import (
     JobSpec,
     Outcome,
     OutcomeKind,
+    Progress,
+    Steps,
     decode_doc,
     decode_spec,
     encode_fault,
     encode_result,
+    fit_progress,
+    pack_steps,
+    shorten_fault,
     stored_size,
 )
 from tweezer.store.keys import Key
@@ -158,7 +163,9 @@ class Settlement(msgspec.Struct, frozen=True):
         if outcome.result is not None:
             payload = encode_result(outcome.result) if packed is None else packed
         if outcome.fault is not None:
-            payload, partial = encode_fault(outcome.fault), payload
+            is_retried = outcome.kind is OutcomeKind.RETRY
+            fault = shorten_fault(outcome.fault) if is_retried else outcome.fault
+            payload, partial = encode_fault(fault), payload
         if outcome.kind is OutcomeKind.CANCELED and not outcome.began:
             kind = "prevented"
         if outcome.kind is OutcomeKind.RETRY and outcome.cause is FaultKind.CRASH:
@@ -190,6 +197,7 @@ class JobProgress(msgspec.Struct, frozen=True):
     index: int
     stage: Stage
     fraction: float | None = None
+    steps: Steps | None = None
 
 
 class Renewal(msgspec.Struct, frozen=True):
@@ -212,6 +220,13 @@ class CancelRequest(msgspec.Struct, frozen=True):
 
 _SENDERS = 2  # concurrent calls of settle
 _TOGETHER = 16  # tickets per call
+
+
+def _pack_progress(job: JobProgress) -> tuple[str, str, str, str]:
+    """Return the progress as words: the stage, percent, and those of the steps."""
+    fits = fit_progress(Progress(job.stage, job.fraction, job.steps))
+    percent = "-" if fits.fraction is None else str(round(100 * fits.fraction, 1))
+    return fits.stage.value, percent, *pack_steps(fits.steps)
 
 
 def _jobs(flat: list[Any]) -> list[HeldJob]:
@@ -343,10 +358,7 @@ class Tickets:
         self, ticket: TicketRef, token: str, progress: Sequence[JobProgress], *, lease_s: float
     ) -> Renewal | None:
         """Renew the lease and report the jobs' progress. Returns None if the ticket is lost."""
-        rows = [
-            (job.index, job.stage.value, "-" if job.fraction is None else str(round(100 * job.fraction, 1)))
-            for job in progress
-        ]
+        rows = [(job.index, *_pack_progress(job)) for job in progress]
         word, *stop = await self._scripts.call(
             "renew", ticket=str(ticket), token=token, lease_ms=round(lease_s * 1000), progress=rows
         )
@@ -379,7 +391,7 @@ class Tickets:
             failures_max=failures_max,
             delay_ms=round(backoff.base_s * 1000),
             delay_max_ms=round(backoff.cap_s * 1000),
-            fault=encode_fault(fault),
+            fault=encode_fault(shorten_fault(fault)),
             used_ms=round(used_s * 1000),
         )
         return word == b"doomed"

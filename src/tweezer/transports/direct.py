@@ -18,6 +18,7 @@ from tweezer.ledger.batch_reader import BatchReader
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.queries.filters import BatchFilter
 from tweezer.ledger.schedules.records import Creator, Schedule, ScheduleChange, ScheduleSettings
+from tweezer.model.attempts import JobAttempt
 from tweezer.model.cancels import user_at_host
 from tweezer.model.errors import Conflict, NotFound, TweezerError, install_command
 from tweezer.model.events import Event, JobNews, Word, read_news
@@ -172,6 +173,9 @@ class DirectTransport:
         results = await self._reader.results(job.batch_id, [job.index] if job.may_have_result else [])
         return job, results.get(job.index)
 
+    async def attempts(self, job_id: UUID) -> list[JobAttempt]:
+        return await self._reader.attempts(self._caller, job_id)
+
     async def logs(self, job_id: UUID, after: int) -> JobLog:
         return await self.store.job_logs.read(job_id, after=after)
 
@@ -179,7 +183,7 @@ class DirectTransport:
 
     @contextlib.asynccontextmanager
     async def news(self, batch_id: UUID) -> AsyncIterator[_ChannelNews]:
-        async with self.store.news.batch(batch_id) as channel:
+        async with self.store.news.batch(batch_id, steps=True) as channel:
             yield _ChannelNews(channel)
 
     @contextlib.asynccontextmanager

@@ -15,6 +15,7 @@ import msgspec
 from tweezer.duties import Backoff, end_tasks
 from tweezer.ledger.queries.filters import BatchFilter
 from tweezer.ledger.schedules.records import Schedule, ScheduleChange, ScheduleSettings
+from tweezer.model.attempts import JobAttempt
 from tweezer.model.cancels import as_ranges, show_ranges
 from tweezer.model.checks import MAX_REASON_LENGTH, check_text
 from tweezer.model.errors import NotFound, ResultUnavailable, TweezerError, Unavailable
@@ -30,6 +31,7 @@ from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRe
 from tweezer.store.streams.batch_events import LastEvent
 from tweezer.transports.http_records import (
     AddedJson,
+    AttemptJson,
     BatchJson,
     CheckedJson,
     DeviceJson,
@@ -238,6 +240,10 @@ class HttpTransport:
             if not ended:
                 raise Unavailable(f"the API at {self._http.url} sent only a part of the jobs; try again")
 
+    async def attempts(self, job_id: UUID) -> list[JobAttempt]:
+        path = at("/api/v2/jobs/{}/attempts", job_id)
+        return [found.attempt() for found in (await self._http.call(list[AttemptJson], "GET", path)).data]
+
     async def logs(self, job_id: UUID, after: int) -> JobLog:
         path = at("/api/v2/jobs/{}/logs", job_id)
         return (await self._http.call(JobLog, "GET", path, query={"after": after})).data
@@ -284,7 +290,7 @@ class HttpTransport:
         """Return the progress of running jobs of a batch, of the first hundred."""
         query: dict[str, str | int] = {"batch_id": str(batch_id), "status": "RUNNING", "limit": _PAGE}
         found = (await self._http.call(list[JobJson], "GET", "/api/v2/jobs", query=query)).data
-        return [JobNews(it.creation_order, it.stage or Stage.ON_DEVICE, it.progress) for it in found]
+        return [JobNews(it.creation_order, it.stage or Stage.ON_DEVICE, it.progress, it.steps) for it in found]
 
     # --- devices
 

@@ -10,11 +10,12 @@ from uuid import UUID
 
 import msgspec
 
+from tweezer.model.attempts import JobAttempt, JobAttemptOutcome
 from tweezer.model.cancels import CancelAttempt, CancelOutcome, read_ranges
 from tweezer.model.checks import MAX_INTEGER, as_job_spec, check_batch, check_jobs
 from tweezer.model.events import RETURNS, Event, Word
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
-from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Priority, Result
+from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Priority, Result, Steps
 from tweezer.model.rules import Dependency, OnFailures, Rules, When, check_start
 from tweezer.model.sequence import Geometry
 from tweezer.model.webhooks import EventMessage, EventType
@@ -225,6 +226,7 @@ class JobJson(msgspec.Struct, frozen=True):
     faults: tuple[Fault, ...]
     cancel_outcome: CancelOutcome | None
     cancel_attempts: tuple[_CancelJson, ...]
+    steps: Steps | None = None
 
     def record(self) -> JobRecord:
         spec = JobSpec(
@@ -257,6 +259,30 @@ class JobJson(msgspec.Struct, frozen=True):
             faults=self.faults,
             cancel_outcome=self.cancel_outcome,
             cancels=tuple(attempt.attempt() for attempt in self.cancel_attempts),
+            steps=self.steps,
+        )
+
+
+class AttemptJson(msgspec.Struct, frozen=True):
+    """An attempt of a job."""
+
+    number: int
+    worker: str | None
+    lane: int | None
+    start_timestamp: datetime | None
+    end_timestamp: datetime | None
+    outcome: str | None
+    fault: Fault | None
+
+    def attempt(self) -> JobAttempt:
+        return JobAttempt(
+            number=self.number,
+            worker=self.worker,
+            lane=self.lane,
+            started=self.start_timestamp,
+            ended=self.end_timestamp,
+            outcome=None if self.outcome is None else JobAttemptOutcome(self.outcome),
+            fault=self.fault,
         )
 
 

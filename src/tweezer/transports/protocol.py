@@ -17,6 +17,7 @@ import msgspec
 
 from tweezer.ledger.queries.filters import BatchFilter
 from tweezer.ledger.schedules.records import Schedule, ScheduleChange, ScheduleSettings
+from tweezer.model.attempts import JobAttempt
 from tweezer.model.errors import ResultUnavailable
 from tweezer.model.events import Event, JobNews, Word
 from tweezer.model.lifecycle import JobStatus
@@ -155,6 +156,8 @@ class Transport(Protocol):
     async def result(self, job: JobRecord) -> JobWithResult:
         """Return a job that was read before, with its result."""
         ...
+
+    async def attempts(self, job_id: UUID) -> list[JobAttempt]: ...
 
     async def logs(self, job_id: UUID, after: int) -> JobLog:
         """Return what the emulator wrote after this position; the caller has read the job before."""

@@ -47,7 +47,9 @@ class HeldTicket:
     def report(self, progress: Progress) -> None:
         """Keep the running job's progress for the next renewal."""
         if self._running is not None:
-            self.unreported[self._running] = JobProgress(self._running, progress.stage, progress.fraction)
+            self.unreported[self._running] = JobProgress(
+                self._running, progress.stage, progress.fraction, progress.steps
+            )
 
     def end(self, index: int) -> None:
         self._running = None

@@ -96,6 +96,45 @@ async def test_a_running_job_is_taken_from_its_holder(rig: Service) -> None:
     assert (await rig.data(f"/api/v2/batches/{batch_id}"))["jobs_count_per_status"]["DONE"] == 1
 
 
+async def test_the_progress_of_a_running_job_is_set_in_steps(rig: Service) -> None:
+    batch_id = await rig.submit(2)
+    await rig.take()
+    path = f"/api/v1/jobs/{job_id(batch_id, 0)}"
+    steps = {"done": 2, "total": 5, "message": "trajectory 3 of 5"}
+    told = (await rig.ask("PATCH", path, {"status": "RUNNING", "steps": steps})).json()["data"]
+    assert (told["progress"], told["steps"]) == (40, steps)
+    told = (await rig.ask("PATCH", path, {"progress": 50, "steps": {"message": "still warm"}})).json()["data"]
+    assert (told["progress"], told["steps"]) == (50, steps | {"message": "still warm"})
+    pending = f"/api/v1/jobs/{job_id(batch_id, 1)}"
+    assert (await rig.ask("PATCH", pending, {"steps": steps})).status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("steps", "field"),
+    [
+        ({"done": 6, "total": 5}, "steps.done"),
+        ({"done": 1}, "steps.total"),
+        ({"total": 5}, "steps.done"),
+        ({"done": -1, "total": 5}, "steps.done"),
+        ({"done": 0, "total": 0}, "steps.total"),
+        ({"done": 1, "total": 10**15}, "steps.total"),
+        ({"done": 0.5, "total": 5}, "steps.done"),
+        ({"message": "x" * 201}, "steps.message"),
+        ({"message": "\x1b[2J"}, "steps.message"),
+        ({"message": "two\nlines"}, "steps.message"),
+        ({"message": ""}, "steps.message"),
+    ],
+)
+async def test_steps_that_cannot_be_are_rejected_by_field(rig: Service, steps: dict[str, Any], field: str) -> None:
+    batch_id = await rig.submit(1)
+    await rig.take()
+    path = f"/api/v1/jobs/{job_id(batch_id, 0)}"
+    answer = await rig.ask("PATCH", path, {"steps": steps})
+    assert answer.status_code == 400
+    assert field in answer.text
+    assert (await rig.data(f"/api/v2/jobs/{job_id(batch_id, 0)}"))["steps"] is None
+
+
 async def test_a_report_makes_a_job_wait_again_or_end_or_sets_its_progress(rig: Service) -> None:
     batch_id = await rig.submit(2)
     await rig.take()

@@ -39,7 +39,7 @@ from tweezer.model.errors import TweezerError
 from tweezer.model.events import JobNews, Word
 from tweezer.model.ids import new_batch_id, short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
-from tweezer.model.messages import BatchDoc, Fault, JobSpec
+from tweezer.model.messages import BatchDoc, Fault, JobSpec, Steps
 from tweezer.store.records import BatchRecord, JobRecord
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -334,6 +334,12 @@ def test_ctrl_c_reports_that_the_batch_continues(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == ""
 
 
+def test_the_line_of_the_only_running_job_has_its_steps() -> None:
+    view = View(batch(running=1, done=1), {1: 0.4}, steps=Steps(2, 5, "trajectory 3 of 5"))
+    assert "1 running (40%) · 2/5: trajectory 3 of 5" in shown_line(view, 100)
+    assert "2/5" not in shown_line(view, 40)
+
+
 def test_an_empty_open_batch_has_a_line_too() -> None:
     assert "0/0 jobs" in shown_line(View(batch(BatchStatus.PENDING), {}), 80)
 
@@ -341,13 +347,17 @@ def test_an_empty_open_batch_has_a_line_too() -> None:
 def test_progress_is_shown_until_the_job_ends() -> None:
     progress: dict[int, float] = {}
     started = Word("PR", range(2))
-    read_progress([started, JobNews(0, Stage.ON_DEVICE, 40), JobNews(1, Stage.PREPARING, None)], progress)
+    steps: dict[int, Steps] = {}
+    reported = JobNews(0, Stage.ON_DEVICE, 40, Steps(2, 5, "warm"))
+    read_progress([started, reported, JobNews(1, Stage.PREPARING, None)], progress, steps)
     assert progress == {0: 0.4}
+    assert steps == {0: Steps(2, 5, "warm")}
     news: list[Word | JobNews] = [JobNews(1, Stage.ON_DEVICE, 7.5), Word("RD", range(1)), Word("PR", range(2, 3))]
-    assert read_progress(news, progress) == []
+    assert read_progress(news, progress, steps) == []
     assert progress == {1: 0.075}
+    assert steps == {}
     ended = [Word("RE", range(1, 2)), Word("RE", range(5, 7)), Word("RD", range(7, 8))]
-    assert read_progress(ended, progress) == [1, 5, 6]
+    assert read_progress(ended, progress, steps) == [1, 5, 6]
     assert progress == {}
 
 

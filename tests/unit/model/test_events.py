@@ -9,6 +9,7 @@ import pytest
 
 from tweezer.model.events import RETURNS, Event, JobNews, Word, count_events, read_events, read_news, words_of_news
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
+from tweezer.model.messages import Fault, Steps, encode_fault, pack_steps
 
 BATCH = UUID("0190d1f4-9c3b-8000-8000-000000000000")
 TIME_US = 1_720_000_000_123_456
@@ -144,3 +145,33 @@ def test_news_are_words_or_progress_of_a_job() -> None:
     assert read_news(b"~12 preparing -") == JobNews(12, Stage.PREPARING, None)
     assert read_news(b"3RD RD") == [Word("RD", range(3, 4)), Word("RD")]
     assert words_of_news([b"~3 on_device 40", b"3RD RD", b"", b"4PR"]) == [*map(Word.parse, ("3RD", "RD", "4PR"))]
+
+
+def test_the_fault_of_a_repeated_attempt_belongs_to_the_events_of_its_jobs_only() -> None:
+    fault = Fault("transient", "a line\nanother")
+    faults = f"1,3 retry {encode_fault(fault).decode()}\n4 crash {encode_fault(Fault('crash', 'gone')).decode()}"
+    words = "0RD 1-2RP 3RP 4RP 1PR"
+    found = list(read_events(BATCH, 1, TIME_US, words, "lab1:812:3fa901:2 drain", faults))
+    assert [(it.index, it.why, it.fault and it.fault.message) for it in found] == [
+        (0, None, None),
+        (1, "retry", fault.message),
+        (2, "drain", None),
+        (3, "retry", fault.message),
+        (4, "crash", "gone"),
+        (1, None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "faults", ["x", "1", "1 retry", "1 retry {", "1 retry 7", "a retry {}", "1,, retry {}", "\n\n", "1 retry {}"]
+)
+def test_faults_that_cannot_be_read_are_ignored(faults: str) -> None:
+    (event,) = read_events(BATCH, 1, TIME_US, "1RP", "w:1 retry", faults)
+    assert (event.why, event.fault) == ("retry", None)
+
+
+def test_news_of_progress_may_have_steps() -> None:
+    assert read_news(b"~5 on_device 40.0") == JobNews(5, Stage.ON_DEVICE, 40.0)
+    steps = Steps(2, 5, "trajectory 3 of 5")
+    numbers, message = pack_steps(steps)
+    assert read_news(f"~5 on_device 40.0 {numbers} {message}".encode()) == JobNews(5, Stage.ON_DEVICE, 40.0, steps)

@@ -13,13 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import (
     BatchDoc,
     Fault,
     JobSpec,
     Limits,
+    Progress,
     Provenance,
     Result,
+    Steps,
     compress,
     decode_doc,
     decode_fault,
@@ -30,7 +33,11 @@ from tweezer.model.messages import (
     encode_fault,
     encode_result,
     encode_spec,
+    fit_progress,
     pack,
+    pack_steps,
+    read_steps,
+    shorten_fault,
 )
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -194,3 +201,51 @@ def test_the_defaults_of_stored_records_do_not_change() -> None:
     assert decode_doc(b"\x91\xa1D") == BatchDoc(
         "D", None, None, (), None, None, None, Limits(3600.0, 300.0, 3), None, None, None, None
     )
+
+
+def fitted(steps: Steps, fraction: float | None = None) -> Progress:
+    return fit_progress(Progress(Stage.ON_DEVICE, fraction, steps))
+
+
+@pytest.mark.parametrize(
+    "steps", [Steps(3, 2), Steps(-1, 2), Steps(0, 0), Steps(1, None), Steps(None, 4), Steps(1, 10**15)]
+)
+def test_numbers_of_steps_that_cannot_be_are_left_out(steps: Steps) -> None:
+    assert fitted(steps) == Progress(Stage.ON_DEVICE)
+    assert fitted(msgspec.structs.replace(steps, message="warm")).steps == Steps(message="warm")
+
+
+@pytest.mark.parametrize("fraction", [float("nan"), float("inf"), float("-inf")])
+def test_a_fraction_must_be_finite(fraction: float) -> None:
+    assert fitted(Steps(), fraction) == Progress(Stage.ON_DEVICE)
+
+
+def test_a_fraction_is_between_0_and_1_and_follows_from_the_steps() -> None:
+    assert fitted(Steps(), 1.5).fraction == 1.0
+    assert fitted(Steps(), -1).fraction == 0.0
+    assert fitted(Steps(1, 4)).fraction == 0.25
+    assert fitted(Steps(1, 4), 0.5).fraction == 0.5
+
+
+def test_a_message_is_one_line_of_at_most_200_characters() -> None:
+    assert fitted(Steps(message="two\nlines\x1b[31m\u202e \u2028 end\ud800")).steps == Steps(
+        message="two lines [31m end"
+    )
+    long = fitted(Steps(message="é" * 500)).steps
+    assert long == Steps(message="é" * 200)
+    assert fitted(Steps(message=" \n\t")).steps is None
+
+
+@given(st.text(max_size=300), st.integers(-3, 10), st.integers(-3, 10))
+def test_steps_are_two_words_for_scripts_and_are_read_again(message: str, done: int, total: int) -> None:
+    steps = fitted(Steps(done, total, message)).steps
+    numbers, text = pack_steps(steps)
+    assert len(f"{numbers} {text}".split()) == 2
+    assert len(text) <= 200
+    assert read_steps(numbers, text) == steps
+
+
+def test_the_fault_of_a_retried_attempt_is_cut() -> None:
+    short, long = Fault("transient", "it broke"), Fault("transient", "x" * 5000, "jobs[0]")
+    assert shorten_fault(short) is short
+    assert shorten_fault(long) == Fault("transient", f"{'x' * 1999}…", "jobs[0]")

@@ -18,7 +18,7 @@ from tweezer.adapters.emulators.pulser_sampling import Evolution
 from tweezer.adapters.emulators.pulser_sequences import ParsedSequence, Sequences, describe_error, find_infinite_channel
 from tweezer.adapters.lane.backend import Execution, Refusal, Watch
 from tweezer.model.lru import Recent
-from tweezer.model.messages import BatchWork, Fault, JobWork, Provenance, Result
+from tweezer.model.messages import BatchWork, Fault, JobWork, Provenance, Result, Steps
 
 _CHECKS = 100
 _CONFIGURATIONS_KEPT = 16
@@ -234,14 +234,16 @@ def collect_versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 class EvolutionProgress:
-    """The progress of the current evolution.
+    """The progress of the current evolution. Its steps are nanoseconds of the sequence, which is Pulser's resolution.
 
-    length: Duration of one evolution, in the solver's unit of time. evolutions: How many the job is expected to take.
+    length: Duration of one evolution, in the solver's unit of time. duration_ns: The same in nanoseconds. evolutions:
+    How many the job is expected to take.
     """
 
-    def __init__(self, watch: Watch, length: float, evolutions: int) -> None:
+    def __init__(self, watch: Watch, length: float, duration_ns: float, evolutions: int) -> None:
         self._watch = watch
         self._length = length
+        self._duration_ns = max(round(duration_ns), 1)
         self._evolutions = evolutions
         self._begun = 0
         self.step = length / _CHECKS
@@ -253,4 +255,12 @@ class EvolutionProgress:
     def reach(self, t: float) -> None:
         """Report that the evolution reached the time ``t``. Raises ``Aborted`` if the job must stop."""
         done = max(self._begun - 1, 0) + min(t / self._length, 1.0)
-        self._watch.advance(done / self._evolutions)
+        self._watch.advance(done / self._evolutions, lambda: self._count_steps(t))
+
+    def _count_steps(self, t: float) -> Steps:
+        before, reached = max(self._begun - 1, 0), round(min(t / self._length, 1.0) * self._duration_ns)
+        total = self._evolutions * self._duration_ns
+        message = f"{reached} of {self._duration_ns} ns"
+        if self._evolutions > 1:
+            message += f" of trajectory {before + 1} of {self._evolutions}"
+        return Steps(min(before * self._duration_ns + reached, total), total, message)

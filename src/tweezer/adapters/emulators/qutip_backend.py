@@ -141,7 +141,7 @@ class Qutip:
             raise Refusal(Fault("user", message, "sequence"))
         total_us = duration_ns / 1000
         evolutions = 1 if self.is_deterministic(config, sequence) else config.n_trajectories
-        qutip_patches.WatchedAdams.progress = EvolutionProgress(watch, max(total_us, 1e-3), evolutions)
+        qutip_patches.WatchedAdams.progress = EvolutionProgress(watch, max(total_us, 1e-3), duration_ns, evolutions)
         return QutipBackendV2(sequence, config=config)
 
     def seed(self, seed: int) -> None:

@@ -244,13 +244,12 @@ class TorchEmulator:
         return StatesInMemory(config)
 
     def make_emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> TorchEmulation:
-        progress = EvolutionProgress(
-            watch, 1.0, 1 if self.is_deterministic(config, sequence) else config.n_trajectories
-        )
         duration_ns = sequence.get_duration(include_fall_time=config.with_modulation)
         if duration_ns < _SHORTEST_NS:
             message = f"must last at least {_SHORTEST_NS} ns for {self.name} (got {duration_ns} ns)"
             raise Refusal(Fault("user", message, SEQUENCE))
+        evolutions = 1 if self.is_deterministic(config, sequence) else config.n_trajectories
+        progress = EvolutionProgress(watch, 1.0, duration_ns, evolutions)
         observer = ProgressObserver(progress, max(float(duration_ns), 1.0), config.dt)
         observed: EmulationConfig[Any] = config.with_changes(observables=(*config.observables, observer))
         return TorchEmulation(self.library(sequence, config=observed), config)

@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from tweezer.model.errors import FaultKind
-from tweezer.model.messages import BatchWork, Fault, JobWork, Result
+from tweezer.model.messages import BatchWork, Fault, JobWork, Result, Steps
 
 
 class Refusal(Exception):
@@ -108,7 +108,7 @@ class Watch:
     The solver calls ``advance`` and ``check``; the thread that reads the worker's messages calls ``abort``.
     """
 
-    def __init__(self, send: Callable[[float], None], interval_s: float) -> None:
+    def __init__(self, send: Callable[[float, Steps | None], None], interval_s: float) -> None:
         self._send = send
         self._interval_s = interval_s
         self._sent_at = time.monotonic()
@@ -128,11 +128,12 @@ class Watch:
         if self._aborted.is_set():
             raise Aborted
 
-    def advance(self, fraction: float) -> None:
+    def advance(self, fraction: float, count_steps: Callable[[], Steps] | None = None) -> None:
         """Report the progress of the job, unless the last report is recent.
 
         Args:
             fraction: The finished part of the job, from 0 to 1.
+            count_steps: Returns the finished and all steps, and what the solver does. It is called for a report only.
 
         Raises:
             Aborted: The job must stop.
@@ -141,4 +142,5 @@ class Watch:
         now = time.monotonic()
         if now - self._sent_at >= self._interval_s:
             self._sent_at = now
-            self._send(float(min(max(fraction, 0.0), 1.0)))
+            steps = None if count_steps is None else count_steps()
+            self._send(float(min(max(fraction, 0.0), 1.0)), steps)

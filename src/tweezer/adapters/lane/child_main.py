@@ -43,7 +43,7 @@ from tweezer.adapters.lane.messages import (
 )
 from tweezer.deferred_imports import DRAWING, defer_imports
 from tweezer.model.errors import FaultKind, install_command
-from tweezer.model.messages import Fault, Outcome, OutcomeKind
+from tweezer.model.messages import Fault, Outcome, OutcomeKind, Steps
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -122,8 +122,8 @@ class LaneProcess:
             return ChildRefused(request.serial, kind, fault)
         return Prepared(request.serial)
 
-    def _report(self, fraction: float) -> None:
-        self._send(Advanced(self._serial, fraction))
+    def _report(self, fraction: float, steps: Steps | None) -> None:
+        self._send(Advanced(self._serial, fraction, steps))
 
     def _send(self, message: ToWorker) -> None:
         """Send a message. Only the main thread sends, so frames are never mixed."""

@@ -316,7 +316,7 @@ class ChildLane:
                             return message
                     case Advanced():
                         if report is not None and message.serial == serial:
-                            report(Progress(Stage.ON_DEVICE, message.fraction))
+                            report(Progress(Stage.ON_DEVICE, message.fraction, message.steps))
                     case Nothing():
                         limit_mb = self._options.memory_limit_mb
                         if limit_mb is not None and child.get_resident_mb() > limit_mb:

@@ -14,7 +14,7 @@ import msgspec
 
 from tweezer.adapters.lane.jail import Jail
 from tweezer.model.errors import FaultKind
-from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome
+from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome, Steps
 
 HEADER_BYTES = 4
 MAX_BODY_BYTES = 256 << 20
@@ -88,10 +88,11 @@ class ChildRefused(msgspec.Struct, frozen=True, tag=True):
 
 
 class Advanced(msgspec.Struct, frozen=True, tag=True):
-    """The progress of the running job (0 to 1)."""
+    """The progress of the running job (0 to 1), and its steps as far as the backend knows them."""
 
     serial: int
     fraction: float
+    steps: Steps | None = None
 
 
 class RunFinished(msgspec.Struct, frozen=True, tag=True):

@@ -26,6 +26,7 @@ from tweezer.api.batches.schemas import (
     BatchResponse,
     BatchStateResponse,
     FoundBatchResponse,
+    JobAttemptResponse,
     JobLineResponse,
     JobResponse,
     JobResultResponse,
@@ -236,6 +237,17 @@ async def get_job_transitions(job_id: JobId, caller: Caller, live: LiveStore) ->
     """Return the changes of the job's status, oldest first. They are read from the ledger, which is usually a fraction
     of a second behind."""
     return success([TransitionResponse.from_record(event) for event in await live.transitions(caller, job_id)])
+
+
+@router.get(
+    "/api/v2/jobs/{job_id}/attempts",
+    summary="List the attempts of a job",
+    **describe_route(list[JobAttemptResponse], 404),
+)
+async def get_job_attempts(job_id: JobId, caller: Caller, live: LiveStore) -> Response:
+    """Return each execution of the job, oldest first: where it ran, from when to when, and how it ended. The list is
+    current, and empty if the job has never begun. The last attempt has no end while the job is `RUNNING`."""
+    return success([JobAttemptResponse.from_record(attempt) for attempt in await live.attempts(caller, job_id)])
 
 
 @router.get(

@@ -16,6 +16,7 @@ from msgspec import Meta
 from pydantic_core import to_jsonable_python
 
 from tweezer.api.http.responses import Count, Moment, RecordResponse, Seconds, Source, doc
+from tweezer.model.attempts import JobAttempt, JobAttemptOutcome
 from tweezer.model.cancels import CancelOutcome
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
@@ -84,6 +85,16 @@ class FaultResponse(RecordResponse, frozen=True):
     message: Annotated[str, doc("What is wrong and what to do, for people.", "expected 3 values, got 2")]
     field: Annotated[
         str | None, doc("The input that caused the failure; null if it is not one field.", "jobs[0].variables.omega")
+    ]
+
+
+class StepsResponse(RecordResponse, frozen=True):
+    """The progress of a running job in steps. What a step is depends on the emulator or the machine."""
+
+    done: Annotated[int | None, doc("Number of finished steps; null if unknown.", 1200)]
+    total: Annotated[int | None, doc("Number of all steps; null if unknown.", 3000)]
+    message: Annotated[
+        str | None, doc("What the job does, for people, on one line; null if unknown.", "1200 of 3000 ns")
     ]
 
 
@@ -199,6 +210,10 @@ class EmbeddedJobResponse(msgspec.Struct, frozen=True, kw_only=True):
     progress: Annotated[
         Percent | None, doc("Progress of the execution in percent; null if the emulator does not report it.", 40)
     ]
+    steps: Annotated[
+        StepsResponse | None,
+        doc("The same progress in steps; null if the job does not run, or does not report any.", None),
+    ] = None
     created_at: Annotated[Moment, doc("When the job was submitted.")]
     updated_at: Annotated[Moment, doc("When the job last changed.")]
     start_timestamp: Annotated[Moment | None, doc("When its (last) execution started; null if it has not started.")]
@@ -240,6 +255,7 @@ class EmbeddedJobResponse(msgspec.Struct, frozen=True, kw_only=True):
             creation_order=record.index,
             errors=[str(fault) for fault in record.faults],
             progress=get_percent(record),
+            steps=None if record.steps is None else StepsResponse.from_record(record.steps),
             created_at=record.created,
             updated_at=record.updated,
             start_timestamp=record.started,
@@ -491,6 +507,10 @@ class JobStateResponse(RecordResponse, frozen=True):
     progress: Annotated[
         Percent | None, doc("Progress of the execution in percent; null if the emulator does not report it.", 100)
     ]
+    steps: Annotated[
+        StepsResponse | None,
+        doc("The same progress in steps; null if the job does not run, or does not report any.", None),
+    ]
     stage: Annotated[
         Stage | None, doc("Current stage, in more detail than the status; null once the job has ended.", None)
     ]
@@ -499,7 +519,8 @@ class JobStateResponse(RecordResponse, frozen=True):
     @classmethod
     def from_record(cls, record: JobRecord, **computed: Any) -> Self:
         stage = None if record.status.terminal else record.stage
-        return super().from_record(record, progress=get_percent(record), stage=stage, **computed)
+        steps = None if record.steps is None else StepsResponse.from_record(record.steps)
+        return super().from_record(record, progress=get_percent(record), steps=steps, stage=stage, **computed)
 
 
 class ResultsLinkResponse(msgspec.Struct, frozen=True):
@@ -621,6 +642,47 @@ class TransitionResponse(RecordResponse, frozen=True):
     worker: Annotated[str | None, doc("Id of the worker that held the job; null if none did.", "lab1:812:3fa901")]
     lane: Annotated[int | None, doc("Number of the worker's lane.", 0)]
     reason: Annotated[str | None, doc("Why a running job is pending again.", "its worker stopped renewing its lease")]
+
+
+class JobAttemptResponse(RecordResponse, frozen=True):
+    """One execution of a job."""
+
+    number: Annotated[
+        Count,
+        doc(
+            "Number of the attempt, from 1. It counts every execution, also one that a drain ended, which `attempt` of "
+            "the job does not count.",
+            1,
+        ),
+    ]
+    worker: Annotated[
+        str | None, doc("Id of the worker that held the job last; null if it was not recorded.", "lab1:812:3fa901")
+    ]
+    lane: Annotated[int | None, doc("Number of the worker's lane.", 0)]
+    start_timestamp: Annotated[
+        Moment | None, Source("started"), doc("When the attempt began; null if it was not recorded.")
+    ]
+    end_timestamp: Annotated[
+        Moment | None, Source("ended"), doc("When it ended; null while it runs, and if it was not recorded.")
+    ]
+    outcome: Annotated[
+        JobAttemptOutcome | None,
+        doc(
+            "How it ended: `done`, `error` or `canceled`; or why the job was queued again, in a word; `unknown` if it "
+            "was not recorded. Null while it runs.",
+            "lost",
+        ),
+    ]
+    reason: Annotated[
+        str | None,
+        doc("Why the job was queued again, for people; null if it was not.", "its worker stopped renewing its lease"),
+    ]
+    fault: Annotated[FaultResponse | None, doc("Why the attempt failed; null if it did not.", None)]
+
+    @classmethod
+    def from_record(cls, record: JobAttempt, **computed: Any) -> Self:
+        fault = None if record.fault is None else FaultResponse.from_record(record.fault)
+        return super().from_record(record, fault=fault, **computed)
 
 
 def get_percent(record: JobRecord) -> int | None:

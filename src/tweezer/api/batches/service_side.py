@@ -20,9 +20,9 @@ from tweezer.api.http.responses import doc
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal
 from tweezer.model.checks import check_characters
-from tweezer.model.errors import Conflict
+from tweezer.model.errors import Conflict, InvalidInput
 from tweezer.model.lifecycle import BatchStatus, JobStatus
-from tweezer.model.messages import Fault
+from tweezer.model.messages import MAX_PROGRESS_LENGTH, MAX_STEPS, Fault, Steps
 from tweezer.store.connection import Store
 from tweezer.store.producers import Commands
 from tweezer.store.records import BatchRecord, JobRecord
@@ -50,6 +50,29 @@ class BatchStatusBody(msgspec.Struct, frozen=True):
     reason: Annotated[Text | None, doc("Why the status is `ERROR`, for the user.", "the laser is out of lock")] = None
 
 
+class StepsBody(msgspec.Struct, frozen=True):
+    """The progress of a running job in steps. Without `progress`, the percentage follows from them."""
+
+    done: Annotated[Annotated[int, Meta(ge=0, le=MAX_STEPS)] | None, doc("Number of finished steps.", 1200)] = None
+    total: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_STEPS)] | None, doc("Number of all steps; required with `done`.", 3000)
+    ] = None
+    message: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=MAX_PROGRESS_LENGTH)] | None,
+        doc("What the job does, for people, on one line.", "1200 of 3000 ns"),
+    ] = None
+
+    def steps(self) -> Steps:
+        """Return the steps. Raises InvalidInput."""
+        if (self.done is None) != (self.total is None):
+            missing, given = ("total", "done") if self.total is None else ("done", "total")
+            raise InvalidInput(f"steps.{missing}", f"is missing; give it together with {given}")
+        if self.done is not None and self.total is not None and self.done > self.total:
+            raise InvalidInput("steps.done", f"must be at most the total of {self.total} (got {self.done})")
+        check_characters("steps.message", self.message or "")
+        return Steps(self.done, self.total, self.message)
+
+
 class JobStatusBody(msgspec.Struct, frozen=True):
     """The new status or progress of a job. Times in the body are ignored; Redis' clock is used."""
 
@@ -57,6 +80,9 @@ class JobStatusBody(msgspec.Struct, frozen=True):
     progress: Annotated[
         Annotated[int, Meta(ge=0, le=100)] | None,
         doc("Progress of a running job in percent, 0 to 100; null leaves it unchanged.", 40),
+    ] = None
+    steps: Annotated[
+        StepsBody | None, doc("The same progress in steps; null leaves them unchanged, as do its fields that are null.")
     ] = None
     errors: Annotated[Errors | None, doc("Why the job failed, for its user; null leaves the errors unchanged.")] = None
 
@@ -103,7 +129,7 @@ async def set_job_status(
 ) -> Response:
     """For operators. `ERROR` and `CANCELED` end a job that has not ended. `PENDING` takes a running job from its worker
     and queues it for another attempt. `RUNNING` and `DONE` are rejected: only the worker that holds the job reports
-    them. `progress` sets the progress of a running job."""
+    them. `progress` and `steps` set the progress of a running job."""
     job = await live.job(caller, job_id)
     body = await bodies.read(request, JobStatusBody, account=caller.account, is_open=True)
     await _report(queue, live, caller, job, body)
@@ -128,7 +154,8 @@ async def post_job_errors(
 
 async def _report(queue: Store, live: ReadModel, caller: Principal, job: JobRecord, body: JobStatusBody) -> None:
     """Apply a report about a job. Raises Conflict if the lifecycle forbids it."""
-    if body.progress is None and body.errors is None and body.status in (None, job.status):
+    steps = None if body.steps is None else body.steps.steps()
+    if body.progress is None and steps in (None, Steps()) and body.errors is None and body.status in (None, job.status):
         return
     if job.status.terminal:
         raise terminal_error("job", job.id)
@@ -137,7 +164,13 @@ async def _report(queue: Store, live: ReadModel, caller: Principal, job: JobReco
         fault = Fault("reported", "an operator ended the job without giving a reason")
     async with expect_live(await live.batch(caller, job.batch_id)):
         await queue.commands.report(
-            job.batch_id, job.index, status=body.status, percent=body.progress, fault=fault, project=job.project
+            job.batch_id,
+            job.index,
+            status=body.status,
+            percent=body.progress,
+            steps=steps,
+            fault=fault,
+            project=job.project,
         )
 
 

@@ -107,7 +107,9 @@ class TaskProgress(msgspec.Struct, frozen=True):
     def of(cls, task: TaskRecord) -> Self:
         """Return the progress of a task."""
         running = next((job for job in task.jobs if job.status is JobStatus.RUNNING), None)
-        return cls(task.ended_jobs, task.batch.jobs, None if running is None else running.stage, None)
+        steps = None if running is None else running.steps
+        stage = None if running is None else running.stage
+        return cls(task.ended_jobs, task.batch.jobs, stage, None if steps is None else steps.message)
 
 
 class TaskRowResponse(msgspec.Struct, frozen=True):

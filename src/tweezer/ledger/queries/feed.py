@@ -86,6 +86,7 @@ class _Item(NamedTuple):
     words: str
     notice: Notice | None = None
     holder: str = ""
+    faults: str = ""
 
 
 class _Stretch(NamedTuple):
@@ -258,7 +259,7 @@ class _PageBuilder:
                 done += word.count
                 continue
             rest, done = word.skip(skipped - done), max(done, skipped)
-            found = (item.batch_id, item.first + done, item.time_us, item.holder)
+            found = (item.batch_id, item.first + done, item.time_us, item.holder, item.faults)
             head = next(rest.events(*found))
             if self._types is None or head.type in self._types:  # all events of a word have the same type
                 for event in rest.events(*found):
@@ -280,7 +281,7 @@ def _read_owners(connection: Connection, batch_ids: set[UUID]) -> dict[UUID, str
 
 def _item(entry: Entry, project: str | None) -> _Item:
     position = position_number(entry.id)
-    about = (entry.batch_id, entry.first, entry.time_us, entry.words, entry.notice, entry.holder)
+    about = (entry.batch_id, entry.first, entry.time_us, entry.words, entry.notice, entry.holder, entry.faults)
     return _Item(position, project, *about)
 
 
@@ -306,16 +307,17 @@ def _read_transitions(
         conditions.append(table.position <= until)
     if types:
         conditions.append(_has_words(connection, pairs))
-    columns = (table.position, table.batch, table.sequence_number, table.time_us, table.words, table.holder)
-    named: Select[Any] = select(*columns, projects.c.id).join(projects, projects.c.no == table.project)
+    columns = (table.position, table.batch, table.sequence_number, table.time_us, table.words)
+    more = (table.holder, table.faults, projects.c.id)
+    named: Select[Any] = select(*columns, *more).join(projects, projects.c.no == table.project)
     firsts = [named.where(*part, *conditions).order_by(table.position).limit(_STEP) for part in whose]
     query = firsts[0]
     if len(firsts) > 1:  # each project's rows are contiguous in the index
         merged = union_all(*(select(first.subquery()) for first in firsts)).subquery()
         query = select(merged).order_by(merged.c.position).limit(_STEP)
     items = [
-        _Item(row.position, row.id, row.batch, row.sequence_number, row.time_us, row.words, None, row.holder or "")
-        for row in connection.execute(query)
+        _Item(at, project, batch, first, time_us, words, holder=holder or "", faults=faults or "")
+        for at, batch, first, time_us, words, holder, faults, project in connection.execute(query)
     ]
     return items, items[-1].position if len(items) == _STEP else until
 

@@ -20,14 +20,14 @@ from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, J
 from tweezer.ledger.queries.lists import Listing, ListPage, Scope
 from tweezer.ledger.schema import batches, dead_letters, jobs, projects, results, sequences, transitions
 from tweezer.model.cancels import read_attempts
-from tweezer.model.events import Event, read_events
+from tweezer.model.events import Event
 from tweezer.model.ids import job_id, split_job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import decode_fault
 from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, has_cancels, job_record
 from tweezer.store.scripts import split_pages
 from tweezer.store.snapshots import Snapshot, SnapshotRequest
-from tweezer.store.streams.feed import Entry
+from tweezer.store.streams.feed import Entry, position_number
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ _PARKED = (
 )
 _SPACED = literal(" ") + transitions.c.words
 _TRANSITIONS = (
-    select(transitions.c.sequence_number, transitions.c.time_us, transitions.c.words, transitions.c.holder)
+    select(transitions)
     .where(transitions.c.batch == bindparam("batch"))
     .where(
         or_(  # the word of a range may include any job
@@ -188,12 +188,16 @@ class Queries:
 
     def transitions(self, job_id: UUID) -> list[Event]:
         """Return a job's recorded transitions, oldest first; the caller must have checked the job's project."""
-        batch_id, index = split_job_id(job_id)
-        likely = {"pending": f"% {index}P%", "running": f"% {index}R%"}
         with self.database.read() as connection:
-            rows = connection.execute(_TRANSITIONS, {"batch": batch_id, **likely}).all()
-        events = (read_events(batch_id, row.sequence_number, row.time_us, row.words, row.holder or "") for row in rows)
-        return [event for entry in events for event in entry if event.index == index]
+            entries = _entries_of_job(connection, job_id)
+        return _events_of_job(entries, job_id)
+
+    def transitions_and_position(self, job_id: UUID, namespace: str) -> tuple[list[Event], int]:
+        """Return the same as :meth:`transitions`, and the position in the stream up to which they are complete."""
+        with self.database.read() as connection:
+            position = recorder_position(connection, namespace)  # first, because more may be recorded meanwhile
+            entries = [it for it in _entries_of_job(connection, job_id) if position_number(it.id) <= position]
+        return _events_of_job(entries, job_id), position
 
     def entries(self, batch_id: UUID, after: int) -> list[Entry]:
         """Return the batch's next recorded entries after a position, oldest first.
@@ -268,6 +272,18 @@ def _add_job(snapshot: Snapshot, index: int, row: Row[Any]) -> None:
     for column, value in ((snapshot.states, _state(row)), (snapshot.results, row.result), (snapshot.faults, row.fault)):
         if value is not None:
             column[index] = value
+
+
+def _entries_of_job(connection: Connection, job_id: UUID) -> list[Entry]:
+    """Return the recorded entries that may have an event of the job, oldest first."""
+    batch_id, index = split_job_id(job_id)
+    likely = {"pending": f"% {index}P%", "running": f"% {index}R%"}
+    return list(map(recorded_entry, connection.execute(_TRANSITIONS, {"batch": batch_id, **likely})))
+
+
+def _events_of_job(entries: Iterable[Entry], job_id: UUID) -> list[Event]:
+    _, index = split_job_id(job_id)
+    return [event for entry in entries for event in entry.events if event.index == index]
 
 
 def read_ends(connection: Connection, batch_ids: Collection[UUID], project: str | None = None) -> dict[UUID, str]:

@@ -46,7 +46,7 @@ JOB_AMOUNTS = ("device_ms", "shots")  # for the sums: of a job that has ended, o
 NAME_COLUMNS = ("project", "kind", "name", "batch")
 SIZE_COLUMNS = ("batch", "project", "bytes")
 RESULT_COLUMNS = ("id", "result", "fault")
-TRANSITION_COLUMNS = ("position", "batch", "project", "sequence_number", "time_us", "words", "holder")
+TRANSITION_COLUMNS = ("position", "batch", "project", "sequence_number", "time_us", "words", "holder", "faults")
 NOTICE_COLUMNS = ("position", "id", "type", "project", "time_us", "data")
 
 
@@ -172,7 +172,7 @@ def make_changes(
             changes.notices.append([position_number(entry.id), it.id, it.type, it.project, it.time_us, it.data])
         elif project is not None:
             row = [position_number(entry.id), ids.id(entry.batch_id), project, entry.first, entry.time_us]
-            changes.transitions.append([*row, entry.words, entry.holder or None])
+            changes.transitions.append([*row, entry.words, entry.holder or None, entry.faults or None])
             changes.activity_ms[project] = entry.time_us // 1000
     return changes
 

@@ -16,7 +16,7 @@ local b, t = load_held_ticket(ticket, token)
 if not b then return { 'stale' } end
 t.used = t.used + used_ms
 local has_failed = why ~= 'drain'
-take_back(b, t, has_failed and 'fail' or 'drain')
+take_back(b, t, has_failed and 'fail' or 'drain', fault)
 local word, due = 'ok', nil
 if has_failed then
   b.failures = b.failures + 1

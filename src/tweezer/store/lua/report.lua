@@ -3,14 +3,14 @@
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str or ''   index:digits   to:str, letter of the new status, or ''
---     percent:str or ''   fault:bytes, Fault (JSON), or ''
+--     percent:str or ''   steps:str, message:str as pack_steps makes them, or ''   fault:bytes, Fault (JSON), or ''
 -- Returns {'ok'} | {'unknown'} | {'newer'} | {'damaged'} | {'over'} | {'forbidden', letter of its current status}
 -- Events  job.error|canceled|pending, and job.canceled if pending is reported for a job whose cancel was requested;
 --     job.pending of other jobs that the ticket ran; batch.*; an entry for a fault, too; batch.paused or job.canceled
 --     if so many jobs have failed
 -- Gate    while shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>" on the pool's channel for a running job that ends; its progress
--- include: own_batch, give_back, failures, finish, maxmemory, generated/job_over
+-- include: own_batch, give_back, progress, failures, finish, maxmemory, generated/job_over
 
 exempt_from_maxmemory()
 local REPORTED = { P = true, E = true, C = true }
@@ -31,7 +31,7 @@ local function take_away(b, index, st, to)
   b.holder = t and t.lane
   if t then redis.call('SREM', key(KEY.held, b.id, t.n), index) end
   if to == 'P' and st[S.cancel] == '-' then
-    requeue_job(b, index, st, 'report')
+    requeue_job(b, index, st, 'report', fault)
     come_back(b, { index })
   else
     end_job(b, index, st, to == 'P' and 'C' or to)
@@ -51,15 +51,17 @@ local from = st[S.status]
 if JOB_OVER[from] then return { 'over' } end
 if to == '' then to = from end
 if to ~= from and not (REPORTED[to] and string.find(JOB_MOVES, from .. to, 1, true)) then return { 'forbidden', from } end
-if percent ~= '' and to ~= 'R' then return { 'forbidden', from } end
+local has_progress = percent ~= '' or steps ~= '' or message ~= ''
+if has_progress and to ~= 'R' then return { 'forbidden', from } end
 
 if fault ~= '' then
   note_fault(b, index, fault)
   touch(b)
 end
-if percent ~= '' then
-  st[S.progress] = percent
-  redis.call('PUBLISH', key(KEY.news, b.id), '~' .. index .. ' ' .. st[S.stage] .. ' ' .. percent)
+if has_progress then
+  local function or_before(new, before) return new ~= '' and new or before or '-' end
+  set_progress(st, or_before(percent, st[S.progress]), or_before(steps, st[S.steps]), or_before(message, st[S.message]))
+  publish_progress(b, index, st)
 end
 if to ~= from and from == 'R' then
   take_away(b, index, st, to)
@@ -67,7 +69,7 @@ elseif to ~= from then
   end_job(b, index, st, to)
   b.delayed = b.delayed - redis.call('ZREM', key(KEY.delay, b.id), index)
 end
-if to ~= from or percent ~= '' then write_state(b, index, st) end
+if to ~= from or has_progress then write_state(b, index, st) end
 limit_failures(b)
 finish(b)
 return { 'ok' }

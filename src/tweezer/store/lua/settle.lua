@@ -98,7 +98,7 @@ local function apply_outcomes(b, t, held, first, indices, raw)
       end
       if payload ~= '' then put((kind == 'done' or kind == 'canceled') and results or faults, index, payload) end
     else
-      requeue_job(b, index, st, kind)
+      requeue_job(b, index, st, kind, payload)
       if wait > 0 then
         redis.call('ZADD', key(KEY.delay, b.id), int(NOW + wait), index)
         b.delayed = b.delayed + 1

@@ -29,6 +29,7 @@ COURIERS = "couriers"
 
 _TIME_MAX = 253_402_300_799_999_999  # µs: the end of the year 9999
 _HOLDER_MAX = 200  # characters, as in the ledger
+_FAULTS_MAX = 32_768  # characters; the scripts write fewer
 _GONE_MS = 3_600_000  # a reader of a group that was idle for this long is considered dead
 _BEYOND = "9223372036854775807-0"  # no entry has a later id
 _READ_S = 5.0  # how long the listener waits for a message before it checks its connection
@@ -99,18 +100,23 @@ class News:
         self._subscribing = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def batch(self, batch_id: UUID) -> AsyncIterator[ChannelReader]:
+    async def batch(self, batch_id: UUID, *, steps: bool = False) -> AsyncIterator[ChannelReader]:
         """Listen to a batch: words of events, and ``~index stage percent`` for progress.
 
-        Read the state after entering: all later changes are received.
+        Read the state after entering: all later changes are received. steps: also receive progress with its steps and
+        message, after the line without them.
         """
-        async with self._listen(self._scripts.keys(Key.NEWS, batch_id)) as listener:
+        listener = ChannelReader()
+        async with contextlib.AsyncExitStack() as channels:
+            for key in (Key.NEWS, Key.STEPS)[: 1 + steps]:
+                await channels.enter_async_context(self._listen(self._scripts.keys(key, batch_id), listener))
             yield listener
 
     @contextlib.asynccontextmanager
     async def pool(self, device: str) -> AsyncIterator[ChannelReader]:
         """Listen to the cancels of a device's running jobs, which :func:`read_cancel` parses."""
-        async with self._listen(self._scripts.keys(Key.POOL, device)) as listener:
+        listener = ChannelReader()
+        async with self._listen(self._scripts.keys(Key.POOL, device), listener):
             yield listener
 
     async def close(self) -> None:
@@ -121,8 +127,7 @@ class News:
         await self._pubsub.aclose()
 
     @contextlib.asynccontextmanager
-    async def _listen(self, channel: str) -> AsyncIterator[ChannelReader]:
-        listener = ChannelReader()
+    async def _listen(self, channel: str, listener: ChannelReader) -> AsyncIterator[None]:
         others = self._listeners.setdefault(channel, set())
         others.add(listener)
         try:
@@ -132,7 +137,7 @@ class News:
             self.reader.start()
             await listener.subscribed.wait()
             listener.check()
-            yield listener
+            yield
         finally:
             others.discard(listener)
             if not others and self._listeners.get(channel) is others:
@@ -170,7 +175,7 @@ class Entry(msgspec.Struct, frozen=True):
     """An entry of the stream: the changes that one script call made to one batch, or a notice.
 
     words: the transitions, see :func:`~tweezer.model.events.read_events`; empty for a change without a transition.
-    holder: the lane that held the ticket, see there.
+    holder, faults: the lane that held the ticket, and why attempts failed that are repeated; see there.
     notice: for an entry that is a notice; ``batch_id`` is then NO_BATCH.
     """
 
@@ -186,10 +191,11 @@ class Entry(msgspec.Struct, frozen=True):
     """Why the entry cannot be read; it then has only ``fields``, as they are in Redis."""
     fields: dict[bytes, bytes] | None = None
     holder: str = ""
+    faults: str = ""
 
     @property
     def events(self) -> list[Event]:
-        return list(read_events(self.batch_id, self.first, self.time_us, self.words, self.holder))
+        return list(read_events(self.batch_id, self.first, self.time_us, self.words, self.holder, self.faults))
 
 
 NO_BATCH = UUID(int=0)
@@ -451,6 +457,8 @@ def _fields(entry: Entry) -> dict[bytes, bytes]:
         row |= {b"n": it.type, b"i": it.id, b"p": it.project or "", b"d": it.data}
     else:
         row |= {b"b": entry.batch_id, b"s": entry.first, b"e": entry.words, b"h": entry.holder}
+        if entry.faults:
+            row[b"f"] = entry.faults
     return {name: str(value).encode() for name, value in row.items()}
 
 
@@ -465,8 +473,11 @@ def _entry(entry_id: str, fields: dict[bytes, bytes]) -> Entry:
     words = fields[b"e"].decode()
     read_words(words)  # raises ValueError for invalid words
     batch_id, first = parse_batch_id(fields[b"b"]), _number("s", fields[b"s"], MAX_INTEGER)
-    holder = fields.get(b"h", b"").decode(errors="replace")[:_HOLDER_MAX].replace("\0", "")
-    return Entry(entry_id, batch_id, first, time_us, words, None, is_restored, holder=holder)
+    holder, faults = (
+        fields.get(name, b"").decode(errors="replace")[:most].replace("\0", "")
+        for name, most in ((b"h", _HOLDER_MAX), (b"f", _FAULTS_MAX))
+    )
+    return Entry(entry_id, batch_id, first, time_us, words, None, is_restored, holder=holder, faults=faults)
 
 
 def _number(name: str, text: bytes, most: int) -> int:

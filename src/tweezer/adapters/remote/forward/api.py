@@ -25,7 +25,7 @@ from tweezer.adapters.remote.options import ForwardOptions
 from tweezer.model.addresses import check_url, why_refused
 from tweezer.model.errors import InvalidInput
 from tweezer.model.lifecycle import JobStatus, Stage
-from tweezer.model.messages import Progress, Result
+from tweezer.model.messages import Progress, Result, Steps
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _REDIRECTS_MAX = 5
@@ -51,7 +51,8 @@ class ServerBatch(msgspec.Struct, frozen=True):
 class ServerJob(msgspec.Struct, frozen=True):
     """A job on the server.
 
-    errors: Messages for people. progress (percent), stage, device_s (seconds): None if the server does not report them.
+    errors: Messages for people. progress (percent), stage, device_s (seconds), steps: None if the server does not
+    report them.
     start_timestamp: None before the job has begun.
     """
 
@@ -62,6 +63,7 @@ class ServerJob(msgspec.Struct, frozen=True):
     stage: str | None = None
     device_s: float | None = None
     start_timestamp: str | None = None
+    steps: Any = None
 
     def started_s_ago(self) -> float:
         """Return for how many seconds it has run, by both clocks; 0 if the server does not report its start."""
@@ -76,7 +78,11 @@ class ServerJob(msgspec.Struct, frozen=True):
         """Return the job's progress, with the server's stage if it reports one."""
         waits = self.status is JobStatus.PENDING
         stage = _STAGES.get(self.stage or "", Stage.QUEUED if waits else Stage.ON_DEVICE)
-        return Progress(stage, None if self.progress is None else min(max(self.progress / 100, 0.0), 1.0))
+        fraction = None if self.progress is None else min(max(self.progress / 100, 0.0), 1.0)
+        steps = None
+        with contextlib.suppress(msgspec.ValidationError):  # it need not be a Tweezer
+            steps = msgspec.convert(self.steps, Steps | None)
+        return Progress(stage, fraction, None if waits else steps)
 
 
 class ServerDevice(msgspec.Struct, frozen=True):

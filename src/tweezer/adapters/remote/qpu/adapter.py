@@ -24,9 +24,8 @@ from tweezer.adapters.remote.service import JobContext, Observed, RemoteId, Remo
 from tweezer.model.errors import ExecutionError, FaultKind
 from tweezer.model.ids import new_worker_id
 from tweezer.model.intents import Intent, Mark
-from tweezer.model.lifecycle import Stage
 from tweezer.model.lru import Recent
-from tweezer.model.messages import BatchWork, Outcome, OutcomeKind, Progress, Result
+from tweezer.model.messages import BatchWork, Outcome, OutcomeKind, Result
 
 log = structlog.get_logger(__name__)
 
@@ -253,7 +252,7 @@ class QpuService(RemoteService[QpuJob]):
             await self.note_forgotten(context)
             return _fail_stranger(job)
         self._has_names = self._has_names or job.pasqman_job_id is not None
-        return Observed(job, job.status, Progress(Stage.ON_DEVICE, job.fraction()))
+        return Observed(job, job.status, job.read_progress())
 
     def _is_ours(self, job: QpuJob, context: JobContext) -> bool:
         """Return whether this is the job that we submitted. A machine that returns names must return ours."""

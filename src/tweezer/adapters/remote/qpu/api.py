@@ -23,7 +23,8 @@ from tweezer.adapters.remote.errors import (
 )
 from tweezer.adapters.remote.http import HttpAnswer, RemoteClient, TokenRequest, check_submit, make_excerpt
 from tweezer.adapters.remote.options import QpuOptions
-from tweezer.model.lifecycle import JobStatus
+from tweezer.model.lifecycle import JobStatus, Stage
+from tweezer.model.messages import Progress, Steps
 
 _CANNOT_BE_ABORTED = "3003"
 
@@ -64,15 +65,16 @@ class QpuJob(msgspec.Struct, frozen=True):
         found = (self.context or {}).get("pasqman_job_id")
         return found if isinstance(found, str) else None
 
-    def fraction(self) -> float | None:
-        """Return the job's progress (0 to 1), if the machine reports it as a number of runs or in percent."""
+    def read_progress(self) -> Progress:
+        """Return the job's progress, as far as the machine reports it as a number of runs or in percent."""
         match self.progress:
             case {"completed_runs": int(done), "total_runs": int(total)} if total > 0:
-                return min(max(done / total, 0.0), 1.0)
+                done = min(max(done, 0), total)
+                return Progress(Stage.ON_DEVICE, done / total, Steps(done, total, f"{done} of {total} runs"))
             case int(percent) | float(percent) if 0 <= percent <= 100:
-                return percent / 100
+                return Progress(Stage.ON_DEVICE, percent / 100)
             case _:
-                return None
+                return Progress(Stage.ON_DEVICE)
 
     def counter(self) -> dict[str, int] | None:
         """Return bitstring → number of shots; None without a result. Raises RemoteUnreachable if it is not valid."""

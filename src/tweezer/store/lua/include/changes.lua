@@ -18,8 +18,22 @@ local function move_batch(b, to)
   b.status = to
 end
 
+local FAULTS_MAX = 16000 -- bytes of the faults in an entry
+
+-- Adds why the attempt of a job failed that is repeated to the entry, if there is room. Equal faults share a line.
+local function tell_fault(b, index, fault)
+  local lines = b.faults or { bytes = 0 }
+  b.faults = lines
+  if lines[fault] then
+    lines[lines[fault]] = index .. ',' .. lines[lines[fault]]
+  elseif lines.bytes + #fault <= FAULTS_MAX then
+    lines[#lines + 1] = index .. ' ' .. fault
+    lines[fault], lines.bytes = #lines, lines.bytes + #fault
+  end
+end
+
 -- Writes the record and the events of this call as one entry, and publishes them. The entry names the lane that held the
--- ticket (b.holder), and why running jobs became pending (b.why).
+-- ticket (b.holder), why running jobs became pending (b.why), and the faults of their attempts (b.faults).
 local function save(b)
   count_use(b.project, 'jobs', b.pending - b.charged)
   count_use(b.project, 'bytes', b.bytes - b.was_bytes)
@@ -42,7 +56,9 @@ local function save(b)
     local first, words = int(b.first_event or b.seq + 1), table.concat(b.events, ' ')
     local holder = b.holder or ''
     if b.why then holder = holder .. ' ' .. b.why end
-    redis.call('XADD', key(KEY.events), '*', 'b', b.id, 's', first, 't', NOW_US, 'e', words, 'h', holder)
+    local fields = { 'b', b.id, 's', first, 't', NOW_US, 'e', words, 'h', holder }
+    if b.faults and #b.faults > 0 then put(fields, 'f', table.concat(b.faults, '\n')) end
+    redis.call('XADD', key(KEY.events), '*', unpack(fields))
     if words ~= '' then redis.call('PUBLISH', key(KEY.news, b.id), words) end
   end
   if #b.asked > 0 then

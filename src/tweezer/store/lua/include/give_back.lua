@@ -22,9 +22,9 @@ local function requeue_ticket(b, t, due)
   ring(b.device)
 end
 
--- Empties the held set of a ticket. why: 'lost' (its lease expired), 'fail', 'drain', or 'stop', which keeps its running
--- jobs. A job on a machine stays RUNNING, and is handed out next.
-local function take_back(b, t, why)
+-- Empties the held set of a ticket. why: 'lost' (its lease expired), 'fail' with its fault, 'drain', or 'stop', which keeps
+-- its running jobs. A job on a machine stays RUNNING, and is handed out next.
+local function take_back(b, t, why, fault)
   local held = key(KEY.held, b.id, t.n)
   local indices, kept = held_indices(b, t), {}
   redis.call('DEL', held)
@@ -54,7 +54,7 @@ local function take_back(b, t, why)
         note_fault(b, index, LOST_FAULT)
       else
         if why == 'drain' then st[S.attempt] = int(number_of(st, S.attempt) - 1) end
-        requeue_job(b, index, st, why)
+        requeue_job(b, index, st, why, fault)
         back[#back + 1] = index
       end
       write_state(b, index, st)

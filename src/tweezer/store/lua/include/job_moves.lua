@@ -14,6 +14,9 @@ local function move_job(b, index, st, to)
   emit(b, index .. from .. to)
 end
 
+-- Clears the progress of a job. The last two words exist only where steps were reported.
+local function clear_progress(st) st[S.progress], st[S.message], st[S.steps] = '-', nil, nil end
+
 -- Begins the execution of a job with a token: a new attempt.
 local function begin_job(b, index, st, token, stage)
   if b.started == 0 then
@@ -24,5 +27,6 @@ local function begin_job(b, index, st, token, stage)
   move_job(b, index, st, 'R')
   st[S.attempt] = int(number_of(st, S.attempt) + 1)
   st[S.token], st[S.begun], st[S.ended] = token, NOW_MS, '-'
-  st[S.stage], st[S.staged], st[S.progress] = stage, NOW_MS, '-'
+  st[S.stage], st[S.staged] = stage, NOW_MS
+  clear_progress(st)
 end
