@@ -79,6 +79,11 @@ async def delete_batch(store: Store, database: Database, batch_id: UUID, *, proj
         raise Conflict(f"batch {batch_id} has just ended and is being recorded; try again in a moment", code="live")
 
 
+async def delete_ended(store: Store, database: Database, batch_ids: Sequence[UUID]) -> list[UUID]:
+    """Delete those of the batches that have ended and are fully recorded; return them. Raises Unavailable."""
+    return await delete_batches(store, database, await database.run_read(_find_recorded_ends, batch_ids))
+
+
 async def discard_batch(store: Store, database: Database, batch_id: UUID) -> None:
     """Delete a batch that cannot be recorded, in any status. Raises Conflict while a lane works on it."""
     await store.commands.discard(batch_id)
@@ -133,6 +138,11 @@ def _find_ended(connection: Connection, batch_id: UUID, project: str | None) -> 
     if row[0] not in _OVER:
         raise Conflict(f"batch {batch_id} has not ended; cancel it first", code="live")
     return {batch_id: row[1]}
+
+
+def _find_recorded_ends(connection: Connection, batch_ids: Sequence[UUID]) -> dict[UUID, int]:
+    query = select(batches.c.id, batches.c.sequence_number)
+    return _pairs(connection, query.where(batches.c.id.in_(batch_ids), batches.c.status.in_(_OVER)))
 
 
 def _find_in_project(connection: Connection, project_id: str) -> dict[UUID, int]:

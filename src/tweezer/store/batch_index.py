@@ -49,6 +49,11 @@ class BatchIndex:
                 return []
             start += most
 
+    async def now_ms(self) -> int:
+        """Return the time of Redis, by which batches are created, in milliseconds since 1970."""
+        seconds, microseconds = await ask(self._redis.time())
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
     async def add(self, ids: AsyncIterable[UUID]) -> None:
         """Add batches that are missing in the index, because an older release wrote them."""
         page: list[str] = []

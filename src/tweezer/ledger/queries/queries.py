@@ -63,6 +63,7 @@ _JOB_SNAPSHOTS: Select[Any] = (
 )
 _RECORDS: Select[Any] = select(batches.c.id, batches.c.record).where(batches.c.id.in_(_IDS))
 _CHILDREN = select(batches.c.id).where(batches.c.parent == bindparam("id")).order_by(batches.c.id).limit(_CHILDREN_MAX)
+_REPEATED = select(batches.c.parent).where(batches.c.parent.in_(_IDS)).distinct()
 _RESULT = select(results.c.result).where(results.c.id == bindparam("id"))
 _PARKED = (
     select(dead_letters.c.batch)
@@ -152,6 +153,12 @@ class Queries:
         record = batch_record(batch_id, {**fields, "doc": row.about})
         doc = msgspec.structs.replace(record.doc, sequence=row.sequence)
         return msgspec.structs.replace(record, doc=doc, children=children)
+
+    def repeated(self, batch_ids: Sequence[UUID]) -> set[UUID]:
+        """Return those of the batches that another batch repeats."""
+        with self.database.read() as connection:
+            pages = split_pages(batch_ids, _PAGE)
+            return {row for page in pages for row in connection.execute(_REPEATED, {"ids": page}).scalars()}
 
     def job(self, caller: Principal, job_id: UUID) -> JobRecord | None:
         """Return the job, or None."""
