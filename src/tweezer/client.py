@@ -59,6 +59,7 @@ from tweezer.store.devices import new_window
 from tweezer.store.job_logs import JobLog
 from tweezer.store.producers import CancelAnswer, Submission
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord, describe_wait
+from tweezer.store.scripts import split_pages
 from tweezer.store.streams.batch_events import LastEvent
 from tweezer.transports.direct import DirectAddress
 from tweezer.transports.protocol import Address, NewsReader, Place, Transport, is_settled
@@ -1032,7 +1033,7 @@ class AsyncQueue(Handle):
             user: Name of the user who submitted it, if known.
             since: Only batches that were submitted at this aware time or later.
             until: Only batches that were submitted at this aware time or earlier.
-            all: Act on every batch of the project. Needed if no filter is given, else rejected.
+            all: Act on every batch of the project, if no filter is given.
             dry_run: Change nothing, and return what would be done.
             by: Name to record as the one who cancelled (default: ``user@host``).
 
@@ -1077,7 +1078,7 @@ class AsyncQueue(Handle):
             since: Only batches that were submitted at this aware time or later.
             until: Only batches that were submitted at this aware time or earlier.
             job_status: The jobs to repeat: ``ERROR``, ``CANCELED``, or both.
-            all: Act on every batch of the project. Needed if no filter is given, else rejected.
+            all: Act on every batch of the project, if no filter is given.
             dry_run: Change nothing, and return what would be done.
 
         Raises:
@@ -1114,7 +1115,7 @@ class AsyncQueue(Handle):
             user: Name of the user who submitted it, if known.
             since: Only batches that were submitted at this aware time or later.
             until: Only batches that were submitted at this aware time or earlier.
-            all: Act on every batch of the project. Needed if no filter is given, else rejected.
+            all: Act on every batch of the project, if no filter is given.
             dry_run: Change nothing, and return what would be done.
 
         Raises:
@@ -1124,6 +1125,36 @@ class AsyncQueue(Handle):
         """
         wanted = _build_filter(status, device, tag, name, user, since, until)
         return await self._act(BulkAction.DELETE, wanted, all=all, dry_run=dry_run)
+
+    async def delete_many(self, batch_ids: Iterable[UUID | str]) -> dict[UUID, str]:
+        """Permanently delete several batches that have ended, with their results.
+
+        Over Redis, the queue needs ``database_url``, and ``results_dir`` if workers write large results.
+
+        Args:
+            batch_ids: Ids of the batches, as in :meth:`find`.
+
+        Returns:
+            An error message for each batch that was not deleted, by id; empty if all were.
+
+        Raises:
+            InvalidInput: An id is not a text; nothing was deleted.
+            NotFound: A short id or name is unknown; nothing was deleted.
+            Conflict: A short id or name means several batches; nothing was deleted.
+            Unavailable: Redis or the API did not answer. Some batches may have been deleted; the call can be repeated.
+            TweezerError: The queue has no ledger.
+        """
+        texts = check_list("batch_ids", batch_ids, "ids of batches")
+        ids = list(dict.fromkeys([(await self._find("batch_ids", text)).id for text in texts]))
+        errors: dict[UUID, str] = {}
+        for page in split_pages(ids, _BATCHES_PAGE):
+            outcome = await self._act(BulkAction.DELETE, BatchFilter(ids=tuple(page)), all=False, dry_run=False)
+            found = {batch_id: f"batch {batch_id} has not ended; cancel it first" for batch_id in outcome.live}
+            found |= outcome.failed
+            missing = set(page).difference(outcome.ids, found)
+            found |= {batch_id: NotFound("batch", str(batch_id)).message for batch_id in missing}
+            errors |= {batch_id: found[batch_id] for batch_id in page if batch_id in found}
+        return errors
 
     async def _act(
         self, action: BulkAction, wanted: BatchFilter, *, all: bool, dry_run: bool, **options: Any

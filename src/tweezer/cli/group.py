@@ -48,6 +48,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "export": ("results", "Write batches with their jobs and results as JSON lines."),
         "delete": ("results", "Delete ended batches permanently."),
         "cancel": ("batches", "Cancel batches, or some jobs of a batch."),
+        "retry": ("batches", "Submit the failed jobs of batches again."),
         "pause": ("batches", "Pause batches or a device: start no more of their jobs."),
         "resume": ("batches", "Resume paused batches or a paused device."),
     },

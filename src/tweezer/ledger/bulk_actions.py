@@ -45,7 +45,6 @@ _CHECKED = 500  # batches whose repetitions are looked up at a time
 _LIVE_BATCH = tuple(status for status in BatchStatus if status not in TERMINAL_BATCH)
 _ENDED_BATCH = tuple(status for status in BatchStatus if status in TERMINAL_BATCH)
 _CURSOR = re.compile(r"(\d{1,15})\.([0-9a-f]{32})", re.ASCII)
-_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class BulkAction(StrEnum):
@@ -60,8 +59,8 @@ class BulkRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One step of a call.
 
     Attributes:
-        wanted: The filter; it must not be empty unless ``every`` is set.
-        every: Act on all batches of the caller's projects.
+        wanted: The filter.
+        every: The filter may be empty.
         dry_run: Change nothing, and report what would be done.
         after: ``next`` of the step before; empty for the first.
         by: Who cancels, as recorded.
@@ -192,8 +191,9 @@ class BulkActions:
         began, after = time.monotonic(), _Position.read(request.after) if request.after else None
         until_ms = await self.store.index.now_ms() if after is None else after.created_ms
         until = datetime.fromtimestamp(until_ms / 1000, UTC)
-        if wanted.created_to is None or wanted.created_to > until:
-            wanted = msgspec.structs.replace(wanted, created_to=until)
+        if wanted.created_to is not None:
+            until = min(until, wanted.created_to)
+        wanted = msgspec.structs.replace(wanted, created_to=until)
         most = DRY_STEP_MAX if request.dry_run else STEP_MAX
         found, has_more = await self._search(wanted, after, most, until=began + _SEARCH_S)
         last = _Position.of(found[-1]) if found else None
@@ -310,7 +310,7 @@ class _Retry:
 
 class _Delete:
     statuses = _ENDED_BATCH
-    searched = ()  # those that have not ended are reported
+    searched: tuple[BatchStatus, ...] = ()  # those that have not ended are reported
     at_once = 50
 
     def __init__(self, store: Store, database: Database | None) -> None:
@@ -357,17 +357,10 @@ def _without_older(tally: _Tally, last: _Position, found: Sequence[BatchRecord])
     return tally
 
 
-def is_empty(wanted: BatchFilter) -> bool:
-    """Return whether the filter restricts nothing but the projects."""
-    return msgspec.structs.replace(wanted, projects=()) == BatchFilter()
-
-
 def _checked_filter(request: BulkRequest, act: _Act) -> BatchFilter:
     """Return the filter with the statuses that the action needs. Raises InvalidInput."""
     wanted = request.wanted
-    if request.every and not is_empty(wanted):
-        raise InvalidInput("all", "contradicts the filter; omit one of them")
-    if not request.every and is_empty(wanted):
+    if not request.every and msgspec.structs.replace(wanted, projects=()) == BatchFilter():
         raise InvalidInput("all", "is needed to select every batch; add a filter, or set all to true")
     wrong = [status for status in wanted.statuses if status not in act.statuses]
     if wrong:

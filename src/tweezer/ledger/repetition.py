@@ -25,7 +25,7 @@ UNSUCCESSFUL = (JobStatus.ERROR, JobStatus.CANCELED)
 _PAGE = 500  # jobs per read
 
 
-def check_unsuccessful(field: str, statuses: Collection[JobStatus | str]) -> tuple[JobStatus, ...]:
+def check_unsuccessful(field: str, statuses: Collection[object]) -> tuple[JobStatus, ...]:
     """Return the statuses of the jobs to repeat, given in upper or lower case. Raises InvalidInput."""
     names = [status.upper() if isinstance(status, str) else status for status in statuses]
     for name in names:

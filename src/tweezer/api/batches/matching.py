@@ -32,7 +32,7 @@ class _MatchingQuery(BatchQuery):
     """The filter of the batches to act on, and how."""
 
     all: bool = Field(
-        False, description="Act on every batch of the caller's projects. Needed if no filter is given, else rejected."
+        False, description="Act on every batch of the caller's projects, if there is no other parameter that selects."
     )
     dry_run: bool = Field(False, description="Change nothing, and return what would be done.")
     after: str = Field(
