@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tweezer.client import AsyncBatch, AsyncQueue, Finished, JobFailed, ListedBatch, WaitTimeout, connect_async
     from tweezer.display.data import JobList
+    from tweezer.ledger.bulk_actions import BulkOutcome
     from tweezer.model.errors import (
         Conflict,
         EventsTrimmed,
@@ -49,6 +50,7 @@ __all__ = [
     "AsyncQueue",
     "Batch",
     "BatchStatus",
+    "BulkOutcome",
     "Conflict",
     "Event",
     "EventsTrimmed",
@@ -91,6 +93,7 @@ _MODULES = {
         "connect_async",
     ),
     "tweezer.display.data": ("JobList",),
+    "tweezer.ledger.bulk_actions": ("BulkOutcome",),
     "tweezer.model.errors": (
         "Conflict",
         "EventsTrimmed",

@@ -1144,6 +1144,7 @@ class AsyncQueue(Handle):
             Unavailable: Redis or the API did not answer. Some batches may have been deleted; the call can be repeated.
             TweezerError: The queue has no ledger.
         """
+        self.require_home()
         texts = check_list("batch_ids", batch_ids, "ids of batches")
         ids = list(dict.fromkeys([(await self._find("batch_ids", text)).id for text in texts]))
         errors: dict[UUID, str] = {}
