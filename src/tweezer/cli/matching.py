@@ -25,7 +25,7 @@ _JSON_FIELDS = ("count", "ids", "already", "live", "failed", "retries", "until")
 class Words(msgspec.Struct, frozen=True):
     """The words of an action: ``cancel``, ``cancelled``, and for batches with nothing to do, ``already ended``.
 
-    extent: what the question for confirmation says after the number of batches.
+    extent: the end of the question for confirmation, after the number of batches.
     """
 
     verb: str
