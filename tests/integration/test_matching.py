@@ -192,6 +192,7 @@ async def test_batches_submitted_during_a_call_are_left_alone(queue: tweezer.Asy
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_a_call_handles_more_than_one_request_can(queue: tweezer.AsyncQueue, site: Site) -> None:
     await site.store.devices.pause(NULL, "so that nothing starts")
     ids = await _submit_many(site, 2500, "x")
@@ -208,7 +209,7 @@ async def test_a_call_handles_more_than_one_request_can(queue: tweezer.AsyncQueu
     async def all_deleted() -> bool:
         return not (await queue.delete_matching(tag="x", status="CANCELED")).failed
 
-    await until(all_deleted)
+    await until(all_deleted, within_s=150)  # in a burst the recorder gives way to the workers, for a minute at most
     left = {batch.id async for batch, _ in queue.batches()}
     assert left == {*other, *retried.retries.values()}
 

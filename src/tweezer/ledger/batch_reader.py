@@ -177,12 +177,11 @@ class BatchReader:
                 listed = "; ".join(f"{it.id}, {it.created:%Y-%m-%d %H:%M} UTC, {it.doc.name or '-'}" for it in found)
                 raise Conflict(f"{text!r} is not unique; use an id, such as one of these: {listed}", code="ambiguous")
 
-    async def repeated(self, batches: Sequence[BatchRecord]) -> set[UUID]:
+    async def repeated(self, batch_ids: Sequence[UUID]) -> set[UUID]:
         """Return those of the batches that another batch repeats."""
-        found = {batch.id for batch in batches if batch.children}
-        others = [batch.id for batch in batches if not batch.children]
-        if others and (queries := await self._open()) is not None:
-            found |= await queries.ask(queries.repeated, others)
+        found = await self._ask(partial(self._store.index.repeated, batch_ids))
+        if (queries := await self._open()) is not None:
+            found |= await queries.ask(queries.repeated, batch_ids)
         return found
 
     async def is_recorded(self, caller: Principal, batch_id: UUID) -> bool:

@@ -284,7 +284,7 @@ class _Retry:
 
     async def select(self, found: Sequence[BatchRecord], tally: _Tally) -> list[BatchRecord]:
         failed = [batch for batch in found if any(batch.counts[status] for status in self._job_statuses)]
-        repeated = await self._actions.reader.repeated(failed)
+        repeated = await self._actions.reader.repeated([batch.id for batch in failed])
         tally.already += (batch.id for batch in failed if batch.id in repeated)
         return [batch for batch in failed if batch.id not in repeated]
 

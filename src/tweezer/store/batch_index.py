@@ -74,6 +74,14 @@ class BatchIndex:
         found = (_record(batch_id, row, None) for batch_id, row in zip(ids, named, strict=True))
         return [record for record in found if record is not None]
 
+    async def repeated(self, ids: Sequence[UUID]) -> set[UUID]:
+        """Return those of the batches that are known to be repeated by another batch."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for batch_id in ids:
+            pipeline.hget(self._keys(Key.BATCH, batch_id), "children")
+        rows = cast(list[bytes | None], await ask(pipeline.execute()))
+        return {batch_id for batch_id, children in zip(ids, rows, strict=True) if children}
+
     async def current(self, known: Mapping[UUID, BatchDoc]) -> dict[UUID, BatchRecord]:
         """Return the current records of batches whose docs are known, if they exist and can be read."""
         pipeline = self._redis.pipeline(transaction=False)
