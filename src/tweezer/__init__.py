@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tweezer.client import AsyncBatch, AsyncQueue, Finished, JobFailed, ListedBatch, WaitTimeout, connect_async
     from tweezer.display.data import JobList
+    from tweezer.ledger.bulk_actions import BulkOutcome
     from tweezer.model.attempts import JobAttempt, JobAttemptOutcome
     from tweezer.model.errors import (
         Conflict,
@@ -50,6 +51,7 @@ __all__ = [
     "AsyncQueue",
     "Batch",
     "BatchStatus",
+    "BulkOutcome",
     "Conflict",
     "Event",
     "EventsTrimmed",
@@ -94,6 +96,7 @@ _MODULES = {
         "connect_async",
     ),
     "tweezer.display.data": ("JobList",),
+    "tweezer.ledger.bulk_actions": ("BulkOutcome",),
     "tweezer.model.attempts": ("JobAttempt", "JobAttemptOutcome"),
     "tweezer.model.errors": (
         "Conflict",

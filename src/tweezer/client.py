@@ -30,8 +30,10 @@ from tweezer import tracing
 from tweezer.data_folder import API_CA_FILE, API_KEY, API_URL, DATA_DIR, REDIS_URL, running_environment
 from tweezer.display.data import JobList, to_arrays
 from tweezer.duties import Backoff, heeding_cancel
+from tweezer.ledger.bulk_actions import BulkAction, BulkOutcome, BulkRequest
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.queries.filters import BatchFilter
+from tweezer.ledger.repetition import UNSUCCESSFUL, check_unsuccessful, nothing_to_retry
 from tweezer.ledger.schedules.records import (
     GRACE_S,
     Missed,
@@ -71,6 +73,7 @@ from tweezer.store.devices import new_window
 from tweezer.store.job_logs import JobLog
 from tweezer.store.producers import CancelAnswer, CheckedSubmission, Submission, check_priority
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord, describe_wait
+from tweezer.store.scripts import split_pages
 from tweezer.store.streams.batch_events import LastEvent
 from tweezer.transports.direct import DirectAddress
 from tweezer.transports.protocol import Address, NewsReader, Place, Transport, is_settled
@@ -368,6 +371,36 @@ class AsyncBatch(Handle):
         if not chosen:
             return []
         return await self.queue.ask(lambda: self._transport.cancel_jobs(self.id, chosen, by=who, idempotency_key=key))
+
+    async def retry(
+        self,
+        *,
+        status: JobStatus | str | Iterable[JobStatus | str] = UNSUCCESSFUL,
+        idempotency_key: str | None = None,
+    ) -> AsyncBatch:
+        """Submit the jobs that did not succeed in a new batch, and return its handle.
+
+        The new batch has the sequence, device, name, tags and limits of this one, whose id is its ``doc.parent_id``.
+        It starts as soon as it can: it has neither a start time nor dependencies.
+
+        Args:
+            status: ``ERROR``, ``CANCELED``, or both.
+            idempotency_key: Calls with the same key within a day create one batch. By default each call creates one.
+
+        Raises:
+            InvalidInput: The batch has no such job, or more than 10,000, or an argument is not valid.
+            Conflict: The batch is open.
+            QueueFull: The queue is full; try again later.
+            QuotaExceeded: A quota of the project is used up.
+            NotFound: The project has no such batch.
+            Unavailable: Redis or the API did not answer.
+        """
+        statuses, key = check_unsuccessful("status", _one_or_more("status", status)), _checked_key(idempotency_key)
+        record = await self.record()
+        if not any(record.counts[each] for each in statuses):
+            raise nothing_to_retry(self.id, statuses)
+        retry = self._transport.retry
+        return AsyncBatch(self.queue, await self.queue.ask(lambda: retry(self.id, statuses, idempotency_key=key)))
 
     async def pause(self, reason: str = "", *, by: str | None = None) -> None:
         """Pause the batch: its running jobs finish, and no further ones start.
@@ -1070,19 +1103,9 @@ class AsyncQueue(Handle):
                 print(batch.id, record.doc.name, record.fault)
             ```
         """
-        for field, at in (("since", since), ("until", until)):
-            if at is not None:
-                check_time(field, at)
-        wanted = BatchFilter(
-            statuses=tuple(map(_batch_status, _one_or_more("status", status))),
-            devices=_texts("device", device, MAX_DEVICE_LENGTH),
-            tags_all=_texts("tag", tag, MAX_TAG_LENGTH),
-            names=_texts("name", name, MAX_NAME_LENGTH),
-            users=_texts("user", user, MAX_NAME_LENGTH),
-            depends_on=tuple([await self._find_parent("depends_on", it) for it in _batches(depends_on)]),
-            created_from=since,
-            created_to=until,
-        )
+        wanted = _build_filter(status, device, tag, name, user, since, until)
+        parents = [await self._find_parent("depends_on", it) for it in _batches(depends_on)]
+        wanted = msgspec.structs.replace(wanted, depends_on=tuple(parents))
         at_last: set[UUID] = set()  # those yielded that were submitted at the time of the last one
         while True:
             read = partial(self.transport.batches, wanted, without=frozenset(at_last), most=_BATCHES_PAGE)
@@ -1193,6 +1216,169 @@ class AsyncQueue(Handle):
             except TweezerError as error:
                 errors[batch.id] = error.message
         return errors
+
+    async def cancel_matching(
+        self,
+        *,
+        status: BatchStatus | str | Iterable[BatchStatus | str] = (),
+        device: str | Iterable[str] = (),
+        tag: str | Iterable[str] = (),
+        name: str | Iterable[str] = (),
+        user: str | Iterable[str] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        all: bool = False,
+        dry_run: bool = False,
+        by: str | None = None,
+    ) -> BulkOutcome:
+        """Cancel all batches that match and have not ended.
+
+        Batches that are submitted after the call began are left alone.
+
+        Args:
+            status: ``PENDING``, ``RUNNING`` or ``PAUSED`` (default: all of them).
+            device: Name of the device.
+            tag: A tag of the batch.
+            name: Name of the batch.
+            user: Name of the user who submitted it, if known.
+            since: Only batches that were submitted at this aware time or later.
+            until: Only batches that were submitted at this aware time or earlier.
+            all: Act on every batch of the project, if no filter is given.
+            dry_run: Change nothing, and return what would be done.
+            by: Name to record as the one who cancelled (default: ``user@host``).
+
+        Raises:
+            InvalidInput: An argument is not valid, or there is no filter; nothing was changed.
+            Unavailable: Redis or the API did not answer. Some batches may have been handled; the call can be repeated.
+
+        Example:
+            ```python
+            outcome = await queue.cancel_matching(tag="sweep", status="PENDING")
+            print(outcome.count, outcome.failed)
+            ```
+        """
+        wanted = _build_filter(status, device, tag, name, user, since, until)
+        return await self._act(BulkAction.CANCEL, wanted, all=all, dry_run=dry_run, by=_checked_by(by))
+
+    async def retry_matching(
+        self,
+        *,
+        status: BatchStatus | str | Iterable[BatchStatus | str] = (),
+        device: str | Iterable[str] = (),
+        tag: str | Iterable[str] = (),
+        name: str | Iterable[str] = (),
+        user: str | Iterable[str] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        job_status: JobStatus | str | Iterable[JobStatus | str] = UNSUCCESSFUL,
+        all: bool = False,
+        dry_run: bool = False,
+    ) -> BulkOutcome:
+        """Retry the jobs that did not succeed of all batches that match and have ended.
+
+        Each batch is retried as with :meth:`AsyncBatch.retry`, unless another batch repeats it already. ``retries`` of
+        the outcome has the new batches.
+
+        Args:
+            status: ``DONE``, ``ERROR``, ``CANCELED`` or ``TIMED_OUT`` (default: all of them).
+            device: Name of the device.
+            tag: A tag of the batch.
+            name: Name of the batch.
+            user: Name of the user who submitted it, if known.
+            since: Only batches that were submitted at this aware time or later.
+            until: Only batches that were submitted at this aware time or earlier.
+            job_status: The jobs to repeat: ``ERROR``, ``CANCELED``, or both.
+            all: Act on every batch of the project, if no filter is given.
+            dry_run: Change nothing, and return what would be done.
+
+        Raises:
+            InvalidInput: An argument is not valid, or there is no filter; nothing was changed.
+            Unavailable: Redis or the API did not answer. Some batches may have been handled; the call can be repeated.
+        """
+        statuses = check_unsuccessful("job_status", _one_or_more("job_status", job_status))
+        wanted = _build_filter(status, device, tag, name, user, since, until)
+        return await self._act(BulkAction.RETRY, wanted, all=all, dry_run=dry_run, job_statuses=statuses)
+
+    async def delete_matching(
+        self,
+        *,
+        status: BatchStatus | str | Iterable[BatchStatus | str] = (),
+        device: str | Iterable[str] = (),
+        tag: str | Iterable[str] = (),
+        name: str | Iterable[str] = (),
+        user: str | Iterable[str] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        all: bool = False,
+        dry_run: bool = False,
+    ) -> BulkOutcome:
+        """Permanently delete all batches that match and have ended, with their results.
+
+        Batches that have not ended are kept, and listed in ``live`` of the outcome. Over Redis, the queue needs
+        ``database_url``, and ``results_dir`` if workers write large results.
+
+        Args:
+            status: ``DONE``, ``ERROR``, ``CANCELED`` or ``TIMED_OUT`` (default: all of them).
+            device: Name of the device.
+            tag: A tag of the batch.
+            name: Name of the batch.
+            user: Name of the user who submitted it, if known.
+            since: Only batches that were submitted at this aware time or later.
+            until: Only batches that were submitted at this aware time or earlier.
+            all: Act on every batch of the project, if no filter is given.
+            dry_run: Change nothing, and return what would be done.
+
+        Raises:
+            InvalidInput: An argument is not valid, or there is no filter; nothing was changed.
+            Unavailable: Redis or the API did not answer. Some batches may have been handled; the call can be repeated.
+            TweezerError: The queue has no ledger.
+        """
+        wanted = _build_filter(status, device, tag, name, user, since, until)
+        return await self._act(BulkAction.DELETE, wanted, all=all, dry_run=dry_run)
+
+    async def delete_many(self, batch_ids: Iterable[UUID | str]) -> dict[UUID, str]:
+        """Permanently delete several batches that have ended, with their results.
+
+        Over Redis, the queue needs ``database_url``, and ``results_dir`` if workers write large results.
+
+        Args:
+            batch_ids: Ids of the batches, as in :meth:`find`.
+
+        Returns:
+            An error message for each batch that was not deleted, by id; empty if all were.
+
+        Raises:
+            InvalidInput: An id is not a text; nothing was deleted.
+            NotFound: A short id or name is unknown; nothing was deleted.
+            Conflict: A short id or name means several batches; nothing was deleted.
+            Unavailable: Redis or the API did not answer. Some batches may have been deleted; the call can be repeated.
+            TweezerError: The queue has no ledger.
+        """
+        self.require_home()
+        texts = check_list("batch_ids", batch_ids, "ids of batches")
+        ids = list(dict.fromkeys([(await self._find("batch_ids", text)).id for text in texts]))
+        errors: dict[UUID, str] = {}
+        for page in split_pages(ids, _BATCHES_PAGE):
+            outcome = await self._act(BulkAction.DELETE, BatchFilter(ids=tuple(page)), all=False, dry_run=False)
+            found = {batch_id: f"batch {batch_id} has not ended; cancel it first" for batch_id in outcome.live}
+            found |= outcome.failed
+            missing = set(page).difference(outcome.ids, found)
+            found |= {batch_id: NotFound("batch", str(batch_id)).message for batch_id in missing}
+            errors |= {batch_id: found[batch_id] for batch_id in page if batch_id in found}
+        return errors
+
+    async def _act(
+        self, action: BulkAction, wanted: BatchFilter, *, all: bool, dry_run: bool, **options: Any
+    ) -> BulkOutcome:
+        """Act on all batches that match, step by step."""
+        check_flag("all", all), check_flag("dry_run", dry_run)
+        request = BulkRequest(action=action, wanted=wanted, every=all, dry_run=dry_run, **options)
+        outcome: BulkOutcome | None = None
+        while outcome is None or outcome.next is not None:
+            step = msgspec.structs.replace(request, after=(outcome and outcome.next) or "")
+            found = await self.ask(partial(self.transport.act_on_matching, step))
+            outcome = found if outcome is None else outcome.joined(found, dry_run=dry_run)
+        return outcome
 
     async def _find_job(self, job: UUID | str) -> UUID:
         if isinstance(job, str) and (match := _JOB.fullmatch(job)):
@@ -1582,6 +1768,30 @@ def _check_when(field: str, when: object) -> When:
         return When(when.upper() if isinstance(when, str) else cast(str, when))
     except ValueError:
         raise InvalidInput(f"{field}.when", f"must be one of {', '.join(When)}, got {shown(when)}") from None
+
+
+def _build_filter(
+    status: BatchStatus | str | Iterable[BatchStatus | str],
+    device: str | Iterable[str],
+    tag: str | Iterable[str],
+    name: str | Iterable[str],
+    user: str | Iterable[str],
+    since: datetime | None,
+    until: datetime | None,
+) -> BatchFilter:
+    """Return the filter of these arguments. Raises InvalidInput that names the argument."""
+    for field, at in (("since", since), ("until", until)):
+        if at is not None:
+            check_time(field, at)
+    return BatchFilter(
+        statuses=tuple(map(_batch_status, _one_or_more("status", status))),
+        devices=_texts("device", device, MAX_DEVICE_LENGTH),
+        tags_all=_texts("tag", tag, MAX_TAG_LENGTH),
+        names=_texts("name", name, MAX_NAME_LENGTH),
+        users=_texts("user", user, MAX_NAME_LENGTH),
+        created_from=since,
+        created_to=until,
+    )
 
 
 def _one_or_more(field: str, value: object) -> list[Any]:

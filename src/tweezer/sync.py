@@ -308,6 +308,19 @@ def _waiting(
     return cast(Callable[Concatenate[Any, P], BatchRecord], wait)
 
 
+def _returning_batch(
+    call: Callable[Concatenate[Any, P], Coroutine[Any, Any, AsyncBatch]],
+) -> Callable[Concatenate[Any, P], Batch]:
+    run = _blocking(call)
+
+    @functools.wraps(call)
+    def run_for_handle(self: _Handle, /, *args: P.args, **kwargs: P.kwargs) -> Batch:
+        return Batch(self._runner, run(self, *args, **kwargs).id)
+
+    _present(run_for_handle, call)
+    return run_for_handle
+
+
 class Batch(_Handle):
     """A handle on a batch, with the methods of :class:`tweezer.client.AsyncBatch` without ``await``.
 
@@ -358,6 +371,7 @@ class Batch(_Handle):
     close = _blocking(AsyncBatch.close)
     cancel = _blocking(AsyncBatch.cancel)
     cancel_jobs = _blocking(AsyncBatch.cancel_jobs)
+    retry = _returning_batch(AsyncBatch.retry)
     pause = _blocking(AsyncBatch.pause)
     resume = _blocking(AsyncBatch.resume)
     set_priority = _blocking(AsyncBatch.set_priority)
@@ -370,19 +384,6 @@ class Batch(_Handle):
     changes = _iterating(AsyncBatch.changes)
     finished = _iterating(AsyncBatch.finished)
     events = _iterating(AsyncBatch.events)
-
-
-def _returning_batch(
-    call: Callable[Concatenate[AsyncQueue, P], Coroutine[Any, Any, AsyncBatch]],
-) -> Callable[Concatenate[Queue, P], Batch]:
-    run = _blocking(call)
-
-    @functools.wraps(call)
-    def run_for_handle(self: Queue, /, *args: P.args, **kwargs: P.kwargs) -> Batch:
-        return Batch(self._runner, run(self, *args, **kwargs).id)
-
-    _present(run_for_handle, call)
-    return run_for_handle
 
 
 def _listing_batches(
@@ -457,6 +458,10 @@ class Queue(_Handle):
     logs = _blocking(AsyncQueue.logs)
     result = _blocking(AsyncQueue.result)
     cancel_many = _blocking(AsyncQueue.cancel_many)
+    cancel_matching = _blocking(AsyncQueue.cancel_matching)
+    retry_matching = _blocking(AsyncQueue.retry_matching)
+    delete_many = _blocking(AsyncQueue.delete_many)
+    delete_matching = _blocking(AsyncQueue.delete_matching)
     devices = _blocking(AsyncQueue.devices)
     device = _blocking(AsyncQueue.device)
     workers = _blocking(AsyncQueue.workers)

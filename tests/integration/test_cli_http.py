@@ -115,7 +115,7 @@ def test_commands_that_need_redis_explain_it(
     monkeypatch.setenv("TWEEZER_DATA_DIR", str(tmp_path))  # it has a ledger
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tweezer.toml").write_text('[redis]\nurl = "redis://127.0.0.1:9/0"\n')
-    output = run("delete", "01a20000-0000-8000-8000-000000000000", "--yes", fails=True).output
+    output = run("projects", "delete", "ours", "--yes", fails=True).output
     assert f"this command is for operators: it needs Redis itself, not the API at {api}" in output
 
 

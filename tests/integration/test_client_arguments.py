@@ -92,6 +92,14 @@ SUBMIT: dict[str, list[Any]] = {
     "idempotency_key": NO_TEXT_AT_ALL,
 }
 NO_TEXTS = [it for it in NO_TEXT_AT_ALL if it != ["text"]]
+NO_JOB_STATUS = [*NO_TEXT_AT_ALL, "DONE", ["ERROR", "DONE"], [], [7], ELEMENTS, NESTED]
+MATCHING: dict[str, list[Any]] = {
+    "status": [*NO_TEXT_AT_ALL, "QUEUED", ["DONE", "QUEUED"], [7], ELEMENTS, NESTED],
+    **{name: [*NO_TEXTS, ["a", 7], ELEMENTS, NESTED] for name in ("device", "tag", "name", "user")},
+    "since": NO_TIME,
+    "until": NO_TIME,
+}
+BULK: dict[str, list[Any]] = {**MATCHING, "all": NO_FLAG, "dry_run": NO_FLAG}
 BATCH: dict[str, dict[str, list[Any]]] = {
     "record": {},
     "waits_for": {},
@@ -102,6 +110,7 @@ BATCH: dict[str, dict[str, list[Any]]] = {
         "indices": [*NO_LIST, ["a"], [None], [-1], [1.0], [math.nan], [True], [2**70], ELEMENTS, NESTED],
         "by": NO_TEXT_AT_ALL,
     },
+    "retry": {"status": NO_JOB_STATUS, "idempotency_key": NO_TEXT_AT_ALL},
     "pause": {"reason": NO_TEXT, "by": NO_TEXT_AT_ALL},
     "resume": {},
     "set_priority": {"priority": SUBMIT["priority"]},
@@ -114,25 +123,22 @@ BATCH: dict[str, dict[str, list[Any]]] = {
     "events": {"after": [7, "", "abc", b"now", [], object(), *CONTROLS], "follow": NO_FLAG, "timeout_s": NO_SECONDS},
     "results": {"timeout_s": NO_SECONDS},
 }
-NO_TEXTS = [it for it in NO_TEXT_AT_ALL if it != ["text"]]
 QUEUE: dict[str, dict[str, list[Any]]] = {
     "close": {},
     "submit": SUBMIT,
     "check": SUBMIT,
     "batch": {"batch_id": NO_ID},
     "find": {"batch": NO_TEXT_AT_ALL},
-    "batches": {
-        "status": [*NO_TEXT_AT_ALL, "QUEUED", ["DONE", "QUEUED"], [7], ELEMENTS, NESTED],
-        **{name: [*NO_TEXTS, ["a", 7], ELEMENTS, NESTED] for name in ("device", "tag", "name", "user")},
-        "depends_on": [7, None, [7], [None], [""], ELEMENTS, NESTED, object(), *CONTROLS],
-        "since": NO_TIME,
-        "until": NO_TIME,
-    },
+    "batches": {**MATCHING, "depends_on": [7, None, [7], [None], [""], ELEMENTS, NESTED, object(), *CONTROLS]},
     "job": {"job_id": NO_ID},
     "attempts": {"job_id": NO_ID},
     "logs": {"job_id": NO_ID, "after": [None, -1, 1.5, True, "1", math.nan, 2**70, [], object()]},
     "result": {"job_id": NO_ID},
     "cancel_many": {"batch_ids": [*NO_LIST, *([it] for it in NO_TEXT_AT_ALL), NESTED], "by": NO_TEXT_AT_ALL},
+    "cancel_matching": BULK | {"by": NO_TEXT_AT_ALL},
+    "retry_matching": BULK | {"job_status": NO_JOB_STATUS},
+    "delete_many": {"batch_ids": [*NO_LIST, *([it] for it in NO_TEXT_AT_ALL), NESTED]},
+    "delete_matching": BULK,
     "devices": {},
     "device": {"name": NO_TEXT_AT_ALL},
     "workers": {},
@@ -163,6 +169,7 @@ VALID: dict[str, dict[str, Any]] = {
     "add_jobs": {"jobs": [Job(runs=1)]},
     "cancel_jobs": {"indices": [0]},
     "cancel_many": {"batch_ids": []},
+    "delete_many": {"batch_ids": []},
     "logs": {"job_id": "0199f3a2-7c1e-8b1d-9f04-a1b2c3000003"},
     "pause_device": {"name": DEVICE, "reason": "new lens"},
     "plan_maintenance": {"name": DEVICE, "begins": LATER, "ends": LATER + timedelta(hours=1), "reason": "new lens"},

@@ -259,6 +259,7 @@ async def _call_batches(examples: Examples, operator: str) -> None:
     await call("GET /api/v1/third-party-access/ovh/jobs", query={"batch_id": batch_id, "status": "DONE", "limit": 1})
     await _call_tasks(examples, UUID(batch_id))
     await call("POST /api/v1/third-party-access/ovh/batches", body)
+    await call("POST /api/v2/batches/retry-matching", query={"tag": "sweep", "dry_run": "true"})
     await call("POST /api/v1/batches/{batch_id}/rebatch", query={"status": "ERROR"}, batch_id=batch_id)
     await _call_changes(examples)
     await _call_service_side(examples, operator)
@@ -307,6 +308,8 @@ async def _call_changes(examples: Examples) -> None:
     await call(
         "POST /api/v2/batches/{batch_id}/cancel/jobs", {"indices": [0]}, query=chosen, batch_id=await _submit(examples)
     )
+    await call("POST /api/v2/batches/cancel-matching", query={"id": await _submit(examples), "by": "ada@lab"})
+    await call("POST /api/v2/batches/delete-matching", query={"id": await _submit(examples)})
     paused = await _submit(examples)
     for end in ("pause", "resume"):
         await call(f"PATCH /api/v2/batches/{{batch_id}}/{end}", batch_id=paused)

@@ -19,7 +19,7 @@ from tweezer.api.access import routes as access_routes
 from tweezer.api.access.auth import AuthenticationMiddleware, Authenticator, RateLimiter, SignedLinks
 from tweezer.api.access.logins import Logins
 from tweezer.api.access.replay_guard import ReplayGuard, ReplayGuardMiddleware
-from tweezer.api.batches import bulk, commands, reads, service_side
+from tweezer.api.batches import bulk, commands, matching, reads, service_side
 from tweezer.api.batches.fast_path import fast_routes
 from tweezer.api.devices import routes as devices_routes
 from tweezer.api.devices import statistics
@@ -192,6 +192,7 @@ def _routes() -> list[BaseRoute]:
         bulk,
         task_reads,
         task_commands,
+        matching,
         service_side,
         pasqal,
         webhooks_routes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,12 +16,15 @@ import click
 from tweezer.cli import show
 from tweezer.cli.devices import on_device
 from tweezer.cli.jobs import job_options, read_jobs
+from tweezer.cli.matching import Matching, Words, matching_options
 from tweezer.cli.options import Options, clock, parse_duration, parse_overlap, parse_time, pass_options, split_job
 from tweezer.cli.status import Meter, describe_rules, explaining_interrupts, follow, must_be_done
 from tweezer.client import AsyncBatch, AsyncQueue, SubmitOptions
+from tweezer.ledger.repetition import UNSUCCESSFUL
 from tweezer.model.checks import MAX_DEVICE_LENGTH, check_text
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.ids import read_short_id, short_id
+from tweezer.model.lifecycle import TERMINAL_BATCH, BatchStatus
 from tweezer.model.messages import Limits, Priority
 from tweezer.model.rule_fields import Retries
 from tweezer.model.rules import OnFailures, Rules, When
@@ -295,16 +299,28 @@ def change(
 
 
 @click.command()
-@click.argument("batches", nargs=-1, required=True, metavar="BATCH[/JOB]…")
+@click.argument("batches", nargs=-1, metavar="[BATCH[/JOB]…]")
 @click.option("--job", "indices", type=click.IntRange(min=0), multiple=True, help="Number of a job; may be repeated.")
 @click.option("--by", metavar="NAME", help="Name to record as the one who cancelled  [default: user@host].")
-@pass_options
-def cancel(options: Options, *, batches: tuple[str, ...], indices: tuple[int, ...], by: str | None) -> None:
-    """Cancel batches, or some jobs of a batch: with --job, or as BATCH/3.
+@matching_options([status for status in BatchStatus if status not in TERMINAL_BATCH])
+def cancel(
+    options: Options, *, batches: tuple[str, ...], indices: tuple[int, ...], by: str | None, matching: Matching
+) -> None:
+    """Cancel batches, or some jobs of a batch: with --job, or as BATCH/3; or all batches that options select.
 
     Pending jobs are cancelled at once, running jobs as soon as their worker stops them. `tweezer status` shows who
     cancelled, and the outcome.
+
+    \b
+    tweezer cancel 5m2q0xw8kd/3
+    tweezer cancel --tag sweep --status pending --dry-run
     """
+    if matching.check_given(batches):
+        if indices:
+            raise click.UsageError("--job selects jobs of one batch; name the batch")
+        words = Words("cancel", "cancelled", "already ended")
+        matching.run(options, words, functools.partial(AsyncQueue.cancel_matching, by=by))
+        return
     targets = [split_job(text) for text in batches]
     chosen = [*indices, *(index for _, index in targets if index is not None)]
     if not chosen:
@@ -323,6 +339,38 @@ def cancel(options: Options, *, batches: tuple[str, ...], indices: tuple[int, ..
         show.echo(f"job {index} {_ANSWERS[answer]}")
     if CancelAnswer.UNKNOWN in answers:
         raise TweezerError(f"batch {batch} does not have all of these jobs", code="not_found")
+
+
+@click.command()
+@click.argument("batches", nargs=-1, metavar="[BATCH…]")
+@click.option(
+    "--job-status",
+    "statuses",
+    type=click.Choice(UNSUCCESSFUL, case_sensitive=False),
+    multiple=True,
+    help="Status of the jobs to repeat; may be repeated  [default: both].",
+)
+@matching_options([status for status in BatchStatus if status in TERMINAL_BATCH])
+def retry(options: Options, *, batches: tuple[str, ...], statuses: tuple[str, ...], matching: Matching) -> None:
+    """Submit the failed and cancelled jobs of batches again, each in a new batch, and print the new ids.
+
+    Options such as --tag select batches that have ended. One that was retried before is then left out.
+
+    \b
+    tweezer retry 5m2q0xw8kd --job-status error
+    tweezer retry --tag sweep --since 1d --dry-run
+    """
+    chosen = statuses or UNSUCCESSFUL
+    if matching.check_given(batches):
+        words = Words("retry", "retried", "been retried before")
+        matching.run(options, words, functools.partial(AsyncQueue.retry_matching, job_status=chosen))
+        return
+
+    async def submit_again(batch: AsyncBatch) -> None:
+        new = (await batch.retry(status=chosen)).id
+        click.echo(short_id(new) if sys.stdout.isatty() else str(new))
+
+    _each(options, batches, submit_again, "retried", prints_ids=True)
 
 
 @click.command()
@@ -386,8 +434,18 @@ def resume(options: Options, *, batches: tuple[str, ...], device: str | None) ->
     show.echo(f"{name} is resumed{'' if hold is None else f', but {hold.describe(clock)}'}")
 
 
-def _each(options: Options, batches: tuple[str, ...], act: Callable[[AsyncBatch], Awaitable[None]], done: str) -> None:
-    """Apply ``act`` to each batch, continuing after errors; raise at the end if there were any."""
+def _each(
+    options: Options,
+    batches: tuple[str, ...],
+    act: Callable[[AsyncBatch], Awaitable[None]],
+    done: str,
+    *,
+    prints_ids: bool = False,
+) -> None:
+    """Apply ``act`` to each batch, continuing after errors; raise at the end if there were any.
+
+    prints_ids: ``act`` prints what programs read on stdout.
+    """
 
     async def run(queue: AsyncQueue) -> int:
         failed = 0
@@ -395,7 +453,10 @@ def _each(options: Options, batches: tuple[str, ...], act: Callable[[AsyncBatch]
         for batch in handles:
             try:
                 await act(batch)
-                show.echo(f"{short_id(batch.id)} {done}")
+                if not prints_ids:
+                    show.echo(f"{short_id(batch.id)} {done}")
+                elif sys.stdout.isatty():
+                    show.echo(f"{short_id(batch.id)} {done}", err=True)
             except TweezerError as error:
                 if len(handles) == 1:
                     raise

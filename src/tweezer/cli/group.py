@@ -50,6 +50,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "delete": ("results", "Delete ended batches permanently."),
         "change": ("batches", "Change the priority or the tags of batches."),
         "cancel": ("batches", "Cancel batches, or some jobs of a batch."),
+        "retry": ("batches", "Submit the failed jobs of batches again."),
         "pause": ("batches", "Pause batches or a device: start no more of their jobs."),
         "resume": ("batches", "Resume paused batches or a paused device."),
         "schedules": ("schedules", "Submit a batch at certain times: create, list, pause, run, delete."),

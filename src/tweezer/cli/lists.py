@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -49,20 +50,28 @@ def _limit(most: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     )
 
 
+def filter_options(statuses: Sequence[BatchStatus]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the options that select batches. statuses: those that may be named."""
+    options = (
+        click.option(
+            "--status",
+            type=click.Choice(statuses, case_sensitive=False),
+            multiple=True,
+            help="Status of the batch; may be repeated, for any of them.",
+        ),
+        click.option("--device", multiple=True, help="Device of the batch; may be repeated, for any of them."),
+        click.option("--tag", multiple=True, help="Tag of the batch; may be repeated, for all of them."),
+        click.option("--name", multiple=True, help="Name of the batch; may be repeated, for any of them."),
+        click.option("--user", multiple=True, help="User whose key submitted it; may be repeated."),
+        _since,
+        _until,
+    )
+    return lambda command: functools.reduce(lambda found, option: option(found), reversed(options), command)
+
+
 @click.command()
-@click.option(
-    "--status",
-    type=click.Choice(list(BatchStatus), case_sensitive=False),
-    multiple=True,
-    help="Status of the batch; may be repeated, for any of them.",
-)
-@click.option("--device", multiple=True, help="Device of the batch; may be repeated, for any of them.")
-@click.option("--tag", multiple=True, help="Tag of the batch; may be repeated, for all of them.")
-@click.option("--name", multiple=True, help="Name of the batch; may be repeated, for any of them.")
-@click.option("--user", multiple=True, help="User whose key submitted it; may be repeated.")
+@filter_options(list(BatchStatus))
 @click.option("--depends-on", multiple=True, metavar="BATCH", help="Batch that it depends on; may be repeated.")
-@_since
-@_until
 @_limit(_BATCHES)
 @_json
 @pass_options

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 from uuid import UUID
 
 import click
@@ -16,19 +16,16 @@ import msgspec
 
 from tweezer.api.batches.schemas import BatchResponse, JobResponse
 from tweezer.cli import show
-from tweezer.cli.options import Options, pass_options, print_json, require, split_job, yes_option
+from tweezer.cli.matching import Matching, Words, matching_options
+from tweezer.cli.options import Options, pass_options, print_json, require, split_job
 from tweezer.cli.status import check_number, reason_lines
 from tweezer.client import AsyncBatch, AsyncQueue, Finished
 from tweezer.model.cancels import CancelOutcome
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.ids import short_id
-from tweezer.model.lifecycle import JobStatus
+from tweezer.model.lifecycle import TERMINAL_BATCH, BatchStatus, JobStatus
 from tweezer.model.summaries import describe_values, format_count, rank
 from tweezer.store.records import BatchRecord
-
-if TYPE_CHECKING:
-    from tweezer.ledger.database import Database
-    from tweezer.store.connection import Store
 
 _TABLE_FROM = 11  # that many jobs are shown as a table
 _TOP_OF_ONE = 10
@@ -308,38 +305,32 @@ def export(options: Options, *, batches: tuple[str, ...], out: Path | None) -> N
 
 
 @click.command()
-@click.argument("batches", nargs=-1, required=True, metavar="BATCH…")
-@yes_option
-@pass_options
-def delete(options: Options, *, batches: tuple[str, ...], yes: bool) -> None:
-    """Delete ended batches permanently, from Redis, the results folder and the ledger."""
+@click.argument("batches", nargs=-1, metavar="[BATCH…]")
+@matching_options([status for status in BatchStatus if status in TERMINAL_BATCH])
+def delete(options: Options, *, batches: tuple[str, ...], matching: Matching) -> None:
+    """Delete ended batches permanently, from Redis, the results folder and the ledger.
+
+    \b
+    tweezer delete 5m2q0xw8kd
+    tweezer delete --tag test --until 30d --dry-run
+    """
+    if matching.check_given(batches):
+        words = Words("permanently delete", "deleted", extent=" with all results")
+        matching.run(options, words, AsyncQueue.delete_matching)
+        return
 
     async def find(queue: AsyncQueue) -> list[UUID]:
-        return [(await queue.find(text)).id for text in batches]
+        return list(dict.fromkeys([(await queue.find(text)).id for text in batches]))
 
     ids = options.run(find)
-    if not yes:
+    if not matching.yes:
         show.confirm(f"Permanently delete {format_count(len(ids), 'batch')} with all results?")
-
-    project = options.settings().project_id
-
-    async def delete_all(store: Store, database: Database) -> list[str]:
-        from tweezer.ledger.retention import delete_batch
-
-        failures = []
-        for batch_id in ids:
-            try:
-                await delete_batch(store, database, batch_id, project=project)
-            except TweezerError as error:
-                failures.append(error.message)
-            else:
-                show.echo(f"deleted {short_id(batch_id)}")
-        return failures
-
-    with options.ledger() as database:
-        failures = options.run_store(lambda store: delete_all(store, database))
-    if failures:
-        raise TweezerError("\n       ".join(failures), code="not_deleted")
+    errors = options.run(lambda queue: queue.delete_many(ids))
+    for batch_id in ids:
+        if batch_id not in errors:
+            show.echo(f"deleted {short_id(batch_id)}")
+    if errors:
+        raise TweezerError("\n       ".join(errors.values()), code="not_deleted")
 
 
 async def _lines(batch: AsyncBatch) -> AsyncIterator[bytes]:

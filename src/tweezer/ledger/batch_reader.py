@@ -187,6 +187,13 @@ class BatchReader:
         queries = await self._open()
         return {} if queries is None else await queries.ask(queries.ends, project, batch_ids)
 
+    async def repeated(self, batch_ids: Sequence[UUID]) -> set[UUID]:
+        """Return those of the batches that another batch repeats."""
+        found = await self._ask(partial(self._store.index.repeated, batch_ids))
+        if (queries := await self._open()) is not None:
+            found |= await queries.ask(queries.repeated, batch_ids)
+        return found
+
     async def is_recorded(self, caller: Principal, batch_id: UUID) -> bool:
         """Return whether the ledger has the batch."""
         queries = await self._open()

@@ -82,6 +82,11 @@ async def delete_batch(store: Store, database: Database, batch_id: UUID, *, proj
         raise Conflict(f"batch {batch_id} has just ended and is being recorded; try again in a moment", code="live")
 
 
+async def delete_ended(store: Store, database: Database, batch_ids: Sequence[UUID]) -> list[UUID]:
+    """Delete those of the batches that have ended and are fully recorded; return them. Raises Unavailable."""
+    return await delete_batches(store, database, await database.run_read(find_ended, batch_ids))
+
+
 async def discard_batch(store: Store, database: Database, batch_id: UUID) -> None:
     """Delete a batch that cannot be recorded, in any status. Raises Conflict while a lane works on it."""
     await store.commands.discard(batch_id)

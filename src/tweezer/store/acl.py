@@ -39,14 +39,14 @@ class RedisUser(StrEnum):
 _USERS_CALL = (
     *("submit", "add_jobs", "close", "cancel_batch", "cancel_jobs", "pause_batch", "resume_batch"),
     *("set_tags", "set_priority", "check_submit"),
-    *("pause_device", "resume_device", "plan_window", "drop_window"),
+    *("pause_device", "resume_device", "plan_window", "drop_window", "note_child"),
 )
 
 SCRIPTS: Mapping[RedisUser, tuple[str, ...]] = {
     RedisUser.PRODUCER: (*_USERS_CALL, "look_up_jobs", "look_up_batch"),
     RedisUser.API: (
         *_USERS_CALL,
-        *("look_up_jobs", "look_up_batch", "mark_calls", "measure", "note_child", "end_batch", "report"),
+        *("look_up_jobs", "look_up_batch", "mark_calls", "measure", "end_batch", "report"),
         *("set_specs", "forget_specs", "forget", "drop_kept"),
     ),
     RedisUser.WORKER: (

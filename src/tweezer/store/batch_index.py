@@ -49,6 +49,11 @@ class BatchIndex:
                 return []
             start += most
 
+    async def now_ms(self) -> int:
+        """Return the time of Redis, by which batches are created, in milliseconds since 1970."""
+        seconds, microseconds = await ask(self._redis.time())
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
     async def add(self, ids: AsyncIterable[UUID]) -> None:
         """Add batches that are missing in the index, because an older release wrote them."""
         page: list[str] = []
@@ -68,6 +73,14 @@ class BatchIndex:
         named = ({name.decode(): value for name, value in row.items()} for row in rows)
         found = (_record(batch_id, row, None) for batch_id, row in zip(ids, named, strict=True))
         return [record for record in found if record is not None]
+
+    async def repeated(self, ids: Sequence[UUID]) -> set[UUID]:
+        """Return those of the batches that are known to be repeated by another batch."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for batch_id in ids:
+            pipeline.hget(self._keys(Key.BATCH, batch_id), "children")
+        rows = cast(list[bytes | None], await ask(pipeline.execute()))
+        return {batch_id for batch_id, children in zip(ids, rows, strict=True) if children}
 
     async def current(self, known: Mapping[UUID, BatchDoc]) -> dict[UUID, BatchRecord]:
         """Return the current records of batches whose docs are known, if they exist and can be read."""

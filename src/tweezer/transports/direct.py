@@ -15,13 +15,16 @@ import msgspec
 
 from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.batch_reader import BatchReader
+from tweezer.ledger.bulk_actions import BulkActions, BulkOutcome, BulkRequest
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.queries.filters import BatchFilter
+from tweezer.ledger.repetition import retry_batch
 from tweezer.ledger.schedules.records import Creator, Schedule, ScheduleChange, ScheduleSettings
 from tweezer.model.attempts import JobAttempt
 from tweezer.model.cancels import user_at_host
 from tweezer.model.errors import Conflict, NotFound, TweezerError, install_command
 from tweezer.model.events import Event, JobNews, Word, read_news
+from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import Priority
 from tweezer.model.windows import Window
 from tweezer.store.connection import Connect, Store
@@ -133,6 +136,16 @@ class DirectTransport:
         return await self._change(
             batch_id, cancel(batch_id, indices, project=self.project, by=by, idempotency_key=idempotency_key)
         )
+
+    async def retry(self, batch_id: UUID, statuses: Sequence[JobStatus], *, idempotency_key: str) -> UUID:
+        return await retry_batch(
+            self.store, self._reader, self._caller, batch_id, statuses=statuses, idempotency_key=idempotency_key
+        )
+
+    async def act_on_matching(self, request: BulkRequest) -> BulkOutcome:
+        queries = await self._open_ledger()
+        database = None if queries is None else queries.database
+        return await BulkActions(self.store, self._reader, database, self._caller).run(request)
 
     async def pause(self, batch_id: UUID, *, by: str, reason: str) -> None:
         pause = self.store.commands.pause

@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 
 from tweezer.duties import Backoff, end_tasks
+from tweezer.ledger.bulk_actions import BulkAction, BulkOutcome, BulkRequest
 from tweezer.ledger.queries.filters import BatchFilter
 from tweezer.ledger.schedules.records import Schedule, ScheduleChange, ScheduleSettings
 from tweezer.model.attempts import JobAttempt
@@ -20,7 +21,7 @@ from tweezer.model.cancels import as_ranges, show_ranges
 from tweezer.model.checks import MAX_REASON_LENGTH, check_text
 from tweezer.model.errors import NotFound, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.events import Event, JobNews, Word
-from tweezer.model.lifecycle import Stage
+from tweezer.model.lifecycle import JobStatus, Stage
 from tweezer.model.lru import Recent
 from tweezer.model.messages import Priority
 from tweezer.model.webhooks import EventMessage
@@ -131,8 +132,14 @@ class HttpTransport:
         return (await self._http.call(IdJson, "GET", "/api/v2/batches/find", query=query)).data.id
 
     async def batches(self, wanted: BatchFilter, *, without: Collection[UUID], most: int) -> list[BatchRecord]:
-        query: dict[str, str | int | Sequence[str]] = {
-            "limit": most + len(without),
+        query = self._filter(wanted) | {"limit": most + len(without)}
+        found = (await self._http.call(list[BatchJson], "GET", "/api/v2/batches/newest", query=query)).data
+        return [batch.record(None) for batch in found if batch.id not in without][:most]
+
+    def _filter(self, wanted: BatchFilter) -> dict[str, str | int | float | Sequence[str]]:
+        """Return the criteria that the Python API has as the parameters of lists."""
+        query: dict[str, str | int | float | Sequence[str]] = {
+            "id": [str(batch_id) for batch_id in wanted.ids],
             "status": [status.value for status in wanted.statuses],
             "device_type": wanted.devices,
             "name": wanted.names,
@@ -145,8 +152,7 @@ class HttpTransport:
             query["min_created_at"] = wanted.created_from.isoformat()
         if wanted.created_to is not None:
             query["max_created_at"] = wanted.created_to.isoformat()
-        found = (await self._http.call(list[BatchJson], "GET", "/api/v2/batches/newest", query=query)).data
-        return [batch.record(None) for batch in found if batch.id not in without][:most]
+        return query
 
     async def settled(self, batch_id: UUID, wait_s: float) -> BatchRecord:
         deadline = time.monotonic() + wait_s
@@ -183,6 +189,25 @@ class HttpTransport:
             key=idempotency_key,
         )
         return answer.data
+
+    async def retry(self, batch_id: UUID, statuses: Sequence[JobStatus], *, idempotency_key: str) -> UUID:
+        await self._require_visible(batch_id)
+        path, query = at("/api/v1/batches/{}/rebatch", batch_id), {"status": [status.value for status in statuses]}
+        created = (await self._http.call(IdJson, "POST", path, query=query, key=idempotency_key)).data
+        self._own.put(created.id, True)
+        return created.id
+
+    async def act_on_matching(self, request: BulkRequest) -> BulkOutcome:
+        query = self._filter(request.wanted)
+        query |= {name: "true" for name, is_set in (("all", request.every), ("dry_run", request.dry_run)) if is_set}
+        if request.after:
+            query["after"] = request.after
+        if request.action is BulkAction.CANCEL:
+            query["by"] = request.by
+        if request.action is BulkAction.RETRY:
+            query["job_status"] = [status.value for status in request.job_statuses]
+        path = f"/api/v2/batches/{request.action}-matching"
+        return (await self._http.call(BulkOutcome, "POST", path, query=query)).data
 
     async def pause(self, batch_id: UUID, *, by: str, reason: str) -> None:
         await self._change(batch_id, "/api/v2/batches/{}/pause", query={"by": by, "reason": reason})

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import msgspec
 
+from tweezer.ledger.bulk_actions import BulkOutcome, BulkRequest
 from tweezer.ledger.queries.filters import BatchFilter
 from tweezer.ledger.schedules.records import Schedule, ScheduleChange, ScheduleSettings
 from tweezer.model.attempts import JobAttempt
@@ -132,6 +133,14 @@ class Transport(Protocol):
     async def cancel_jobs(
         self, batch_id: UUID, indices: Sequence[int], *, by: str, idempotency_key: str
     ) -> list[CancelAnswer]: ...
+
+    async def retry(self, batch_id: UUID, statuses: Sequence[JobStatus], *, idempotency_key: str) -> UUID:
+        """Submit the jobs with these statuses in a new batch; return its id."""
+        ...
+
+    async def act_on_matching(self, request: BulkRequest) -> BulkOutcome:
+        """Cancel, retry or delete the next batches that match."""
+        ...
 
     async def pause(self, batch_id: UUID, *, by: str, reason: str) -> None: ...
 

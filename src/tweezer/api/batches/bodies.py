@@ -20,10 +20,8 @@ from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import is_project_id
 from tweezer.model.messages import MAX_JOBS_PER_CALL, JobSpec, Limits, Priority
 from tweezer.model.rule_fields import RuleFields, apply_rules
-from tweezer.model.rules import Rules
 from tweezer.model.sequence import MAX_SEQUENCE_BYTES
 from tweezer.store.producers import Submission
-from tweezer.store.records import BatchRecord, JobRecord
 
 _OLD_CLIENT = re.compile(r"PasqalCloudSDK/0\.(\d{1,9})(?:\D|$)", re.ASCII)
 _MEANS_RUNS = 23  # 0.23 and later send runs only if the user set them
@@ -189,33 +187,6 @@ def convert_jobs(jobs: Sequence[JobBody], *, placeholders: bool = False) -> list
         else msgspec.structs.asdict(job)
         for job in jobs
     ]
-
-
-def build_repetition(
-    batch: BatchRecord, jobs: Sequence[JobRecord], *, user: str | None, idempotency_key: str
-) -> Submission:
-    """Return the submission of a batch that repeats these jobs of another batch.
-
-    It has the rules of that batch, except those about its start: its start time, lateness and dependencies.
-    """
-    doc = batch.doc
-    rules = msgspec.structs.replace(doc.rules or Rules(), schedule_threshold_s=None, depends_on=())
-    return Submission(
-        sequence=doc.sequence,
-        jobs=[msgspec.structs.replace(job.spec, parent_id=str(job.id)) for job in jobs],
-        device=batch.device,
-        priority=batch.priority,
-        name=doc.name,
-        tags=doc.tags,
-        webhook=doc.webhook,
-        backend_configuration=doc.backend_configuration,
-        configuration=doc.configuration,
-        limits=doc.limits,
-        idempotency_key=idempotency_key,
-        user=user,
-        parent_id=str(batch.id),
-        rules=rules,
-    )
 
 
 def check_jobs_sent(jobs: Sequence[JobBody]) -> None:

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, Queue, ReadBodies, ResultsLinks, Submitter
 from tweezer.api.access.replay_guard import begin_call
-from tweezer.api.batches.bodies import build_repetition, renaming_fields
+from tweezer.api.batches.bodies import renaming_fields
 from tweezer.api.batches.commands import (
     DryRun,
     IdempotencyKey,
@@ -39,6 +39,7 @@ from tweezer.api.http.responses import RequestRejected, success
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.queries.filters import JobFilter
+from tweezer.ledger.repetition import build_repetition
 from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, Unreadable
 from tweezer.model.ids import split_job_id
 from tweezer.model.lifecycle import JobStatus

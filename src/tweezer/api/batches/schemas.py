@@ -589,6 +589,24 @@ class CanceledJobsResponse(msgspec.Struct, frozen=True):
     ]
 
 
+class BulkOutcomeResponse(msgspec.Struct, frozen=True):
+    """What a request did to the batches that match its parameters, or in a dry run what it would do."""
+
+    count: Annotated[Count, doc("Number of batches on which it acted.", 1)]
+    ids: Annotated[list[UUID], doc("Their ids, newest first; in a dry run at most 1,000.", [_BATCH_ID])]
+    already: Annotated[
+        list[UUID], doc("Batches for which nothing was left to do: they had ended, or had been retried before.", [])
+    ]
+    live: Annotated[list[UUID], doc("Batches that have not ended, and so were not deleted.", [])]
+    failed: Annotated[dict[UUID, str], doc("Why it failed, by batch id.", {})]
+    retries: Annotated[dict[UUID, UUID], doc("Id of the new batch, by the id of the batch that was retried.", {})]
+    until: Annotated[Moment, doc("Batches that were submitted later are left alone.")]
+    next: Annotated[
+        str | None,
+        doc("Where to continue: send it as `after`. Null if there are no further matches.", None),
+    ]
+
+
 class JobResultResponse(msgspec.Struct, frozen=True):
     """The result of a job. Sent without the envelope."""
 

@@ -64,6 +64,7 @@ _JOB_SNAPSHOTS: Select[Any] = (
 _RECORDS: Select[Any] = select(batches.c.id, batches.c.record).where(batches.c.id.in_(_IDS))
 _ENDS = select(batches.c.id, batches.c.status, batches.c.record).where(batches.c.id.in_(_IDS))
 _CHILDREN = select(batches.c.id).where(batches.c.parent == bindparam("id")).order_by(batches.c.id).limit(_CHILDREN_MAX)
+_REPEATED = select(batches.c.parent).where(batches.c.parent.in_(_IDS)).distinct()
 _RESULT = select(results.c.result).where(results.c.id == bindparam("id"))
 _PARKED = (
     select(dead_letters.c.batch)
@@ -158,6 +159,12 @@ class Queries:
         """Return the ends of batches of a project as :func:`read_ends`."""
         with self.database.read() as connection:
             return read_ends(connection, batch_ids, project)
+
+    def repeated(self, batch_ids: Sequence[UUID]) -> set[UUID]:
+        """Return those of the batches that another batch repeats."""
+        with self.database.read() as connection:
+            pages = split_pages(batch_ids, _PAGE)
+            return {row for page in pages for row in connection.execute(_REPEATED, {"ids": page}).scalars()}
 
     def job(self, caller: Principal, job_id: UUID) -> JobRecord | None:
         """Return the job, or None."""
