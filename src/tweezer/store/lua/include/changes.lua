@@ -56,9 +56,12 @@ local function save(b)
     local first, words = int(b.first_event or b.seq + 1), table.concat(b.events, ' ')
     local holder = b.holder or ''
     if b.why then holder = holder .. ' ' .. b.why end
-    local fields = { 'b', b.id, 's', first, 't', NOW_US, 'e', words, 'h', holder }
-    if b.faults and #b.faults > 0 then put(fields, 'f', table.concat(b.faults, '\n')) end
-    redis.call('XADD', key(KEY.events), '*', unpack(fields))
+    if b.faults and #b.faults > 0 then
+      local faults = table.concat(b.faults, '\n')
+      redis.call('XADD', key(KEY.events), '*', 'b', b.id, 's', first, 't', NOW_US, 'e', words, 'h', holder, 'f', faults)
+    else
+      redis.call('XADD', key(KEY.events), '*', 'b', b.id, 's', first, 't', NOW_US, 'e', words, 'h', holder)
+    end
     if words ~= '' then redis.call('PUBLISH', key(KEY.news, b.id), words) end
   end
   if #b.asked > 0 then
