@@ -69,7 +69,8 @@ class StepsBody(msgspec.Struct, frozen=True):
             raise InvalidInput(f"steps.{missing}", f"is missing; give it together with {given}")
         if self.done is not None and self.total is not None and self.done > self.total:
             raise InvalidInput("steps.done", f"must be at most the total of {self.total} (got {self.done})")
-        check_characters("steps.message", self.message or "")
+        if self.message is not None and not self.message.isprintable():
+            raise InvalidInput("steps.message", "must be one line of printable characters")
         return Steps(self.done, self.total, self.message)
 
 
