@@ -56,6 +56,7 @@ GIVEN = {
     "add": ["--runs", "1"],
     "users create": ["--generate"],
     "users password": ["--generate"],
+    "cancel": ["--all"],
     "pause": ["--device", DEVICE],
     "projects limit": ["--queued-jobs", "5"],
 }
