@@ -60,6 +60,7 @@ GIVEN = {
     "add": ["--runs", "1"],
     "users create": ["--generate"],
     "users password": ["--generate"],
+    "cancel": ["--all"],
     "pause": ["--device", DEVICE],
     "change": ["--tag", "a"],
     "projects limit": ["--queued-jobs", "5"],

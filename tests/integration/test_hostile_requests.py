@@ -37,7 +37,7 @@ NEVER_ACCEPTED = ("NUL", "ESC", "half a surrogate pair")
 FORM = "application/x-www-form-urlencoded"
 NOT_SERVED = "/workloads"  # answers 501
 
-QUERIES = {"scope": "MONTH", "project_id": PROJECT, "text": "@last"}
+QUERIES = {"scope": "MONTH", "project_id": PROJECT, "text": "@last", "all": "true"}
 """Parameters that an operator's request needs."""
 
 NOT_SHOWN = {"jobs[0].sequence", "[0].sequence", "ed25519", "all"}

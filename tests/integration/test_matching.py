@@ -155,8 +155,8 @@ async def test_several_batches_are_deleted_by_id(queue: tweezer.AsyncQueue, reac
     missing = {batch_id: f"there is no batch {batch_id}" for batch_id in (unknown, foreign.id)}
     assert await queue.delete_many([unknown, foreign.id, unknown]) == missing
     await until(lambda: _is_recorded(queue, last))  # and so are those that ended before
-    texts: list[UUID | str] = [short_id(batches[0].id), str(unknown), batches[1].id]
-    assert await queue.delete_many(texts) == {unknown: missing[unknown]}
+    wanted: list[UUID | str] = [short_id(batches[0].id), str(unknown), batches[1].id]
+    assert await queue.delete_many(wanted) == {unknown: missing[unknown]}
     listed = [record.id async for _, record in queue.batches()]
     assert not {batch.id for batch in batches}.intersection(listed)
 

@@ -530,7 +530,7 @@ def completed(words: str) -> list[str]:
 
 
 def test_commands_and_options_are_completed() -> None:
-    assert completed("tweezer re") == ["results", "resume", "redis-users", "recorder"]
+    assert completed("tweezer re") == ["results", "retry", "resume", "redis-users", "recorder"]
     assert completed("tweezer keys ro") == ["rotate", "rotate-links"]
     assert completed("tweezer submit --pri") == ["--priority"]
     assert completed("tweezer --proj") == ["--project"]
