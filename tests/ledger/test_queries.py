@@ -276,7 +276,7 @@ def _in_order(keys: dict[UUID, Any], *, descending: bool) -> list[UUID]:
 def test_the_pages_of_a_list_are_the_list(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, who: str, merged_max: int, *, descending: bool
 ) -> None:
-    monkeypatch.setattr(lists, "_MERGED_MAX", merged_max)
+    monkeypatch.setattr(lists, "MERGED_MAX", merged_max)
     wanted, caller = JobFilter(statuses=(JobStatus.DONE,), runs_min=50), CALLERS[who]
     expected = _in_order({job.id: job.created for job in ledger.wanted_jobs(caller, wanted)}, descending=descending)
     found: list[UUID] = []

@@ -381,6 +381,7 @@ async def test_a_ledger_from_a_backup_catches_up_and_brings_nothing_back_to_redi
         connection.execute(text("UPDATE recorder SET position = :backup"), {"backup": backup})
         connection.execute(text("DELETE FROM transitions WHERE batch = :late"), {"late": bench.database.id(late)})
         connection.execute(text("DELETE FROM results"))
+        connection.execute(text("DELETE FROM jobs WHERE id >= :late"), {"late": bench.database.id(late)})
         connection.execute(text("DELETE FROM sequences WHERE id = :late"), {"late": bench.database.id(late)})
         connection.execute(text("DELETE FROM batches WHERE id = :late"), {"late": bench.database.id(late)})
     await rig.tickets.set_full("full", ttl_s=60)

@@ -12,9 +12,11 @@ from fastapi import Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tweezer.ledger.queries.filters import LIMIT_MAX, BatchFilter, BatchOrder, JobFilter, JobOrder, Origin, PageRequest
+from tweezer.ledger.queries.tasks import NAMES_SCANNED, TaskFilter
 from tweezer.model.checks import MAX_NAME_LENGTH
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Priority
+from tweezer.model.tasks import StateFilter, TaskStatus
 
 VALUES_MAX = 300
 """The most values of one parameter; longer URLs are rejected anyway."""
@@ -215,6 +217,42 @@ class DevicePageQuery(_PageQuery):
     )
 
 
+TASKS_MAX = 1000
+"""The largest page of tasks."""
+
+
+class TaskQuery(BaseModel):
+    """The filter and the page of a list of tasks."""
+
+    model_config = ConfigDict(frozen=True)
+
+    status: TaskStatus | None = Field(None, description="Coarse status of the task.")
+    state: StateFilter = Field(
+        StateFilter.CURRENT,
+        description="A single state, or a group: `complete` (ended), `incomplete` (not ended), `current` (all that are "
+        "not archived) or `archived`. Only `archived` returns archived tasks.",
+    )
+    backend: Text | None = Field(None, description="Name of the device.")
+    tag: tuple[Text, ...] = Field(
+        (),
+        max_length=20,
+        description="Tags of the task. `tag=a&tag=b,c` means a, and b or c.",
+    )
+    name__contains: Annotated[str, Field(max_length=MAX_NAME_LENGTH, pattern=NO_CONTROLS)] = Field(
+        "",
+        description="A part of the name; upper and lower case differ. Only the names of the "
+        f"{NAMES_SCANNED:,} newest tasks that match the other parameters are searched: `is_cut` is true if "
+        "there are more.",
+    )
+    limit: int = Field(100, ge=1, le=TASKS_MAX, description="The largest number of tasks to return.")
+    offset: Number = Field(0, description="The number of tasks to skip.")
+
+    @property
+    def filter(self) -> TaskFilter:
+        tags = tuple(tuple(value.split(",")) for value in self.tag)
+        return TaskFilter(self.status, self.state, self.backend, tags, self.name__contains)
+
+
 FindText = Annotated[
     str,
     Query(
@@ -229,6 +267,7 @@ ProjectIds = Annotated[
 ]
 BatchParams = Annotated[BatchQuery, Query()]
 JobParams = Annotated[JobQuery, Query()]
+TaskParams = Annotated[TaskQuery, Query()]
 BatchPageParams = Annotated[BatchPageQuery, Query()]
 JobPageParams = Annotated[JobPageQuery, Query()]
 DevicePageParams = Annotated[DevicePageQuery, Query()]

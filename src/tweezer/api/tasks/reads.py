@@ -8,11 +8,10 @@ from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
 
 from tweezer.api.access.dependencies import Caller, LiveStore, Queue, TaskId
 from tweezer.api.batches.bodies import BatchBody, JobBody, LimitsBody, check_jobs_sent
-from tweezer.api.batches.filters import NO_CONTROLS, Number, Text
+from tweezer.api.batches.filters import TASKS_MAX, Number, TaskParams, TaskQuery
 from tweezer.api.http.openapi import describe_bare, describe_failures
 from tweezer.api.http.responses import json_response
 from tweezer.api.read_model import ReadModel
@@ -29,60 +28,21 @@ from tweezer.api.tasks.schemas import (
     redact,
 )
 from tweezer.ledger.access.credentials import Principal, Role
-from tweezer.ledger.queries.tasks import NAMES_SCANNED, TaskFilter, TaskPage, TaskRecord
-from tweezer.model.checks import MAX_NAME_LENGTH
+from tweezer.ledger.queries.tasks import TaskPage, TaskRecord
 from tweezer.model.errors import NotFound, ResultUnavailable
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_CALL, decode_result, result_file
-from tweezer.model.tasks import StateFilter, TaskStatus
+from tweezer.model.tasks import StateFilter
 from tweezer.store.connection import Store
 from tweezer.store.records import BatchRecord, JobRecord
 
 JOBS_READ_MAX = 1000
 """A task with more jobs is shown without results."""
 
-TASKS_MAX = 1000
-"""The largest page of tasks."""
-
 _TRACEBACK_MAX = 16 << 10
 _TRACEBACK = "Traceback (most recent call last)"
 
 router = APIRouter(tags=["tasks"], responses=describe_failures(422, 503))
-
-
-class TaskQuery(BaseModel):
-    """The filter and the page of a list of tasks."""
-
-    model_config = ConfigDict(frozen=True)
-
-    status: TaskStatus | None = Field(None, description="Coarse status of the task.")
-    state: StateFilter = Field(
-        StateFilter.CURRENT,
-        description="A single state, or a group: `complete` (ended), `incomplete` (not ended), `current` (all that are "
-        "not archived) or `archived`. Only `archived` returns archived tasks.",
-    )
-    backend: Text | None = Field(None, description="Name of the device.")
-    tag: tuple[Text, ...] = Field(
-        (),
-        max_length=20,
-        description="Tags of the task. `tag=a&tag=b,c` means a, and b or c.",
-    )
-    name__contains: Annotated[str, Field(max_length=MAX_NAME_LENGTH, pattern=NO_CONTROLS)] = Field(
-        "",
-        description="A part of the name; upper and lower case differ. Only the names of the "
-        f"{NAMES_SCANNED:,} newest tasks that match the other parameters are searched: `is_cut` is true if "
-        "there are more.",
-    )
-    limit: int = Field(100, ge=1, le=TASKS_MAX, description="The largest number of tasks to return.")
-    offset: Number = Field(0, description="The number of tasks to skip.")
-
-    @property
-    def filter(self) -> TaskFilter:
-        tags = tuple(tuple(value.split(",")) for value in self.tag)
-        return TaskFilter(self.status, self.state, self.backend, tags, self.name__contains)
-
-
-TaskParams = Annotated[TaskQuery, Query()]
 
 
 @router.get("/api/tasks", summary="List tasks", **describe_bare(TasksResponse))
