@@ -93,6 +93,9 @@ async def test_what_the_rules_of_a_batch_did_is_in_the_ledger(bench: LedgerRig, 
     assert [job.faults[0].code for job in bench.jobs(stopped)] == ["user", *["failures"] * 3]
     listed = bench.queries.jobs(OPERATOR, JobFilter(batches=(stopped,))).rows
     assert sorted(job.faults[0].code for job in listed) == ["failures"] * 3 + ["user"]
+    failed = JobFilter(batches=(stopped,), failed=True)
+    assert [job.status for job in bench.queries.jobs(OPERATOR, failed).rows] == [JobStatus.ERROR]
+    assert sum(map(failed.takes, listed)) == 1
     assert [it and it.doc.rules for it in found.values()][1] == rules
     entries = bench.queries.entries(expired, 0)
     assert [event.type for it in entries for event in it.events] == [

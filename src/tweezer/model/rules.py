@@ -19,6 +19,10 @@ MAX_COUNT = 1_000_000
 """The largest failure threshold and the largest number of retries in total."""
 
 
+RULE_FAULTS = frozenset({"expired", "failures", "dependency"})
+"""The codes of the faults of batches that one of their rules ended, which the jobs that it cancelled share."""
+
+
 class When(StrEnum):
     """How a batch must end, so that a batch that depends on it can start.
 

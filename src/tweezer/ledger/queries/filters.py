@@ -16,6 +16,7 @@ import msgspec
 from tweezer.model.ids import short_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Priority
+from tweezer.model.rules import RULE_FAULTS
 from tweezer.store.records import BatchRecord, JobRecord
 
 LIMIT_MAX = 100
@@ -211,7 +212,8 @@ def _parents(batch: BatchRecord) -> set[UUID]:
 
 
 def _has_failed(job: JobRecord) -> bool:
-    return job.status is JobStatus.ERROR or bool(job.faults)
+    """Return whether the job has a fault, as in the ledger's column: a job that a rule cancelled has not failed."""
+    return job.status is JobStatus.ERROR or any(fault.code not in RULE_FAULTS for fault in job.faults)
 
 
 def _among(value: object, wanted: Collection[object]) -> bool:

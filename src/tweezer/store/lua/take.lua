@@ -1,7 +1,7 @@
 -- take: reclaims expired leases, readies due tickets, and grants the best tickets, each with a token and its first job. It
 -- issues more tickets for a batch with more waiting jobs than tickets, and rings the bell again if ready tickets remain. On
 -- an exclusive device one ticket is granted at a time. A batch that cannot end before the next maintenance of the device
--- is skipped. A batch that has waited for longer than it may expires. A job that a machine already has is handed out even
+-- is skipped. A batch whose queue timeout has passed ends instead. A job that a machine already has is handed out even
 -- if the device is paused.
 --
 -- KEYS[1] namespace
@@ -9,7 +9,8 @@
 -- Returns {'ok'|'paused'|'shut', ms until something is due or -1, {ticket left alone, …}, {{ticket taken back, its lane}, …},
 --     {ticket, token, project, doc, exclusive, {index, attempt, '1'|'0' cancel requested, spec, …}}, …};
 --     shut: Redis has restarted, and nothing is granted until the gate opens, at the latest after the returned time
--- Events  batch.running, job.running; job.canceled (ranges) and batch.timed_out of a batch that expires; those of reclaims: job.pending, job.canceled, job.error, batch.*
+-- Events  batch.running, job.running; job.canceled (ranges) and batch.timed_out of a batch that expires; those of reclaims:
+--     job.pending, job.canceled, job.error, batch.*
 -- Gate    while shut nothing is granted, reclaimed or readied
 -- include: gate, reclaim, claim, expiry, ends_in_time, issue, maxmemory
 

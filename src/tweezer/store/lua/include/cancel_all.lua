@@ -2,12 +2,12 @@
 -- include: end_pending, cancel
 
 -- Closes a batch, cancels its pending jobs and requests the end of its running jobs. When these have ended, the batch ends
--- in `to`. by: the requester.
-local function cancel_all(b, to, by, is_rule)
+-- in `to`. by: the requester, which `must` be recorded or not.
+local function cancel_all(b, to, by, must)
   b.open = 0
   b.fate = b.fate or to
   for _, job in ipairs(end_pending(b, 'C')) do request_cancel(b, job[1], job[2]) end
-  note_attempt(b.id, '*', by, is_rule)
+  note_attempt(b.id, '*', by, must)
 end
 
 -- Cancels a batch because of one of its rules, whose fault its jobs show.

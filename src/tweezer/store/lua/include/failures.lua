@@ -7,8 +7,8 @@ local function limit_failures(b)
   if not b.rules or b.error == b.was_error or b.fate then return end
   local rules = rules_of(b)
   local failed = b.error - (rules.failed or 0)
-  local is_done = b.open == 0 and b.pending + b.running == 0
-  if not rules.failures or failed < rules.failures or is_done then return end
+  if not rules.failures or failed < rules.failures then return end
+  if b.open == 0 and b.pending + b.running == 0 then return end -- it ends now
   set_rule(b, 'failed', b.error)
   count(b.device, 'stopped', 1)
   local number = failed == 1 and '1 job' or int(failed) .. ' jobs'
