@@ -54,8 +54,8 @@ def archived(bench: LedgerRig, *batch_ids: UUID, caller: Principal = OPERATOR) -
         return archive(connection, caller, batch_ids)
 
 
-async def ended(bench: LedgerRig, kind: OutcomeKind = DONE, **fields: object) -> UUID:
-    batch_id = await bench.rig.submit(2, about=fields)
+async def ended(bench: LedgerRig, kind: OutcomeKind = DONE, rules: Rules | None = None, **fields: object) -> UUID:
+    batch_id = await bench.rig.submit(2, about=fields, rules=rules)
     await bench.rig.run(await bench.rig.take(), kind)
     await bench.record()
     return batch_id
@@ -230,7 +230,7 @@ async def test_a_batch_is_archived_when_it_was_kept_for_its_time_and_a_restored_
         await ended(bench, rules=Rules(keep_s=7200.0)),
         await ended(bench),
     )
-    live = await bench.rig.submit(1, about={"rules": Rules(keep_s=0.0)})
+    live = await bench.rig.submit(1, rules=Rules(keep_s=0.0))
     await bench.record()
     assert await archive_due(bench.database) == 0
     with bench.database.write() as connection:
