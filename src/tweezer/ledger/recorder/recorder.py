@@ -64,7 +64,7 @@ class RecorderTuning(msgspec.Struct, frozen=True):
         lease_s: How long a standby waits before it replaces a silent recorder, in seconds.
         look_s: How often it checks for a restart of Redis and tidies, in seconds.
         rest: While it is behind and new events arrive, it pauses after each transaction, for this multiple of the
-            transaction's duration.
+            transaction's duration, but for ``look_s`` at most.
         give_way_s: If it is this far behind, in seconds, it does not pause.
     """
 
@@ -223,7 +223,8 @@ class Recorder:
                 await asyncio.sleep(self._tuning.gather_s)
             elif self._behind and await self._should_give_way():
                 await self._written()
-                await asyncio.sleep(self._tuning.rest * (loop.time() - began))
+                pause_s = self._tuning.rest * (loop.time() - began)
+                await asyncio.sleep(min(pause_s, self._tuning.look_s))  # longer, and a standby would replace it
 
     async def _should_give_way(self) -> bool:
         """Return whether new events are arriving and the recorder is not too far behind."""
