@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import msgspec
 import pytest
 from tests.support.api_rig import DEVICE, DONE, FAILED, LEASE_S, PROJECT, ApiRig, bearer
 
@@ -18,6 +19,7 @@ from tweezer.ledger.database import Database
 from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.ids import job_id, new_batch_id, short_id
 from tweezer.model.messages import BatchDoc, JobSpec
+from tweezer.model.rules import Rules
 from tweezer.settings import ApiSettings, Settings
 from tweezer.store.job_logs import OutputBuffer
 from tweezer.store.workers import Settlement
@@ -215,9 +217,12 @@ async def test_jobs_of_one_claim_are_one_shard(rig: Tasks) -> None:
 
 async def test_a_snapshot_submits_the_same_again(rig: Tasks) -> None:
     doc = BatchDoc(device=DEVICE, sequence="{}", name="again", tags=("a",), configuration={"dt": 1, "api_token": "x"})
+    doc = msgspec.structs.replace(doc, rules=Rules(keep_s=60.0, total_retries=4))
     batch_id = await rig.submit([JobSpec(runs=7), JobSpec(runs=8, seed=3)], doc=doc)
     body = await rig.ask("GET", f"/api/tasks/{batch_id}/snapshot")
     assert body["configuration"] == {"dt": 1, "api_token": REDACTED}
+    rules = {"keep_s": 60.0, "retries": {"per_job": None, "total": 4}, "on_failures": None, "depends_on": None}
+    assert {name: body[name] for name in rules} == rules
     body["sequence_builder"], body["configuration"] = None, None
     for job in body["jobs"]:
         job["sequence"] = None
