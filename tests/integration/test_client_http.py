@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from cryptography import x509
@@ -33,6 +34,7 @@ from tweezer.model.events import JobNews
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.producers import CancelAnswer
+from tweezer.store.records import JobRecord
 from tweezer.transports import http, http_session
 
 LOOPBACK = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
@@ -79,6 +81,11 @@ async def submit(queue: tweezer.AsyncQueue, jobs: int = 1, **options: Any) -> tw
 # --------------------------------------------------------------------------------------------- the same records
 
 
+def _without_token(job: JobRecord) -> JobRecord:
+    """Return the record as it is over HTTP, which does not show fencing tokens."""
+    return msgspec.structs.replace(job, token=None)
+
+
 async def test_records_are_equal_over_both_transports(worked: Site) -> None:
     jobs: list[Any] = [
         {"runs": 3, "variables": {"a": 1.5, "b": [1, 2]}, "seed": 7},
@@ -115,9 +122,10 @@ async def test_records_are_equal_over_both_transports(worked: Site) -> None:
         await batch.cancel()
         assert await batch.wait(PATIENCE_S) == await same.wait(PATIENCE_S)
         ended = await batch.jobs()
-        assert ended == await same.jobs()
+        assert ended == list(map(_without_token, await same.jobs()))
         assert await remote.job(ended[0].id) == ended[0]
-        assert await batch.results() == await same.results()
+        results = [msgspec.structs.replace(it, record=_without_token(it.record)) for it in await same.results()]
+        assert await batch.results() == results
         assert [event async for event in batch.events()] == [event async for event in same.events()]
         assert await remote.devices() == await direct.devices()
         assert await remote.device(NULL) == await direct.device(NULL)

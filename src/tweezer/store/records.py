@@ -291,7 +291,7 @@ class JobRecord(msgspec.Struct, frozen=True):
         faults: Why it failed.
         cancel_outcome: The effect of the cancel requests, once it has ended.
         cancels: The cancel requests, as far as they were recorded.
-        token: Fencing token of the claim that began or settled it last.
+        token: Fencing token of the claim that began or settled it last; None over HTTP.
     """
 
     batch_id: UUID
