@@ -545,14 +545,11 @@ class StoreMachine(RuleBasedStateMachine):
         for parent_id, when in parents.items():
             parent = self.find(parent_id)
             assert parent is not None
-            if not parent.status.terminal:
-                batch.waits[parent_id] = when
-            elif not parent.satisfies(when):
-                batch.fault = UNMET
-        if batch.fault is not None:
-            batch.bar()
-        self.conclude(batch)
+            batch.waits[parent_id] = when
         self.batches.append(batch)
+        if parents:
+            self.swept()
+        self.conclude(batch)
         self.world.newer.add(batch_id)
 
     def recorded_ends(self, batch_ids: Iterable[UUID]) -> dict[UUID, str]:

@@ -452,6 +452,15 @@ async def test_the_dependents_of_a_discarded_batch_are_cancelled(rig: StoreRig) 
         await assert_cancelled(rig, batch_id, f"batch {first} was deleted")
 
 
+async def test_a_batch_that_is_discarded_after_its_end_has_ended_for_its_dependents(rig: StoreRig) -> None:
+    first = await rig.submit()
+    dependents = [await submit_after(rig, first) for _ in range(60)]
+    await rig.run(await rig.take())
+    await rig.commands.discard(first)
+    await rig.sweep_all()
+    assert await rig.run_all() == dependents
+
+
 async def test_a_dependent_that_cannot_be_read_is_retried_by_the_sweep(rig: StoreRig) -> None:
     first = await rig.submit()
     second, third = await submit_after(rig, first), await submit_after(rig, first)

@@ -402,6 +402,7 @@ def test_every_code_of_a_fault_is_explained() -> None:
         "result_unavailable",
         "expired",
         "failures",
+        "dependency",
     }
 
 

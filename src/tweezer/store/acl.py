@@ -37,7 +37,7 @@ class RedisUser(StrEnum):
 
 
 _USERS_CALL = (
-    *("submit", "add_jobs", "close", "cancel_batch", "cancel_jobs", "pause_batch", "resume_batch"),
+    *("submit", "apply_ends", "add_jobs", "close", "cancel_batch", "cancel_jobs", "pause_batch", "resume_batch"),
     *("set_tags", "set_priority", "check_submit"),
     *("pause_device", "resume_device", "plan_window", "drop_window", "note_child"),
 )
@@ -55,7 +55,7 @@ SCRIPTS: Mapping[RedisUser, tuple[str, ...]] = {
         *("intend", "set_out", "note_remote", "withdraw_intent", "note_set_back"),
     ),
     RedisUser.SCHEDULER: (
-        *("submit", "add_jobs", "cancel_batch"),
+        *("submit", "apply_ends", "add_jobs", "cancel_batch"),
         *("set_settings", "set_full", "sweep", "forget", "drop_kept", "index_batches"),
     ),
     RedisUser.RECORDER: (

@@ -73,6 +73,7 @@ T = TypeVar("T")
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _DEVICE_AGE_S, _DEVICES_MAX = 10.0, 1000
+_ENDS_MAX = 100  # that one call applies
 _TRIES_MAX = 3  # of a call that Redis executes too late
 _NO_DEVICES = "no worker has announced a device yet; start a worker"
 
@@ -603,6 +604,8 @@ class Commands:
             parents=_parents(doc, ended),
             specs=stored,
         )
+        if depends_on and created_us is not None:
+            await self._scripts.call("apply_ends", most=_ENDS_MAX)
         if created_us is None or depends_on:
             return UUID(identity)
         made = {"priority": priority, "open": open, "not_before": moment(str(due_ms))}

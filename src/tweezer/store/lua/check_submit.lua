@@ -8,10 +8,18 @@
 --     | {'unknown_parents', id, …}
 -- Events  none
 -- Gate    while shut: unavailable if it depends on a batch that is missing
--- include: new_jobs, dependents
+-- include: new_jobs, look_at_parents, dependency
 
 if not is_known(device) then return { 'unknown_device', device } end
-local waits_for, fault, unknown = look_at_parents(project, parents_first, parents_last)
+local ends, unknown = look_at_parents(project, parents_first, parents_last)
 if unknown then return unknown end
-return refusal(project, device, jobs, BATCH_BYTES + size_of_jobs(jobs, bytes))
-  or { 'ok', fault and cjson.encode(fault) or '', unpack(waits_for) }
+local waits_for, fault = {}, ''
+for at = parents_first, parents_last, 3 do
+  local id, when = ARGV[at], ARGV[at + 1]
+  if not ends[id] then
+    waits_for[#waits_for + 1] = id .. ':' .. when
+  elseif fault == '' and not is_satisfied(when, ends[id]) then
+    fault = cjson.encode(dependency_fault(id, ends[id]))
+  end
+end
+return refusal(project, device, jobs, BATCH_BYTES + size_of_jobs(jobs, bytes)) or { 'ok', fault, unpack(waits_for) }

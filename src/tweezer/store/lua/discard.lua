@@ -27,6 +27,8 @@ if b then
   save_counts()
 end
 unlink_batch(batch_id)
-if redis.call('EXISTS', key(KEY.dependents, batch_id)) == 1 then redis.call('ZADD', key(KEY.releases), NOW_MS, batch_id .. ':') end
+if not (b and is_over(b)) and redis.call('EXISTS', key(KEY.dependents, batch_id)) == 1 then
+  redis.call('ZADD', key(KEY.releases), NOW_MS, batch_id .. ':')
+end
 redis.call('ZREM', key(KEY.idle), batch_id)
 return { 'ok' }

@@ -1,5 +1,6 @@
 -- submit: writes a batch, its jobs, its first event and its tickets, all or nothing. A call with the id of a batch that
--- its project has is a repeated call.
+-- its project has is a repeated call. A batch that depends on others gets no tickets; if one of these has ended, `apply_ends`
+-- must follow, or the next sweep decides.
 --
 -- KEYS[1] namespace
 -- ARGV batch_id:str   project:str   device:str   priority:str HIGH|MEDIUM|LOW   open:int 1|0   doc:bytes, BatchDoc
@@ -15,11 +16,10 @@
 -- Returns {'ok', batch id, NOW_US} | {'repeated', batch id, the call or nil} | {'late', NOW_US} | {'conflict'}
 --     | {'exists'}: another project has that id | {'full', why} | {'quota', project, its name, limit, used, added}
 --     | {'unknown_device', name} | {'unknown_parents', id, …}: the project does not have them
--- Events  batch.created; batch.done if it is closed and has no jobs; job.canceled (range) and batch.canceled if a batch that it
---     depends on has not ended as required
+-- Events  batch.created; batch.done if it is closed, has no jobs and depends on no batch
 -- Gate    while shut: unavailable if it is called again, because the ledger may have that batch, or if it depends on a
 --     batch that is missing
--- include: gate, restart, lists, calls, idempotency, new_jobs, deadlines, issue, cancel_all, finish, generated/record
+-- include: gate, restart, lists, calls, idempotency, new_jobs, look_at_parents, deadlines, issue, conclude, generated/record
 
 local owner = redis.call('HGET', key(KEY.batch, batch_id), 'project')
 if owner then return owner == project and { 'repeated', batch_id } or { 'exists' } end
@@ -28,7 +28,7 @@ local before = repeated(equal, attempt, expires_us, running_first, running_last)
   or answered(project, idempotency_key, digest)
 if before then return before end
 if not is_known(device) then return { 'unknown_device', device } end
-local waits_for, fault, unknown = look_at_parents(project, parents_first, parents_last)
+local ends, unknown = look_at_parents(project, parents_first, parents_last)
 if unknown then return unknown end
 local jobs, bytes = specs_last - specs_first + 1, jobs_bytes(specs_first)
 local refused = refusal(project, device, jobs, BATCH_BYTES + #doc + bytes)
@@ -47,18 +47,25 @@ end
 add_jobs(b, specs_first, bytes)
 emit(b, 'NP:' .. int(jobs))
 redis.call('ZADD', key(KEY.batches, project), NOW_MS, batch_id)
-b.waits = not fault and #waits_for > 0
-if fault then
-  cancel_by_rule(b, 'C', fault)
-elseif b.waits then
+b.waits = parents_first <= parents_last
+if b.waits then
+  local waits_for = {}
+  for at = parents_first, parents_last, 3 do
+    local id, when = ARGV[at], ARGV[at + 1]
+    waits_for[#waits_for + 1] = id .. ':' .. when
+    redis.call('ZADD', key(KEY.dependents, id), NOW_US, batch_id)
+    if ends[id] then redis.call('ZADD', key(KEY.releases), NOW_MS, id .. ':' .. ends[id]) end
+  end
   put(b.changed, 'parents', table.concat(waits_for, ' '))
-  for _, it in ipairs(waits_for) do redis.call('ZADD', key(KEY.dependents, string.sub(it, 1, 36)), NOW_US, batch_id) end
   enter_deadline(b)
 else
   set_deadlines(b)
   issue_tickets(b)
 end
-finish(b)
+conclude(b)
+save(b)
+save_counts()
+save_shares()
 remember(project, idempotency_key, digest, batch_id)
 begin_call(equal, attempt, batch_id)
 return { 'ok', batch_id, NOW_US }

@@ -12,29 +12,14 @@
 --     batch.late; job.canceled (ranges) of a batch that expires; those of reclaims: job.pending, job.canceled, job.error,
 --     batch.*
 -- Gate    while shut no batch is released, warned, late or timed out, and no lease is reclaimed
--- include: gate, lanes, maintenance, reclaim, deadlines, expiry, maxmemory
+-- include: gate, lanes, maintenance, reclaim, deadlines, expiry, releases, maxmemory
 
 local WARN_MAX = 60000
-local releases = key(KEY.releases)
-
--- Returns how a batch ended, '' if it is missing, or nil while it is live or cannot be read.
-local function find_end(id)
-  local b, problem = load_batch(id)
-  if problem then redis.call('ZADD', releases, int(NOW + LEAVE_ALONE), id .. ':?') end
-  if b then return is_over(b) and end_of(b) or nil end
-  return not problem and '' or nil
-end
 
 exempt_from_maxmemory()
 local timed_out, readied, reclaimed = 0, 0, {}
 if memory ~= '' and int(setting('memory')) ~= memory then redis.call('HSET', key(KEY.settings), 'memory', memory) end
-for _, name in ipairs(is_shut() and {} or redis.call('ZRANGEBYSCORE', releases, '-inf', NOW_MS, 'LIMIT', 0, most)) do
-  redis.call('ZREM', releases, name)
-  local id, ended = string.sub(name, 1, 36), string.sub(name, 38)
-  if ended == '?' then ended = find_end(id) end
-  if ended then ended_batches[#ended_batches + 1] = { id, ended } end
-end
-handle_ends()
+handle_releases(most)
 local idle = key(KEY.idle)
 local past = is_shut() and {} or redis.call('ZRANGEBYSCORE', idle, '-inf', NOW_MS, 'LIMIT', 0, most)
 for _, id in ipairs(past) do
@@ -98,5 +83,5 @@ for _, device in ipairs(redis.call('SMEMBERS', key(KEY.devices))) do
   end
 end
 save_totals()
-more = more or not is_shut() and redis.call('ZCOUNT', releases, '-inf', NOW_MS) > 0
+more = more or not is_shut() and redis.call('ZCOUNT', key(KEY.releases), '-inf', NOW_MS) > 0
 return { 'ok', timed_out, readied, reclaimed, more and '1' or '0' }

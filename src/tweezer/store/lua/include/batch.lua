@@ -1,6 +1,8 @@
 -- The batch record and the ticket records in it.
 -- include: keys, generated/record
 
+local LEAVE_ALONE = 5000 -- ms until a batch that cannot be read is checked again
+
 -- Returns the values of a record; nil if it is damaged. A record of the older version has each value in a field.
 local function unpack_record(version, name, made, times, now)
   if version == OLDER then return read_older(name) end

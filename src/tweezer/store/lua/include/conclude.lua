@@ -1,7 +1,8 @@
 -- The end of batches.
 -- include: batch, ticket, changes, fair_share, bell, parents
 
--- The batches with dependents that this script ended: { id, end } each, see `dependents`.
+-- The batches with dependents that this script ended: { id, end } each. An end is what `end_of` returns, or '' for a batch that
+-- was discarded.
 local ended_batches = {}
 
 -- Returns how a batch ended: the letter of its status, followed by F if a job failed.

@@ -1,8 +1,6 @@
 -- Tickets of a device that are due: expired leases and tickets whose time has come.
 -- include: give_back, failures, finish
 
-local LEAVE_ALONE = 5000 -- ms until a batch that cannot be read is checked again
-
 -- Whether a batch now has the exclusive device: the lease of its ticket is the lease of the device.
 local function is_taken(device)
   return device_row(device).exclusive and redis.call('EXISTS', key(KEY.leases, device)) == 1
