@@ -357,8 +357,9 @@ async def test_a_failed_retry_is_retried_rather_than_its_parent(bulk: Bulk) -> N
 
 
 async def test_a_retry_keeps_the_rules_but_neither_start_nor_dependencies(bulk: Bulk) -> None:
-    rules = Rules(schedule_threshold_s=5, queue_timeout_s=60, keep_s=7, depends_on=(Dependency(new_batch_id()),))
-    failed = await bulk.ended(ERROR, tags=("x",), about={"rules": rules})
+    parent = await bulk.ended(DONE)
+    rules = Rules(schedule_threshold_s=5, queue_timeout_s=60, keep_s=7, depends_on=(Dependency(parent),))
+    failed = await bulk.ended(ERROR, tags=("x",), rules=rules)
     child = (await bulk.step(RETRY, tags_all=("x",))).retries[failed]
     assert (await bulk.rig.batch(child)).doc.rules == Rules(queue_timeout_s=60, keep_s=7)
 
