@@ -1299,6 +1299,44 @@ class AsyncQueue(Handle):
         wanted = _build_filter(status, device, tag, name, user, since, until)
         return await self._act(BulkAction.RETRY, wanted, all=all, dry_run=dry_run, job_statuses=statuses)
 
+    async def archive_matching(
+        self,
+        *,
+        status: BatchStatus | str | Iterable[BatchStatus | str] = (),
+        device: str | Iterable[str] = (),
+        tag: str | Iterable[str] = (),
+        name: str | Iterable[str] = (),
+        user: str | Iterable[str] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        all: bool = False,
+        dry_run: bool = False,
+    ) -> BulkOutcome:
+        """Archive all batches that match and have ended: the list of tasks and its counts leave them out.
+
+        Nothing else changes: the batches keep their jobs and results, and are listed here as before. Batches that have
+        not ended are left alone, and listed in ``live`` of the outcome; ``already`` has those that were archived
+        before. Over Redis, the queue needs ``database_url``.
+
+        Args:
+            status: ``DONE``, ``ERROR``, ``CANCELED`` or ``TIMED_OUT`` (default: all of them).
+            device: Name of the device.
+            tag: A tag of the batch.
+            name: Name of the batch.
+            user: Name of the user who submitted it, if known.
+            since: Only batches that were submitted at this aware time or later.
+            until: Only batches that were submitted at this aware time or earlier.
+            all: Act on every batch of the project, if no filter is given.
+            dry_run: Change nothing, and return what would be done.
+
+        Raises:
+            InvalidInput: An argument is not valid, or there is no filter; nothing was changed.
+            Unavailable: Redis or the API did not answer. Some batches may have been handled; the call can be repeated.
+            TweezerError: The queue has no ledger.
+        """
+        wanted = _build_filter(status, device, tag, name, user, since, until)
+        return await self._act(BulkAction.ARCHIVE, wanted, all=all, dry_run=dry_run)
+
     async def delete_matching(
         self,
         *,
@@ -1336,6 +1374,26 @@ class AsyncQueue(Handle):
         wanted = _build_filter(status, device, tag, name, user, since, until)
         return await self._act(BulkAction.DELETE, wanted, all=all, dry_run=dry_run)
 
+    async def archive_many(self, batch_ids: Iterable[UUID | str]) -> dict[UUID, str]:
+        """Archive several batches that have ended, as :meth:`archive_matching` does.
+
+        Batches that were archived before stay archived. Over Redis, the queue needs ``database_url``.
+
+        Args:
+            batch_ids: Ids of the batches, as in :meth:`find`.
+
+        Returns:
+            An error message for each batch that was not archived, by id; empty if all were.
+
+        Raises:
+            InvalidInput: An id is not a text; nothing was archived.
+            NotFound: A short id or name is unknown; nothing was archived.
+            Conflict: A short id or name means several batches; nothing was archived.
+            Unavailable: Redis or the API did not answer. Some batches may have been archived; the call can be repeated.
+            TweezerError: The queue has no ledger.
+        """
+        return await self._act_on_ids(BulkAction.ARCHIVE, batch_ids)
+
     async def delete_many(self, batch_ids: Iterable[UUID | str]) -> dict[UUID, str]:
         """Permanently delete several batches that have ended, with their results.
 
@@ -1354,15 +1412,19 @@ class AsyncQueue(Handle):
             Unavailable: Redis or the API did not answer. Some batches may have been deleted; the call can be repeated.
             TweezerError: The queue has no ledger.
         """
+        return await self._act_on_ids(BulkAction.DELETE, batch_ids)
+
+    async def _act_on_ids(self, action: BulkAction, batch_ids: Iterable[UUID | str]) -> dict[UUID, str]:
+        """Act on ended batches by id; return an error message for each on which it did not act."""
         self.require_home()
         texts = check_list("batch_ids", batch_ids, "ids of batches")
         ids = list(dict.fromkeys([(await self._find("batch_ids", text)).id for text in texts]))
         errors: dict[UUID, str] = {}
         for page in split_pages(ids, _BATCHES_PAGE):
-            outcome = await self._act(BulkAction.DELETE, BatchFilter(ids=tuple(page)), all=False, dry_run=False)
+            outcome = await self._act(action, BatchFilter(ids=tuple(page)), all=False, dry_run=False)
             found = {batch_id: f"batch {batch_id} has not ended; cancel it first" for batch_id in outcome.live}
             found |= outcome.failed
-            missing = set(page).difference(outcome.ids, found)
+            missing = set(page).difference(outcome.ids, outcome.already, found)
             found |= {batch_id: NotFound("batch", str(batch_id)).message for batch_id in missing}
             errors |= {batch_id: found[batch_id] for batch_id in page if batch_id in found}
         return errors

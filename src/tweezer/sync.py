@@ -460,6 +460,8 @@ class Queue(_Handle):
     cancel_many = _blocking(AsyncQueue.cancel_many)
     cancel_matching = _blocking(AsyncQueue.cancel_matching)
     retry_matching = _blocking(AsyncQueue.retry_matching)
+    archive_many = _blocking(AsyncQueue.archive_many)
+    archive_matching = _blocking(AsyncQueue.archive_matching)
     delete_many = _blocking(AsyncQueue.delete_many)
     delete_matching = _blocking(AsyncQueue.delete_matching)
     devices = _blocking(AsyncQueue.devices)

@@ -131,6 +131,20 @@ def test_optimiser_finds_order_and_closes_its_batch(emulator: Installation, tmp_
     assert float(best[1]) > 50
 
 
+def test_nightly_runs_a_sweep_after_the_calibration_of_one_schedule(emulator: Installation, tmp_path: Path) -> None:
+    printed = emulator.example(tmp_path, "nightly.py")
+    assert "the analysis batch is DONE" in printed
+    shares = [float(share) for share in re.findall(r" rad/µs +(-?[\d.]+)", printed)]
+    assert len(shares) == 13
+    assert max(abs(share) for share in shares[:2]) < 0.1
+    assert abs(shares[9] - 1) < 0.1, "the ordered reference"
+    again = emulator.example(tmp_path, "nightly.py")
+    assert again.startswith("there is a schedule 'nightly calibration' already")
+    schedule = json.loads(emulator.cli(tmp_path, "schedules", "show", "nightly calibration", "--json"))
+    assert schedule["ticks"][0]["outcome"] == "submitted"
+    emulator.cli(tmp_path, "schedules", "delete", "nightly calibration", "--yes")
+
+
 def test_webhook_receiver_verifies_what_a_batch_sends_and_refuses_another_secret(
     emulator: Installation, tmp_path: Path
 ) -> None:

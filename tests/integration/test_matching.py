@@ -147,6 +147,37 @@ async def test_cancelled_batches_are_deleted_and_running_ones_are_kept(queue: tw
     assert (await queue.cancel_matching(tag="x")).ids == left
 
 
+async def test_ended_batches_are_archived_by_filter_and_by_id(
+    queue: tweezer.AsyncQueue, reach: Reach, site: Site
+) -> None:
+    async with tweezer.connect_async(**reach("theirs"), retry_s=PATIENCE_S) as theirs:
+        foreign = await _ended(theirs, tags=["x"])
+    running = await _submit(queue, {"sleep_s": 60}, tags=["x"])
+    await site.running(running)
+    first, last = await _ended(queue, tags=["x"]), await _ended(queue)
+    assert (await queue.archive_matching(tag="x", dry_run=True)).ids == [first.id]
+
+    async def archived() -> bool:
+        """Archive what is recorded so far."""
+        return not (await queue.archive_matching(tag="x")).failed
+
+    await until(archived)
+    outcome = await queue.archive_matching(tag="x")
+    assert (outcome.ids, outcome.already, outcome.live) == ([], [first.id], [running.id])
+    assert first.id in [batch.id async for batch, _ in queue.batches(tag="x")], "it is still listed as a batch"
+    unknown = new_batch_id()
+    missing = {batch_id: f"there is no batch {batch_id}" for batch_id in (unknown, foreign.id)}
+    assert await queue.archive_many([unknown, first.id, foreign.id]) == missing
+    assert list(await queue.archive_many([running.id])) == [running.id]
+    await until(lambda: _is_archived(queue, last))
+    assert (await queue.archive_matching(all=True)).already == [last.id, first.id]
+
+
+async def _is_archived(queue: tweezer.AsyncQueue, batch: tweezer.AsyncBatch) -> bool:
+    """Try to archive the batch, and return whether its end was recorded."""
+    return await queue.archive_many([batch.id]) == {}
+
+
 async def test_several_batches_are_deleted_by_id(queue: tweezer.AsyncQueue, reach: Reach) -> None:
     async with tweezer.connect_async(**reach("theirs"), retry_s=PATIENCE_S) as theirs:
         foreign = await _ended(theirs)
@@ -247,7 +278,8 @@ async def test_a_command_shows_what_matches_and_asks_before_it_acts(
     terminal: Terminal, queue: tweezer.AsyncQueue, site: Site
 ) -> None:
     await site.store.devices.pause(NULL, "so that nothing starts")
-    ids = await _submit_many(site, 3, "x")
+    await _submit_many(site, 3, "x")
+    ids = [batch.id async for batch, _ in queue.batches(tag="x")][::-1]  # two may be of the same millisecond
     shown = (await terminal.run("cancel", "--tag", "x", "--dry-run")).stdout.splitlines()
     assert shown[0] == "This would cancel 3 batches:"
     assert [line.strip() for line in shown[1:]] == [short_id(batch_id) for batch_id in reversed(ids)]
@@ -270,6 +302,11 @@ async def test_a_command_shows_what_matches_and_asks_before_it_acts(
     (last,) = await _submit_many(site, 1, "y")
     await queue.batch(last).cancel()
     await until(lambda: _is_recorded(queue, queue.batch(last)))
+    archived = await terminal.run("archive", "--tag", "x", "--yes")
+    assert archived.stdout == "Archived 3 batches; 3 have not ended and are kept.\n"
+    assert (await terminal.run("archive", short_id(ids[0]))).stdout == f"archived {short_id(ids[0])}\n"
+    again = await terminal.run("archive", "--tag", "x")
+    assert again.stdout == "No batch to archive matches; 3 had been archived before; 3 have not ended and are kept.\n"
     deleted = await terminal.run("delete", "--tag", "x", "--yes")
     assert deleted.stdout == "Deleted 3 batches; 3 have not ended and are kept.\n"
 

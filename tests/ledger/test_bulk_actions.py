@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import select
 from tests.ledger.test_batch_lists import _forget, _recorded_long_ago
 from tests.support.ledger_rig import LedgerRig
 from tests.support.records import change_record, read_record
@@ -15,6 +16,7 @@ from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.batch_reader import BatchReader
 from tweezer.ledger.bulk_actions import BulkAction, BulkActions, BulkOutcome, BulkRequest
 from tweezer.ledger.queries.filters import BatchFilter
+from tweezer.ledger.schema import batches
 from tweezer.model.errors import InvalidInput, NotFound, TweezerError, Unavailable
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
@@ -23,7 +25,7 @@ from tweezer.model.rules import Dependency, Rules
 from tweezer.store.keys import Key
 
 CALLER = Principal("key", Role.USER, frozenset({"a"}))
-CANCEL, RETRY, DELETE = BulkAction
+CANCEL, RETRY, ARCHIVE, DELETE = BulkAction
 DONE, ERROR = OutcomeKind.DONE, OutcomeKind.ERROR
 
 
@@ -63,6 +65,10 @@ class Bulk:
 
     async def status(self, batch_id: UUID) -> BatchStatus:
         return (await self.reader.batch(CALLER, batch_id)).status
+
+    def archived(self) -> set[UUID]:
+        with self.bench.database.read() as connection:
+            return set(connection.scalars(select(batches.c.id).where(batches.c.archived_ms.is_not(None))))
 
 
 @pytest.fixture
@@ -120,6 +126,7 @@ async def test_a_call_without_a_filter_must_ask_for_every_batch(bulk: Bulk, acti
     [
         (CANCEL, "DONE", "PENDING, RUNNING, PAUSED"),
         (RETRY, "PENDING", "DONE, ERROR"),
+        (ARCHIVE, "RUNNING", "DONE, ERROR"),
         (DELETE, "PAUSED", "DONE, ERROR"),
     ],
 )
@@ -350,8 +357,9 @@ async def test_a_failed_retry_is_retried_rather_than_its_parent(bulk: Bulk) -> N
 
 
 async def test_a_retry_keeps_the_rules_but_neither_start_nor_dependencies(bulk: Bulk) -> None:
-    rules = Rules(schedule_threshold_s=5, queue_timeout_s=60, keep_s=7, depends_on=(Dependency(new_batch_id()),))
-    failed = await bulk.ended(ERROR, tags=("x",), about={"rules": rules})
+    parent = await bulk.ended(DONE)
+    rules = Rules(schedule_threshold_s=5, queue_timeout_s=60, keep_s=7, depends_on=(Dependency(parent),))
+    failed = await bulk.ended(ERROR, tags=("x",), rules=rules)
     child = (await bulk.step(RETRY, tags_all=("x",))).retries[failed]
     assert (await bulk.rig.batch(child)).doc.rules == Rules(queue_timeout_s=60, keep_s=7)
 
@@ -366,6 +374,38 @@ async def test_a_batch_that_cannot_be_retried_does_not_stop_the_others(bulk: Bul
     outcome = await bulk.step(RETRY, tags_all=("x",))
     assert outcome.ids == [failed]
     assert "there is no device 'GONE'" in outcome.failed[orphan]
+
+
+# --- archive
+
+
+async def test_ended_batches_are_archived_once_and_live_ones_are_listed(bulk: Bulk) -> None:
+    forgotten = await bulk.ended(DONE, tags=("x",))
+    await _forget(bulk.bench, forgotten)
+    ended = await bulk.ended(ERROR, tags=("x",))
+    kept = await bulk.ended(DONE, tags=("y",))
+    live = await bulk.submit("x")
+    await bulk.bench.record()
+    plan = await bulk.step(ARCHIVE, tags_all=("x",), dry_run=True)
+    assert (plan.ids, plan.live, bulk.archived()) == ([ended, forgotten], [live], set())
+    outcome = await bulk.step(ARCHIVE, tags_all=("x",))
+    assert (outcome.ids, outcome.already, outcome.live, outcome.failed) == ([ended, forgotten], [], [live], {})
+    assert bulk.archived() == {ended, forgotten}
+    assert await bulk.status(ended) is BatchStatus.DONE, "the batch stays"
+    again = await bulk.step(ARCHIVE, every=True)
+    assert (again.ids, again.already, again.live) == ([kept], [ended, forgotten], [live])
+    bulk.bench.counts_add_up()
+
+
+async def test_a_batch_that_is_not_recorded_yet_is_archived_by_a_later_call(bulk: Bulk) -> None:
+    batch_id = await bulk.submit("x")
+    await bulk.bench.record()
+    await bulk.rig.run_all()  # the ledger does not have this end yet
+    outcome = await bulk.step(ARCHIVE, tags_all=("x",))
+    assert (outcome.ids, list(outcome.failed)) == ([], [batch_id])
+    assert "being recorded; try again" in outcome.failed[batch_id]
+    await bulk.bench.record()
+    assert (await bulk.step(ARCHIVE, tags_all=("x",))).ids == [batch_id]
 
 
 # --- delete
@@ -397,9 +437,10 @@ async def test_a_batch_that_is_not_recorded_yet_is_deleted_by_a_later_call(bulk:
     assert (await bulk.step(DELETE, tags_all=("x",))).ids == [batch_id]
 
 
-async def test_deleting_needs_a_ledger(bulk: Bulk) -> None:
+async def test_archiving_and_deleting_need_a_ledger(bulk: Bulk) -> None:
     actions = BulkActions(bulk.rig.store, BatchReader(bulk.rig.store, None), None, CALLER)
-    with pytest.raises(TweezerError, match="needs the ledger") as raised:
-        await actions.run(BulkRequest(action=DELETE, wanted=BatchFilter(), every=True))
-    assert raised.value.code == "no_ledger"
+    for action in (ARCHIVE, DELETE):
+        with pytest.raises(TweezerError, match="ing batches needs the ledger") as raised:
+            await actions.run(BulkRequest(action=action, wanted=BatchFilter(), every=True))
+        assert raised.value.code == "no_ledger"
     assert (await actions.run(BulkRequest(action=CANCEL, wanted=BatchFilter(), every=True))).count == 0

@@ -309,6 +309,7 @@ async def _call_changes(examples: Examples) -> None:
         "POST /api/v2/batches/{batch_id}/cancel/jobs", {"indices": [0]}, query=chosen, batch_id=await _submit(examples)
     )
     await call("POST /api/v2/batches/cancel-matching", query={"id": await _submit(examples), "by": "ada@lab"})
+    await call("POST /api/v2/batches/archive-matching", query={"tag": "sweep", "dry_run": "true"})
     await call("POST /api/v2/batches/delete-matching", query={"id": await _submit(examples)})
     paused = await _submit(examples)
     for end in ("pause", "resume"):

@@ -199,12 +199,17 @@ def test_pages_need_no_script_from_elsewhere() -> None:
 
 def commands(text: str) -> Iterator[list[str]]:
     """Return the words of each call of tweezer that is shown, without the program."""
-    shown = [line.split("  #")[0] for block in blocks(text, "sh") for line in block.splitlines()]
+    shown = [line.split("  #")[0] for block in blocks(text, "sh") for line in _joined(block)]
     parts = [part for line in shown for part in re.split(r"&& |\$\(|\)", line)]
     for part in [*parts, *spans(text)]:
         words = shlex.split(part.replace("'…'", "REASON"), comments=True)
         if words and (words[0] == "tweezer" or words[0].endswith("/bin/tweezer")):
             yield words[1:]
+
+
+def _joined(block: str) -> list[str]:
+    """Return the lines, with those that a backslash continues as one."""
+    return block.replace("\\\n", " ").splitlines()
 
 
 def option_of(command: click.Command, word: str) -> click.Option | None:
@@ -395,6 +400,7 @@ def test_every_code_of_a_fault_is_explained() -> None:
     explained = {code for row in rows for code in _SPAN.findall(row[0])}
     assert explained == {
         *FaultKind,
+        "dependency",
         "invalid",
         "lost",
         "quota",

@@ -47,6 +47,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "logs": ("job_logs", "Show or follow what the emulator wrote while a job ran."),
         "results": ("results", "Show the bitstrings that the jobs measured."),
         "export": ("results", "Write batches with their jobs and results as JSON lines."),
+        "archive": ("results", "Archive ended batches: lists of tasks leave them out."),
         "delete": ("results", "Delete ended batches permanently."),
         "change": ("batches", "Change the priority or the tags of batches."),
         "cancel": ("batches", "Cancel batches, or some jobs of a batch."),

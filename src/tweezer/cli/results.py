@@ -1,4 +1,4 @@
-"""``tweezer results``, ``export`` and ``delete``: show, write and delete the results of batches."""
+"""``tweezer results``, ``export``, ``archive`` and ``delete``: show and write results; archive and delete batches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import csv
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import UUID
@@ -307,6 +307,25 @@ def export(options: Options, *, batches: tuple[str, ...], out: Path | None) -> N
 @click.command()
 @click.argument("batches", nargs=-1, metavar="[BATCH…]")
 @matching_options([status for status in BatchStatus if status in TERMINAL_BATCH])
+def archive(options: Options, *, batches: tuple[str, ...], matching: Matching) -> None:
+    """Archive ended batches, so that the list of tasks and its counts leave them out. Nothing else changes.
+
+    The request POST /api/archive/restore/{id} puts a batch back.
+
+    \b
+    tweezer archive 5m2q0xw8kd
+    tweezer archive --tag sweep --until 7d --dry-run
+    """
+    if matching.check_given(batches):
+        matching.run(options, Words("archive", "archived", "been archived before"), AsyncQueue.archive_matching)
+        return
+    ids = _find_ids(options, batches)
+    _print_handled(ids, options.run(lambda queue: queue.archive_many(ids)), "archived")
+
+
+@click.command()
+@click.argument("batches", nargs=-1, metavar="[BATCH…]")
+@matching_options([status for status in BatchStatus if status in TERMINAL_BATCH])
 def delete(options: Options, *, batches: tuple[str, ...], matching: Matching) -> None:
     """Delete ended batches permanently, from Redis, the results folder and the ledger.
 
@@ -319,18 +338,28 @@ def delete(options: Options, *, batches: tuple[str, ...], matching: Matching) ->
         matching.run(options, words, AsyncQueue.delete_matching)
         return
 
+    ids = _find_ids(options, batches)
+    if not matching.yes:
+        show.confirm(f"Permanently delete {format_count(len(ids), 'batch')} with all results?")
+    _print_handled(ids, options.run(lambda queue: queue.delete_many(ids)), "deleted")
+
+
+def _find_ids(options: Options, batches: Sequence[str]) -> list[UUID]:
+    """Return the ids of named batches, each once."""
+
     async def find(queue: AsyncQueue) -> list[UUID]:
         return list(dict.fromkeys([(await queue.find(text)).id for text in batches]))
 
-    ids = options.run(find)
-    if not matching.yes:
-        show.confirm(f"Permanently delete {format_count(len(ids), 'batch')} with all results?")
-    errors = options.run(lambda queue: queue.delete_many(ids))
+    return options.run(find)
+
+
+def _print_handled(ids: Sequence[UUID], errors: Mapping[UUID, str], done: str) -> None:
+    """Print the batches that were handled. Raises TweezerError for the others. done: the verb."""
     for batch_id in ids:
         if batch_id not in errors:
-            show.echo(f"deleted {short_id(batch_id)}")
+            show.echo(f"{done} {short_id(batch_id)}")
     if errors:
-        raise TweezerError("\n       ".join(errors.values()), code="not_deleted")
+        raise TweezerError("\n       ".join(errors.values()), code=f"not_{done}")
 
 
 async def _lines(batch: AsyncBatch) -> AsyncIterator[bytes]:

@@ -53,6 +53,12 @@ def archive(connection: Connection, caller: Principal, batch_ids: Sequence[UUID]
     return Archived(over, [row.id for row in rows if row.id not in set(over)])
 
 
+def find_archived(connection: Connection, batch_ids: Sequence[UUID]) -> set[UUID]:
+    """Return those of the batches that are archived."""
+    which = (batches.c.id.in_(batch_ids), batches.c.archived_ms.is_not(None))
+    return set(connection.scalars(select(batches.c.id).where(*which)))
+
+
 def restore_archived(connection: Connection, caller: Principal, batch_id: UUID) -> bool:
     """Put an archived batch back into the list of tasks, where it stays: its ``keep_s`` no longer applies.
 

@@ -1,4 +1,4 @@
-"""Cancels, retries or deletes all batches that match a filter, in steps of limited size and duration.
+"""Cancels, retries, archives or deletes all batches that match a filter, in steps of limited size and duration.
 
 The steps of one call go from the newest match to the oldest. Batches that are submitted after the first step began are
 left alone. Each step may be repeated: what was done is not done again.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, Self
@@ -52,6 +52,7 @@ class BulkAction(StrEnum):
 
     CANCEL = "cancel"
     RETRY = "retry"
+    ARCHIVE = "archive"
     DELETE = "delete"
 
 
@@ -82,8 +83,8 @@ class BulkOutcome(msgspec.Struct, frozen=True):
     Attributes:
         count: Number of batches on which it acted.
         ids: Their ids, newest first; in a dry run at most 1,000.
-        already: Batches for which nothing was left to do: they had ended, or had been retried before.
-        live: Batches that have not ended, and so were not deleted.
+        already: Batches for which nothing was left to do: they had ended, or had been retried or archived before.
+        live: Batches that have not ended, and so were neither archived nor deleted.
         failed: Why the action failed, by batch.
         retries: The new batch of each batch that was retried.
         until: Batches that were submitted later than this were left alone.
@@ -214,8 +215,10 @@ class BulkActions:
                 return _Cancel(self.store, request.by)
             case BulkAction.RETRY:
                 return _Retry(self, request.job_statuses)
+            case BulkAction.ARCHIVE:
+                return _Archive(_require_ledger(self.database, "archiving"), self.caller)
             case BulkAction.DELETE:
-                return _Delete(self.store, self.database)
+                return _Delete(self.store, _require_ledger(self.database, "deleting"))
 
     async def _search(
         self, wanted: BatchFilter, after: _Position | None, most: int, *, until: float
@@ -308,39 +311,75 @@ class _Retry:
                     _note_failure(tally, batch.id, error)
 
 
+class _Archive:
+    statuses = _ENDED_BATCH
+    searched: tuple[BatchStatus, ...] = ()  # those that have not ended are reported
+    at_once = 500
+
+    def __init__(self, database: Database, caller: Principal) -> None:
+        self._database = database
+        self._caller = caller
+
+    async def select(self, found: Sequence[BatchRecord], tally: _Tally) -> list[BatchRecord]:
+        from tweezer.ledger.archive import find_archived
+
+        archived = await self._database.run_read(find_archived, [batch.id for batch in found])
+        tally.already += (batch.id for batch in found if batch.id in archived)
+        return _select_ended([batch for batch in found if batch.id not in archived], tally)
+
+    async def apply(self, chosen: Sequence[BatchRecord], tally: _Tally) -> None:
+        from tweezer.ledger.archive import archive
+
+        ids = [batch.id for batch in chosen]
+        _note_recorded(tally, ids, (await self._database.run_write(archive, self._caller, ids)).done)
+
+
 class _Delete:
     statuses = _ENDED_BATCH
     searched: tuple[BatchStatus, ...] = ()  # those that have not ended are reported
     at_once = 50
 
-    def __init__(self, store: Store, database: Database | None) -> None:
-        if database is None:
-            raise TweezerError(
-                "deleting batches needs the ledger, which is not configured here; set TWEEZER_DATABASE_URL, or use the "
-                "API",
-                code="no_ledger",
-            )
+    def __init__(self, store: Store, database: Database) -> None:
         self._store = store
         self._database = database
 
     async def select(self, found: Sequence[BatchRecord], tally: _Tally) -> list[BatchRecord]:
-        tally.live += (batch.id for batch in found if not batch.status.terminal)
-        return [batch for batch in found if batch.status.terminal]
+        return _select_ended(found, tally)
 
     async def apply(self, chosen: Sequence[BatchRecord], tally: _Tally) -> None:
         from tweezer.ledger.retention import delete_ended
 
         ids = [batch.id for batch in chosen]
         try:
-            gone = set(await delete_ended(self._store, self._database, ids))
+            gone = await delete_ended(self._store, self._database, ids)
         except TweezerError as error:
             for batch_id in ids:
                 _note_failure(tally, batch_id, error)
             return
-        tally.done += (batch_id for batch_id in ids if batch_id in gone)
-        for batch_id in ids:
-            if batch_id not in gone:
-                tally.failed[batch_id] = f"batch {batch_id} has just ended and is being recorded; try again in a moment"
+        _note_recorded(tally, ids, gone)
+
+
+def _require_ledger(database: Database | None, doing: str) -> Database:
+    if database is None:
+        problem = (
+            f"{doing} batches needs the ledger, which is not configured here; set TWEEZER_DATABASE_URL, or use the API"
+        )
+        raise TweezerError(problem, code="no_ledger")
+    return database
+
+
+def _select_ended(found: Sequence[BatchRecord], tally: _Tally) -> list[BatchRecord]:
+    tally.live += (batch.id for batch in found if not batch.status.terminal)
+    return [batch for batch in found if batch.status.terminal]
+
+
+def _note_recorded(tally: _Tally, ids: Sequence[UUID], done: Collection[UUID]) -> None:
+    """Note the batches that are done. The ledger does not have the end of the others yet."""
+    handled = set(done)
+    tally.done += (batch_id for batch_id in ids if batch_id in handled)
+    for batch_id in ids:
+        if batch_id not in handled:
+            tally.failed[batch_id] = f"batch {batch_id} has just ended and is being recorded; try again in a moment"
 
 
 def _note_failure(tally: _Tally, batch_id: UUID, error: TweezerError) -> None:

@@ -1,4 +1,4 @@
-"""Commands on all batches that match the parameters of lists: cancel, retry, delete."""
+"""Commands on all batches that match the parameters of lists: cancel, retry, archive, delete."""
 
 from __future__ import annotations
 
@@ -107,6 +107,24 @@ async def retry_matching(
     statuses = check_unsuccessful("job_status", query.job_status)
     request = msgspec.structs.replace(query.request(BulkAction.RETRY, caller), job_statuses=statuses)
     return await _act(queue, live, ledger, caller, request)
+
+
+@router.post(
+    "/api/v2/batches/archive-matching",
+    summary="Archive all ended batches that match",
+    **describe_route(BulkOutcomeResponse),
+)
+async def archive_matching(
+    query: Annotated[_MatchingQuery, Query()], caller: Submitter, queue: Queue, live: LiveStore, ledger: Ledger
+) -> Response:
+    """Archive the ended batches that match the parameters, as `POST /api/tasks/{task_id}/archive` does: the list of
+    tasks and its counts leave them out. Those that have not ended are left alone, and listed in `live`; `already` has
+    those that were archived before.
+
+    One request handles 1,000 batches at most, or fewer if they take ten seconds. While `next` is not null, repeat the
+    request with it as `after`. The request is safe to repeat.
+    """
+    return await _act(queue, live, ledger, caller, query.request(BulkAction.ARCHIVE, caller))
 
 
 @router.post(
