@@ -32,6 +32,8 @@ from tweezer.ledger.queries.tasks import TaskPage, TaskRecord
 from tweezer.model.errors import NotFound, ResultUnavailable
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_CALL, decode_result, result_file
+from tweezer.model.rule_fields import Retries
+from tweezer.model.rules import Rules
 from tweezer.model.tasks import StateFilter
 from tweezer.store.connection import Store
 from tweezer.store.records import BatchRecord, JobRecord
@@ -201,6 +203,7 @@ async def _traceback(queue: Store, task: TaskRecord) -> str | None:
 
 def _snapshot(batch: BatchRecord, jobs: list[JobRecord]) -> BatchBody:
     submitted = batch.doc
+    rules = submitted.rules or Rules()
     return BatchBody(
         jobs=[JobBody(job.spec.runs, job.spec.variables or None, job.spec.seed, job.spec.sequence) for job in jobs],
         sequence_builder=submitted.sequence,
@@ -213,4 +216,9 @@ def _snapshot(batch: BatchRecord, jobs: list[JobRecord]) -> BatchBody:
         queue_priority=batch.priority.value,
         limits=LimitsBody(**msgspec.structs.asdict(submitted.limits)),
         name=submitted.name,
+        queue_timeout_s=rules.queue_timeout_s,
+        failure_threshold=rules.failure_threshold,
+        on_failures=None if rules.failure_threshold is None else rules.on_failures.value,
+        retries=None if rules.total_retries is None else Retries(total=rules.total_retries),
+        keep_s=rules.keep_s,
     )
