@@ -13,13 +13,15 @@ import msgspec
 import pytest
 from tests.support.api_rig import DEVICE, DONE, FAILED, LEASE_S, PROJECT, ApiRig, bearer
 
+from tweezer.api.batches.bodies import BatchBody
 from tweezer.api.tasks.schemas import REDACTED, is_credential, redact
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.ids import job_id, new_batch_id, short_id
-from tweezer.model.messages import BatchDoc, JobSpec
-from tweezer.model.rules import Rules
+from tweezer.model.messages import BatchDoc, JobSpec, Limits
+from tweezer.model.rule_fields import apply_rules
+from tweezer.model.rules import OnFailures, Rules
 from tweezer.settings import ApiSettings, Settings
 from tweezer.store.job_logs import OutputBuffer
 from tweezer.store.workers import Settlement
@@ -228,6 +230,21 @@ async def test_a_snapshot_submits_the_same_again(rig: Tasks) -> None:
         job["sequence"] = None
     assert [(job["runs"], job["seed"]) for job in body["jobs"]] == [(7, None), (8, 3)]
     assert (body["name"], body["tags"], body["device_type"], body["project_id"]) == ("again", ["a"], DEVICE, PROJECT)
+
+
+async def test_a_snapshot_has_the_rules_except_those_of_the_start(rig: Tasks) -> None:
+    rules = Rules(
+        schedule_threshold_s=5.0,
+        queue_timeout_s=60.0,
+        failure_threshold=2,
+        on_failures=OnFailures.CANCEL,
+        total_retries=4,
+        keep_s=0.0,
+    )
+    batch_id = await rig.submit(doc=BatchDoc(device=DEVICE, rules=rules))
+    body = await rig.ask("GET", f"/api/tasks/{batch_id}/snapshot")
+    applied = apply_rules(msgspec.convert(body, BatchBody), limits=Limits(), not_before=None)
+    assert applied["rules"] == msgspec.structs.replace(rules, schedule_threshold_s=None)
 
 
 def test_values_of_keys_that_look_like_credentials_are_redacted() -> None:

@@ -111,7 +111,9 @@ def test_an_invalid_expression_is_rejected_with_its_field(expression: str, probl
     assert caught.value.field == "cron"
 
 
-@pytest.mark.parametrize("name", ["Mars/Olympus", "../etc/passwd", "/etc/localtime", "Europe", "", "a\x00b", "é"])
+@pytest.mark.parametrize(
+    "name", ["Mars/Olympus", "../etc/passwd", "/etc/localtime", "localtime", "posixrules", "Europe", "", "a\x00b", "é"]
+)
 def test_an_unknown_time_zone_is_rejected(name: str) -> None:
     with pytest.raises(InvalidInput, match="is not a known time zone") as caught:
         Cron("0 0 * * *", name)

@@ -221,4 +221,9 @@ def _snapshot(batch: BatchRecord, jobs: list[JobRecord]) -> BatchBody:
         queue_priority=batch.priority.value,
         limits=LimitsBody(**msgspec.structs.asdict(submitted.limits)),
         name=submitted.name,
+        queue_timeout_s=rules.queue_timeout_s,
+        failure_threshold=rules.failure_threshold,
+        on_failures=None if rules.failure_threshold is None else rules.on_failures.value,
+        retries=None if rules.total_retries is None else Retries(total=rules.total_retries),
+        keep_s=rules.keep_s,
     )

@@ -24,6 +24,7 @@ _FORM = "expected minute, hour, day of month, month and day of week, such as 30 
 _COUNTED_MAX = 10_000
 _WINDOW_MS = 3_600_000
 _YEAR_MAX = 9000
+_NO_PLACES = {"Factory", "localtime", "posixrules"}  # files beside the time zones; what they mean differs between hosts
 
 
 class DueTicks(NamedTuple):
@@ -124,7 +125,7 @@ class Cron:
 def load_zone(name: str) -> ZoneInfo:
     """Return the time zone. Raises InvalidInput("time_zone", …)."""
     try:
-        return ZoneInfo(name)
+        return ZoneInfo("" if name in _NO_PLACES else name)
     except (KeyError, ValueError, OSError):
         problem = f"is not a known time zone; use a name such as Europe/Paris or UTC (got {shown(name)})"
         raise InvalidInput("time_zone", problem) from None
