@@ -408,7 +408,6 @@ def test_every_code_of_a_fault_is_explained() -> None:
         "result_unavailable",
         "expired",
         "failures",
-        "dependency",
     }
 
 

@@ -205,11 +205,6 @@ def _snapshot(batch: BatchRecord, jobs: list[JobRecord]) -> BatchBody:
     submitted = batch.doc
     rules = submitted.rules or Rules()
     return BatchBody(
-        queue_timeout_s=rules.queue_timeout_s,
-        failure_threshold=rules.failure_threshold,
-        on_failures=None if rules.failure_threshold is None else rules.on_failures.value,
-        retries=None if rules.total_retries is None else Retries(total=rules.total_retries),
-        keep_s=rules.keep_s,
         jobs=[JobBody(job.spec.runs, job.spec.variables or None, job.spec.seed, job.spec.sequence) for job in jobs],
         sequence_builder=submitted.sequence,
         device_type=batch.device,
