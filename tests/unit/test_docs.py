@@ -395,6 +395,7 @@ def test_every_code_of_a_fault_is_explained() -> None:
     explained = {code for row in rows for code in _SPAN.findall(row[0])}
     assert explained == {
         *FaultKind,
+        "dependency",
         "invalid",
         "lost",
         "quota",
