@@ -368,8 +368,10 @@ def _as_error(status: int, problem: _Problem, retry_after_s: float, url: str) ->
                 "server",
                 code="no_such_route",
             )
+        case 409 if reason == NewerRecord.code:
+            return _rebuild(NewerRecord, message, reason)
         case 409:
-            return _rebuild(NewerRecord if reason == NewerRecord.code else Conflict, message, reason)
+            return Conflict(message if field is None else message.removeprefix(f"{field}: "), code=reason, field=field)
         case 500 if reason == Unreadable.code:
             return Unreadable(message)
         case 503 if reason == QueueFull.code:

@@ -193,9 +193,10 @@ def check_settings(given: ScheduleSettings) -> ScheduleSettings:
         raise InvalidInput("name", "must not begin or end with a space")
     if is_uuid(given.name):
         raise InvalidInput("name", "must not have the form of an id")
-    if (given.cron is None) is (given.every_s is None):
-        problem = "is required, unless every_s is given" if given.cron is None else "contradicts every_s; give one"
-        raise InvalidInput("cron", problem)
+    if given.cron is None and given.every_s is None:
+        raise InvalidInput("cron", "is required, unless every_s is given")
+    if given.cron is not None and given.every_s is not None:
+        raise InvalidInput("every_s", "contradicts cron; give one of them")
     every_s = None if given.every_s is None else _check_whole("every_s", given.every_s, LEAST_S, MOST_S)
     if given.cron is not None:
         check_text("cron", given.cron, CRON_LENGTH_MAX)
