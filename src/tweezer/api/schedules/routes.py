@@ -190,10 +190,10 @@ async def _prepare(
     request: Request, body: BatchBody, caller: Principal, queue: Store, project: str, webhooks: Hooks
 ) -> bytes:
     """Check the template of a schedule as a submit, and pack it."""
+    check_webhook(body.webhook, webhooks.policy, "template.webhook")
     with _in_template():
         if body.project_id not in (None, "", project):
             raise InvalidInput("project_id", "is not the project of the schedule; omit it")
-        check_webhook(body.webhook, webhooks.policy)
         agent = request.headers.get("User-Agent", "")
         submission = build_submission(body, user=caller.user, idempotency_key="", user_agent=agent)
         find_ends = request.app.state.live.find_ends
