@@ -297,7 +297,7 @@ async def test_connecting_refuses_wrong_arguments(open_queue: Any) -> None:
 @pytest.fixture
 def ledger(sqlite_template: Path, tmp_path: Path) -> str:
     """The URL of a ledger for queues that are opened over Redis, which have schedules only with one."""
-    return sqlite_url(shutil.copy(sqlite_template, tmp_path / "direct.db"))
+    return sqlite_url(Path(shutil.copy(sqlite_template, tmp_path / "direct.db")))
 
 
 async def test_asynchronous_calls_refuse_wrong_arguments(real_redis_url: str, reach: Reach, ledger: str) -> None:

@@ -75,7 +75,7 @@ class Conflict(TweezerError):
     Examples: the batch is closed or has ended, or the idempotency key was used for a call with other content.
 
     Attributes:
-        field: The argument that contradicts the state, such as ``name``; None if there is none.
+        field: The argument that contradicts the state, such as ``name``; None if it is not about one.
     """
 
     code = "conflict"

@@ -23,7 +23,6 @@ from tweezer.ledger.schedules.records import (
     ScheduleStatus,
     ScheduleTick,
     TickOutcome,
-    check_change,
     check_settings,
     check_template_tags,
 )
@@ -147,7 +146,6 @@ def change_schedule(
 
     Raises InvalidInput, NotFound, and Conflict for a name that exists, or another revision.
     """
-    change = check_change(change)
     row = _lock(connection, identity, project_ids)
     if change.revision not in (None, row.revision):
         problem = f"schedule {row.name} has been changed in the meantime (revision {row.revision}); read it again"
