@@ -41,9 +41,19 @@ from tweezer.ledger.schedules.records import (
     Schedule,
     ScheduleChange,
     ScheduleSettings,
+    check_change,
     check_settings,
 )
-from tweezer.model.arguments import check_flag, check_indices, check_list, check_path, check_seconds, read_secret, shown
+from tweezer.model.arguments import (
+    check_flag,
+    check_indices,
+    check_list,
+    check_path,
+    check_seconds,
+    quote_name,
+    read_secret,
+    shown,
+)
 from tweezer.model.attempts import JobAttempt
 from tweezer.model.cancels import check_by, user_at_host
 from tweezer.model.checks import (
@@ -57,6 +67,7 @@ from tweezer.model.checks import (
     check_tags,
     check_text,
     list_jobs,
+    suggest_name,
 )
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.events import Event, JobNews, Word
@@ -1640,9 +1651,8 @@ class AsyncQueue(Handle):
             Conflict: Another schedule has this name, or the schedule has another revision.
             Unavailable: Redis, the ledger or the API did not answer.
         """
-        identity = await self._find_schedule(schedule)
-        change = ScheduleChange(revision, name, cron, time_zone, every_s, overlap, missed, grace_s)
-        template = None
+        change = check_change(ScheduleChange(revision, name, cron, time_zone, every_s, overlap, missed, grace_s))
+        identity, template = await self._find_schedule(schedule), None
         if sequence is not None or jobs is not None or batch is not None:
             template = await self._prepare_template(sequence, jobs or (), batch)
         return await self.ask(lambda: self.transport.change_schedule(identity, change, template))
@@ -1740,9 +1750,13 @@ class AsyncQueue(Handle):
     ) -> Submission:
         """Return the batch that a schedule submits. Raises InvalidInput."""
         options = SubmitOptions() if batch is None else batch
-        if unknown := sorted(set(options) - SubmitOptions.__annotations__.keys()):
-            known = ", ".join(SubmitOptions.__annotations__)
-            raise InvalidInput("batch", f"{unknown[0]} is not an option of a submit; the options are {known}")
+        if not isinstance(options, dict):
+            raise InvalidInput("batch", f"expected a dictionary of options of submit(), got {shown(batch)}")
+        known = SubmitOptions.__annotations__
+        for option in options:
+            if option not in known:
+                hint = f"{suggest_name(option, known)}; the options are {', '.join(known)}"
+                raise InvalidInput(f"batch.{quote_name(option)}", f"is not an option of submit(){hint}")
         if options.get("idempotency_key") is not None:
             raise InvalidInput("idempotency_key", "is not possible in a schedule, which submits many batches; omit it")
         submission = await self._prepare(sequence, jobs, **options)

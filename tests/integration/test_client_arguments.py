@@ -8,8 +8,10 @@ import inspect
 import json
 import math
 import reprlib
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -32,6 +34,7 @@ from tests.support.redis_users import as_user
 
 import tweezer
 from tweezer import Job
+from tweezer.ledger.config import sqlite_url
 from tweezer.model.ids import new_batch_id
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
@@ -123,6 +126,16 @@ BATCH: dict[str, dict[str, list[Any]]] = {
     "events": {"after": [7, "", "abc", b"now", [], object(), *CONTROLS], "follow": NO_FLAG, "timeout_s": NO_SECONDS},
     "results": {"timeout_s": NO_SECONDS},
 }
+SCHEDULE: dict[str, list[Any]] = {
+    "name": [*NO_TEXT_AT_ALL, " a", "0199f3a2-7c1e-8b1d-9f04-a1b2c3000003"],
+    "cron": NO_TEXT_AT_ALL,
+    "time_zone": NO_TEXT_AT_ALL,
+    "every_s": [*NO_SECONDS, 0, 59, 60.5, -1, 1e12, 2**70],
+    "overlap": [*NO_TEXT_AT_ALL, "SKIP", "run_once", [], {}],
+    "missed": [*NO_TEXT_AT_ALL, "queue", [], {}],
+    "grace_s": [*NO_SECONDS, 0, 9.5, -1, 1e12, 2**70],
+    "batch": [7, True, "abc", [], ["device"], [("device", DEVICE)], {"devices": DEVICE}, {7: 1}, NESTED, object()],
+}
 QUEUE: dict[str, dict[str, list[Any]]] = {
     "close": {},
     "submit": SUBMIT,
@@ -154,6 +167,29 @@ QUEUE: dict[str, dict[str, list[Any]]] = {
         "reason": [*NO_TEXT_AT_ALL, "  "],
     },
     "drop_maintenance": {"name": NO_TEXT_AT_ALL, "window_id": NO_TEXT_AT_ALL},
+    "create_schedule": {
+        **SCHEDULE,
+        "name": [None, *SCHEDULE["name"]],
+        "sequence": SUBMIT["sequence"],
+        "jobs": SUBMIT["jobs"],
+    },
+    "schedules": {},
+    "schedule": {"schedule": [None, *NO_TEXT_AT_ALL]},
+    "change_schedule": {
+        **SCHEDULE,
+        "schedule": [None, *NO_TEXT_AT_ALL],
+        "sequence": SUBMIT["sequence"],
+        "jobs": [it for it in SUBMIT["jobs"] if it is not None],
+        "revision": [*NO_COUNT, 0],
+    },
+    "pause_schedule": {"schedule": [None, *NO_TEXT_AT_ALL], "reason": NO_TEXT, "by": NO_TEXT_AT_ALL},
+    "resume_schedule": {"schedule": [None, *NO_TEXT_AT_ALL], "by": NO_TEXT_AT_ALL},
+    "run_schedule": {
+        "schedule": [None, *NO_TEXT_AT_ALL],
+        "idempotency_key": NO_TEXT_AT_ALL,
+        "by": NO_TEXT_AT_ALL,
+    },
+    "delete_schedule": {"schedule": [None, *NO_TEXT_AT_ALL]},
 }
 CONNECT: dict[str, list[Any]] = {
     "url": [*NO_TEXT_AT_ALL, "http://tweezer.example.org", "localhost:6379"],
@@ -177,6 +213,15 @@ VALID: dict[str, dict[str, Any]] = {
     "pause_device": {"name": DEVICE, "reason": "new lens"},
     "plan_maintenance": {"name": DEVICE, "begins": LATER, "ends": LATER + timedelta(hours=1), "reason": "new lens"},
     "drop_maintenance": {"name": DEVICE, "window_id": "5f3a90c1"},
+    "create_schedule": {
+        "name": "nightly",
+        "sequence": HEADER,
+        "jobs": [Job(runs=1)],
+        "every_s": 3600,
+        "batch": {"device": DEVICE},
+    },
+    "change_schedule": {"schedule": "hourly", "jobs": [Job(runs=1)], "batch": {"device": DEVICE}},
+    **{f"{verb}_schedule": {"schedule": "hourly"} for verb in ("pause", "resume", "run")},
 }
 LONG = 2000
 """A message with more characters is too long to read."""
@@ -252,10 +297,18 @@ async def test_connecting_refuses_wrong_arguments(open_queue: Any) -> None:
     assert list(filter(None, wrong)) == []
 
 
-async def test_asynchronous_calls_refuse_wrong_arguments(real_redis_url: str, reach: Reach) -> None:
+@pytest.fixture
+def ledger(sqlite_template: Path, tmp_path: Path) -> str:
+    """The URL of a ledger for queues that are opened over Redis, which have schedules only with one."""
+    return sqlite_url(Path(shutil.copy(sqlite_template, tmp_path / "direct.db")))
+
+
+async def test_asynchronous_calls_refuse_wrong_arguments(real_redis_url: str, reach: Reach, ledger: str) -> None:
     await announce(real_redis_url)
-    async with tweezer.connect_async(**reach("ours")) as queue:
+    given = reach("ours")
+    async with tweezer.connect_async(**given, database_url=None if "key" in given else ledger) as queue:
         batch = await queue.submit(HEADER, device=DEVICE, open=True)
+        schedule = await queue.create_schedule(**{**VALID["create_schedule"], "name": "hourly"})
         written = await events(real_redis_url)
         wrong = [
             complaint(await outcome(getattr(target, name), given), name, argument, given)
@@ -265,14 +318,16 @@ async def test_asynchronous_calls_refuse_wrong_arguments(real_redis_url: str, re
         assert list(filter(None, wrong)) == []
         assert await events(real_redis_url) == written
         assert await queue.maintenance(DEVICE) == []
+        assert [it.revision for it in await queue.schedules()] == [schedule.revision]
         assert (await queue.devices())[0].paused is None
         await batch.cancel()
 
 
-def test_synchronous_calls_refuse_wrong_arguments(real_redis_url: str) -> None:
+def test_synchronous_calls_refuse_wrong_arguments(real_redis_url: str, ledger: str) -> None:
     asyncio.run(announce(real_redis_url))
-    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
+    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER), database_url=ledger) as queue:
         batch = queue.submit(HEADER, device=DEVICE, open=True)
+        queue.create_schedule(**{**VALID["create_schedule"], "name": "hourly"})
         wrong = [
             complaint(asyncio.run(outcome(getattr(target, name), given)), name, argument, given)
             for target, functions in ((queue, QUEUE), (batch, BATCH))
@@ -287,12 +342,15 @@ CALLS: dict[str, dict[str, Any]] = VALID | {
     "device": {"name": DEVICE},
     "find": {"batch": "@last"},
     "job": {"job_id": JOB_ID},
+    "attempts": {"job_id": JOB_ID},
     "result": {"job_id": JOB_ID},
     "resume_device": {"name": DEVICE},
     "maintenance": {"name": DEVICE},
     "cancel_many": {"batch_ids": [JOB_ID]},
     "set_priority": {"priority": "HIGH"},
     "set_tags": {"tags": ["a"]},
+    "schedule": {"schedule": "hourly"},
+    "delete_schedule": {"schedule": "hourly"},
 }
 """Valid arguments of the calls that need some."""
 

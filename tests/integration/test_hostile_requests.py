@@ -127,6 +127,12 @@ class Rig(ApiRig):
     def body(self, schema: str) -> Any:
         """Return a valid body."""
         jobs = [{"runs": 1, "variables": {"a": 1.0}}]
+        template = {
+            "jobs": jobs,
+            "device_type": self.ids["device"],
+            "sequence_builder": "{}",
+            "depends_on": [{"batch": self.ids["batch_id"]}],
+        }
         bodies: dict[str, Any] = {
             "BatchBody": {
                 "jobs": jobs,
@@ -143,9 +149,9 @@ class Rig(ApiRig):
                 "name": f"a {uuid4()}",
                 "cron": "30 2 * * *",
                 "project_id": PROJECT,
-                "template": {"jobs": jobs, "device_type": self.ids["device"], "sequence_builder": "{}"},
+                "template": template,
             },
-            "ScheduleChangeBody": {"name": f"b {uuid4()}"},
+            "ScheduleChangeBody": {"name": f"b {uuid4()}", "template": template},
             "JobBody": jobs,
             "IndicesBody": {"indices": [0]},
             "": ["a"],  # tags

@@ -96,7 +96,8 @@ def test_every_route_but_the_open_ones_requires_a_key(api: FurnishedApi) -> None
     }
     found: dict[str, Call] = {}
     with httpx.Client(base_url=api.url, timeout=PATIENCE_S) as http:
-        more = dict.fromkeys(("workload_id", "webhook_id", "delivery_id", "window", "session_id"), named["job_id"])
+        names = ("workload_id", "webhook_id", "delivery_id", "schedule_id", "window", "session_id")
+        more = dict.fromkeys(names, named["job_id"])
         for operation in api.operations():
             path = operation.path.format_map({**named, **more})
             for headers in ({}, {"Authorization": "Bearer twz_aaaaaaaaaaaa_b"}, {"Cookie": f"key={api.keys['ours']}"}):

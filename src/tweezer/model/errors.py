@@ -73,9 +73,16 @@ class Conflict(TweezerError):
     """The object exists, but its state does not allow the call.
 
     Examples: the batch is closed or has ended, or the idempotency key was used for a call with other content.
+
+    Attributes:
+        field: The argument that contradicts the state, such as ``name``; None if it is not about one.
     """
 
     code = "conflict"
+
+    def __init__(self, problem: str, *, code: str | None = None, field: str | None = None) -> None:
+        super().__init__(f"{field}: {problem}" if field else problem, code=code)
+        self.field = field
 
 
 class QueueFull(TweezerError):

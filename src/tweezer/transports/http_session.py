@@ -358,7 +358,8 @@ def _as_error(status: int, problem: _Problem, retry_after_s: float, url: str) ->
             quota = problem.quota
             return QuotaExceeded(quota.project, quota.name, quota.limit, quota.used, quota.asked)
         case 400 | 413 | 422 if field is not None:
-            named = _FIELDS.get(field, field)
+            named = field.removeprefix("template.")  # of a schedule
+            named = _FIELDS.get(named, named)
             return InvalidInput(named, message.removeprefix(f"{field}: "))
         case 404 if reason == NotFound.code:
             return _rebuild(NotFound, message, reason)
@@ -368,8 +369,10 @@ def _as_error(status: int, problem: _Problem, retry_after_s: float, url: str) ->
                 "server",
                 code="no_such_route",
             )
+        case 409 if reason == NewerRecord.code:
+            return _rebuild(NewerRecord, message, reason)
         case 409:
-            return _rebuild(NewerRecord if reason == NewerRecord.code else Conflict, message, reason)
+            return Conflict(message if field is None else message.removeprefix(f"{field}: "), code=reason, field=field)
         case 500 if reason == Unreadable.code:
             return Unreadable(message)
         case 503 if reason == QueueFull.code:

@@ -224,7 +224,9 @@ def error_response(error: TweezerError) -> Response:
             return failure(400, error.message, error.code, field=error.field)
         case NotFound():
             return failure(404, error.message, error.code)
-        case Conflict() | NewerRecord():
+        case Conflict():
+            return failure(409, error.message, error.code, field=error.field)
+        case NewerRecord():
             return failure(409, error.message, error.code)
         case Unreadable():
             log.error("api.unreadable", error=error.message)

@@ -86,8 +86,7 @@ async def add_schedule(
     like a submit. The schedule stops when the caller's key is revoked or expires, or when the user is disabled."""
     body = await bodies.read(request, NewSchedule, account=caller.account)
     project = choose_project(caller, body.project_id)
-    check_webhook(body.template.webhook, webhooks.policy)
-    template = await _prepare(request, body.template, caller, queue, project)
+    template = await _prepare(request, body.template, caller, queue, project, webhooks)
     settings = msgspec.convert(body, ScheduleSettings, from_attributes=True)
     identity = await ledger.run_write(
         create_schedule, body.id, settings, template, project_id=project, creator=_creator(caller)
@@ -121,8 +120,7 @@ async def modify_schedule(
     found = await ledger.run_read(find_schedule, schedule_id, projects)
     template = None
     if body.template is not None:
-        check_webhook(body.template.webhook, webhooks.policy)
-        template = await _prepare(request, body.template, caller, queue, found.project_id)
+        template = await _prepare(request, body.template, caller, queue, found.project_id, webhooks)
     change = msgspec.convert(body, ScheduleChange, from_attributes=True)
     await ledger.run_write(change_schedule, schedule_id, change, template, project_ids=projects)
     return success(await _read_full(ledger, caller, schedule_id))
@@ -188,8 +186,11 @@ def _creator(caller: Principal, by: str = "") -> Creator:
     return Creator(describe_caller(caller, by), caller.user, None if caller.is_session else caller.key)
 
 
-async def _prepare(request: Request, body: BatchBody, caller: Principal, queue: Store, project: str) -> bytes:
+async def _prepare(
+    request: Request, body: BatchBody, caller: Principal, queue: Store, project: str, webhooks: Hooks
+) -> bytes:
     """Check the template of a schedule as a submit, and pack it."""
+    check_webhook(body.webhook, webhooks.policy, "template.webhook")
     with _in_template():
         if body.project_id not in (None, "", project):
             raise InvalidInput("project_id", "is not the project of the schedule; omit it")

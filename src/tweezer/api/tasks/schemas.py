@@ -302,13 +302,13 @@ class _PageResponse(msgspec.Struct, frozen=True, kw_only=True):
 class TasksResponse(_PageResponse, frozen=True, kw_only=True):
     """A page of tasks, newest first."""
 
-    tasks: list[TaskRowResponse]
+    tasks: Annotated[list[TaskRowResponse], doc("The tasks on the page.")]
 
 
 class TaskSummariesResponse(_PageResponse, frozen=True, kw_only=True):
     """A page of summaries of tasks, newest first."""
 
-    tasks: list[TaskSummaryResponse]
+    tasks: Annotated[list[TaskSummaryResponse], doc("The summaries of the tasks on the page.")]
 
 
 class TaskCountsResponse(msgspec.Struct, frozen=True):
@@ -368,7 +368,7 @@ class ShardsResponse(msgspec.Struct, frozen=True):
 
     task_id: Annotated[UUID, doc("Id of the task.", _TASK_ID)]
     shard_count: Annotated[Count, doc("Number of its shards.", 1)]
-    shards: list[ShardResponse]
+    shards: Annotated[list[ShardResponse], doc("The shards in the order of their numbers.")]
 
 
 class DeletedTaskResponse(msgspec.Struct, frozen=True):

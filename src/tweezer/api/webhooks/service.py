@@ -99,11 +99,11 @@ def visible_projects(caller: Principal) -> Collection[str] | None:
 Hooks = Annotated[WebhookService, part("webhooks")]
 
 
-def check_webhook(url: str | None, policy: WebhookPolicy) -> None:
-    """Reject (422) a ``webhook`` that the couriers would refuse to call."""
+def check_webhook(url: str | None, policy: WebhookPolicy, field: str = "webhook") -> None:
+    """Reject (422) the URL of a field if the couriers would refuse to call it."""
     if url is not None:
         with reject_malformed():
-            check_url(url, policy, "webhook")
+            check_url(url, policy, field)
 
 
 @contextlib.contextmanager

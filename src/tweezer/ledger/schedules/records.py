@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Collection
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
 from tweezer.model.arguments import shown
-from tweezer.model.checks import MAX_NAME_LENGTH, MAX_TAGS, check_text
+from tweezer.model.checks import MAX_INTEGER, MAX_NAME_LENGTH, MAX_TAGS, check_text
 from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import INDEX_BITS
 
@@ -188,25 +190,20 @@ class Creator(msgspec.Struct, frozen=True):
 
 def check_settings(given: ScheduleSettings) -> ScheduleSettings:
     """Return the settings with checked values, except cron expression and time zone. Raises InvalidInput."""
-    check_text("name", given.name, MAX_NAME_LENGTH)
-    if given.name != given.name.strip():
-        raise InvalidInput("name", "must not begin or end with a space")
-    if is_uuid(given.name):
-        raise InvalidInput("name", "must not have the form of an id")
-    if (given.cron is None) is (given.every_s is None):
-        problem = "is required, unless every_s is given" if given.cron is None else "contradicts every_s; give one"
-        raise InvalidInput("cron", problem)
-    every_s = None if given.every_s is None else _check_whole("every_s", given.every_s, LEAST_S, MOST_S)
-    if given.cron is not None:
-        check_text("cron", given.cron, CRON_LENGTH_MAX)
-    check_text("time_zone", given.time_zone, ZONE_LENGTH_MAX)
-    return msgspec.structs.replace(
-        given,
-        every_s=every_s,
-        overlap=_check_choice("overlap", given.overlap, Overlap),
-        missed=_check_choice("missed", given.missed, Missed),
-        grace_s=_check_whole("grace_s", given.grace_s, GRACE_LEAST_S, GRACE_MOST_S),
-    )
+    values = {name: getattr(given, name) for name in _CHECKS}
+    checked = ScheduleSettings(**_check_values(values, optional={"cron", "every_s"}))
+    if checked.cron is None and checked.every_s is None:
+        raise InvalidInput("cron", "is required, unless every_s is given")
+    return checked
+
+
+def check_change(given: ScheduleChange) -> ScheduleChange:
+    """Return the change with checked values, as :func:`check_settings`. Raises InvalidInput."""
+    revision = given.revision
+    if revision is not None and (type(revision) is not int or not 1 <= revision <= MAX_INTEGER):
+        raise InvalidInput("revision", f"expected the revision of a schedule, got {shown(revision)}")
+    values = {name: getattr(given, name) for name in _CHECKS}
+    return ScheduleChange(revision, **_check_values(values, optional=values.keys()))
 
 
 def check_template_tags(tags: object) -> None:
@@ -233,6 +230,26 @@ def make_batch_id(schedule: UUID, key: str, at_ms: int) -> UUID:
     return UUID(int=high << 64 | low)
 
 
+def _check_values(values: dict[str, Any], *, optional: Collection[str]) -> dict[str, Any]:
+    """Return the checked values. optional: those that may be None."""
+    checked = {
+        name: None if value is None and name in optional else _CHECKS[name](name, value)
+        for name, value in values.items()
+    }
+    if None not in (checked["cron"], checked["every_s"]):
+        raise InvalidInput("every_s", "contradicts cron; give one of them")
+    return checked
+
+
+def _check_name(field: str, value: object) -> str:
+    name = check_text(field, value, MAX_NAME_LENGTH)
+    if name != name.strip():
+        raise InvalidInput(field, "must not begin or end with a space")
+    if is_uuid(name):
+        raise InvalidInput(field, "must not have the form of an id")
+    return name
+
+
 def _check_whole(field: str, value: object, least: int, most: int) -> int:
     is_whole = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1
     if not is_whole or not least <= value <= most:  # type: ignore[operator]
@@ -245,3 +262,14 @@ def _check_choice(field: str, value: object, kind: type[StrEnum]) -> StrEnum:
         return kind(value)  # type: ignore[arg-type]
     except ValueError:
         raise InvalidInput(field, f"must be {' or '.join(kind)} (got {shown(value)})") from None
+
+
+_CHECKS: dict[str, Callable[[str, object], object]] = {
+    "name": _check_name,
+    "cron": partial(check_text, most=CRON_LENGTH_MAX),
+    "time_zone": partial(check_text, most=ZONE_LENGTH_MAX),
+    "every_s": partial(_check_whole, least=LEAST_S, most=MOST_S),
+    "overlap": partial(_check_choice, kind=Overlap),
+    "missed": partial(_check_choice, kind=Missed),
+    "grace_s": partial(_check_whole, least=GRACE_LEAST_S, most=GRACE_MOST_S),
+}

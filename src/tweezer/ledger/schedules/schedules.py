@@ -149,7 +149,7 @@ def change_schedule(
     row = _lock(connection, identity, project_ids)
     if change.revision not in (None, row.revision):
         problem = f"schedule {row.name} has been changed in the meantime (revision {row.revision}); read it again"
-        raise Conflict(problem, code="changed")
+        raise Conflict(problem, code="changed", field="revision")
     given = {name: value for name in _SETTINGS if (value := getattr(change, name)) is not None}
     current = {name: getattr(row, name) for name in _SETTINGS}
     if "cron" in given and "every_s" not in given:
@@ -296,7 +296,8 @@ def _make_timetable(checked: ScheduleSettings, now: int) -> Timetable:
 def _require_free_name(connection: Connection, project: int, name: str) -> None:
     taken = select(schedules.c.id).where(schedules.c.project == project, schedules.c.name == name)
     if connection.execute(taken).first() is not None:
-        raise Conflict(f"the project already has a schedule with the name {name}; choose another one", code="exists")
+        problem = f"the project already has a schedule with the name {name}; choose another one"
+        raise Conflict(problem, code="exists", field="name")
 
 
 def _lock(connection: Connection, identity: UUID, project_ids: Collection[str] | None) -> Row[Any]:
