@@ -193,8 +193,9 @@ class Batch:
     def limit_failures(self) -> None:
         """Pause or cancel the batch if so many jobs have failed."""
         failed, threshold = len(self.of(JobStatus.ERROR)), self.rules.failure_threshold
-        ends = not self.open and not self.busy
-        if threshold is None or failed - self.uncounted < threshold or self.end is not BatchEvent.COMPLETE or ends:
+        if threshold is None or failed - self.uncounted < threshold or self.end is not BatchEvent.COMPLETE:
+            return
+        if self.rules.on_failures is OnFailures.PAUSE and not self.open and not self.busy:
             return
         self.uncounted = failed
         if self.rules.on_failures is OnFailures.PAUSE:

@@ -371,13 +371,22 @@ class TestFailureThreshold:
         assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
         assert (await rig.statuses(batch_id)).count(CANCELED) == 10
 
-    @pytest.mark.parametrize("action", OnFailures)
-    async def test_a_batch_whose_last_job_fails_is_done(self, rig: StoreRig, action: OnFailures) -> None:
-        batch_id = await rig.submit(2, rules=Rules(failure_threshold=2, on_failures=action))
+    async def test_a_batch_whose_last_job_fails_is_not_paused(self, rig: StoreRig) -> None:
+        batch_id = await rig.submit(2, rules=Rules(failure_threshold=2, on_failures=OnFailures.PAUSE))
         await rig.run(await rig.take(), OutcomeKind.ERROR)
         assert (await rig.batch(batch_id)).status is BatchStatus.DONE
         assert (await rig.event_texts(batch_id))[-1] == "batch.done"
         assert await counted(rig) == (0, 0, 0)
+
+    async def test_a_batch_is_cancelled_even_if_its_last_job_reaches_the_threshold(self, rig: StoreRig) -> None:
+        batch_id = await rig.submit(1, rules=Rules(failure_threshold=1, on_failures=OnFailures.CANCEL))
+        await rig.run(await rig.take(), OutcomeKind.ERROR)
+        batch = await rig.batch(batch_id)
+        assert batch.status is BatchStatus.CANCELED
+        assert batch.fault is not None
+        assert batch.fault.code == "failures"
+        assert await rig.statuses(batch_id) == [ERROR]
+        assert await counted(rig) == (0, 0, 1)
 
     async def test_an_open_batch_without_work_pauses_at_the_threshold(self, rig: StoreRig) -> None:
         batch_id = await rig.submit(1, open=True, rules=Rules(failure_threshold=1))
@@ -540,7 +549,7 @@ class TestSeveralRules:
             for grant in await rig.grants():
                 await rig.run(grant, OutcomeKind.ERROR)
         statuses = [(await rig.batch(it)).status for it in (strict, lenient, plain)]
-        assert statuses == [BatchStatus.PAUSED, BatchStatus.DONE, BatchStatus.DONE]
+        assert statuses == [BatchStatus.PAUSED, BatchStatus.CANCELED, BatchStatus.DONE]
 
 
 class TestLossOfData:

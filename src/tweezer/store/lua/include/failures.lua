@@ -8,7 +8,8 @@ local function limit_failures(b)
   local rules = rules_of(b)
   local failed = b.error - (rules.failed or 0)
   if not rules.failures or failed < rules.failures then return end
-  if b.open == 0 and b.pending + b.running == 0 then return end -- it ends now
+  local ends_now = b.open == 0 and b.pending + b.running == 0
+  if ends_now and rules.on_failures ~= 'cancel' then return end
   set_rule(b, 'failed', b.error)
   count(b.device, 'stopped', 1)
   local number = failed == 1 and '1 job' or int(failed) .. ' jobs'
