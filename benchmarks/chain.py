@@ -1,4 +1,4 @@
-"""How fast batches that depend on each other follow one another: a chain, and many that depend on one.
+"""How fast batches start that waited: for each other, in a chain; for one other batch; and for a common start time.
 
 One worker process with null lanes, and the benchmark's own redis-server. The batches are submitted while the device is
 paused, so that submits are not measured. Time is by Redis' clock: from the resume to the last event.
@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +25,7 @@ from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 
 PAGE = 50  # concurrent submits
+SUBMITS_S = 1000  # that are certainly possible in a second, so that all are done before the start time
 
 
 async def _submit(store: Store, *parents: UUID, when: When = When.DONE) -> UUID:
@@ -79,6 +81,24 @@ async def cancel_all(url: str, count: int) -> float:
         return (int(last[b"t"]) - begin_us) / 1e6
 
 
+async def start_together(url: str, count: int, lanes: int) -> float:
+    """Return the seconds from the common start time of batches until the last of them has ended."""
+    async with dispatch.pool(url, lanes) as (store, _):
+        ahead = timedelta(seconds=2 + count / SUBMITS_S)
+        begin = datetime.fromtimestamp(await harness.server_time_us(store.redis) / 1e6, UTC) + ahead
+        doc, ids = BatchDoc(dispatch.DEVICE), [new_batch_id() for _ in range(count)]
+        for first in range(0, count, PAGE):
+            page = ids[first : first + PAGE]
+            submit = store.commands.submit
+            await asyncio.gather(*(submit(it, dispatch.PROJECT, doc, [JobSpec(100)], not_before=begin) for it in page))
+        if await harness.server_time_us(store.redis) > begin.timestamp() * 1e6:
+            raise harness.Broken("the submits took longer than until the start time")
+        await harness.until(lambda: dispatch.is_drained(store), "the worker ran all batches", 3 * harness.WAIT_S)
+        ((_, last),) = await store.redis.xrevrange(store.keys(Key.EVENTS), count=1)
+        await dispatch.check_done(store, ids)
+        return int(last[b"t"]) / 1e6 - begin.timestamp()
+
+
 async def measure(url: str, asked: argparse.Namespace) -> tuple[list[Figure], dict[str, Any]]:
     """Run all rounds; return the figures and the measured values."""
     count = 100 if asked.quick else 1000
@@ -94,11 +114,13 @@ async def measure(url: str, asked: argparse.Namespace) -> tuple[list[Figure], di
         got("fan-out, batches a second", await run_all(url, _fan, count, asked.lanes))
         got("independent, batches a second", await run_all(url, _plain, count, asked.lanes))
         got("cancel of a chain, seconds", await cancel_all(url, count))
-    chain, fan, plain, cancel = (median(values) for values in measured.values())
+        got("common start time, seconds", await start_together(url, 10 * count, asked.lanes))
+    chain, fan, plain, cancel, together = (median(values) for values in measured.values())
     figures = [
         figure(f"chain of {count} one-job batches", chain, ">= 200", "per s"),
         figure(f"{count - 1} one-job batches that depend on one / independent ones", fan / plain, ""),
         figure(f"cancel of a chain of {count} batches", cancel, "", "s"),
+        figure(f"{10 * count} batches with one start time, until the last has ended", together, "<= 5", "s"),
     ]
     return figures, harness.rounded(measured)
 

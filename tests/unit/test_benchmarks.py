@@ -43,9 +43,9 @@ def test_dispatch_ends_with_one_object_of_figures_and_setup(redis_server: object
 
 @pytest.mark.redis
 @pytest.mark.slow
-def test_chain_measures_three_figures(redis_server: object) -> None:
+def test_chain_measures_four_figures(redis_server: object) -> None:
     told = run("chain.py", "--quick", "--json")
-    assert len(told["figures"]) == 3
+    assert len(told["figures"]) == 4
     assert all(figure["value"] > 0 for figure in told["figures"])
 
 
