@@ -20,6 +20,7 @@ from tweezer.cli import main
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.schedules.records import Schedule, ScheduleStatus, TickOutcome
+from tweezer.ledger.schedules.ticks import LEASE_MS
 from tweezer.ledger.schema import now_ms
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, TweezerError
 from tweezer.store.acl import RedisUser
@@ -59,8 +60,8 @@ def make_due(site: Site) -> None:
     database = Database.open(OpenDatabase(ledger_url(site)))
     with database.write() as connection:
         now = now_ms()
-        values = {"now": now, "anchor": now - 60_000}
-        connection.execute(text("UPDATE schedules SET next_ms = :now, anchor_ms = :anchor"), values)
+        statement = "UPDATE schedules SET next_ms = :now, anchor_ms = :now - every_s * 1000"
+        connection.execute(text(statement), {"now": now})
     database.close()
 
 
@@ -145,7 +146,7 @@ async def test_the_blocking_client_has_schedules(site: Site) -> None:
 async def test_two_schedulers_one_of_which_is_killed_submit_one_batch_for_each_tick(site: Site) -> None:
     async with over_redis(site) as queue:
         for number in range(20):
-            await create(queue, f"s-{number}", overlap="queue")
+            await create(queue, f"s-{number}", overlap="queue", every_s=3600)
         settings = {"database_url": ledger_url(site)}
         first, second = site.spawn("scheduler", **settings), site.spawn("scheduler", **settings)
         await site.serves(first)
@@ -156,7 +157,7 @@ async def test_two_schedulers_one_of_which_is_killed_submit_one_batch_for_each_t
         await asyncio.to_thread(make_due, site)
         await until(lambda: _some_submitted(queue, 41), "the third tick")
         first.kill()
-        await _handled(queue)
+        await _handled(queue, PATIENCE_S + LEASE_MS / 1000)
         ticks = [(await queue.schedule(it.id)).ticks for it in await queue.schedules()]
         batches = [tick.batch_id for found in ticks for tick in found]
         assert all(tick.outcome is TickOutcome.SUBMITTED for found in ticks for tick in found)
@@ -199,7 +200,7 @@ async def _some_submitted(queue: tweezer.AsyncQueue, least: int) -> bool:
     return len([record async for _, record in queue.batches()]) >= least
 
 
-async def _handled(queue: tweezer.AsyncQueue) -> None:
+async def _handled(queue: tweezer.AsyncQueue, within_s: float = PATIENCE_S) -> None:
     """Wait until no tick is due or pending."""
 
     async def is_handled() -> bool:
@@ -212,4 +213,4 @@ async def _handled(queue: tweezer.AsyncQueue) -> None:
             for it in found
         )
 
-    await until(is_handled, "the ticks")
+    await until(is_handled, "the ticks", within_s)
