@@ -1700,6 +1700,7 @@ class AsyncQueue(Handle):
         Raises:
             InvalidInput: The batch is not valid any more; ``field`` names the part at fault.
             QuotaExceeded: A quota of the project is used up.
+            Conflict: An earlier call with the same key failed.
             NotFound: The project has no such schedule.
             Unavailable: Redis, the ledger or the API did not answer.
         """

@@ -41,7 +41,7 @@ from tweezer.ledger.schedules.schedules import (
 )
 from tweezer.ledger.schedules.ticks import LEASE_MS, delete_old_ticks, read_schedule_health
 from tweezer.ledger.schema import keys, now_ms, schedules
-from tweezer.model.errors import InvalidInput, Unavailable
+from tweezer.model.errors import Conflict, InvalidInput, Unavailable
 from tweezer.model.lifecycle import BatchStatus
 from tweezer.model.quotas import QuotaExceeded
 from tweezer.store.producers import Submission
@@ -543,6 +543,9 @@ async def test_a_run_on_request_that_fails_is_kept(lab: Scheduling) -> None:
     with pytest.raises(InvalidInput, match="there is no device"):
         await lab.runner.run_now(identity, "a", creator=ALICE, project_ids=None)
     assert lab.ticks(identity)[0].outcome is TickOutcome.FAILED
+    with pytest.raises(Conflict, match=r"run the schedule with another key .*there is no device"):
+        await lab.runner.run_now(identity, "a", creator=ALICE, project_ids=None)
+    assert len(lab.ticks(identity)) == 1
 
 
 async def test_a_paused_schedule_has_no_ticks_but_can_run_on_request(lab: Scheduling) -> None:

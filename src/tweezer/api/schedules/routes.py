@@ -163,7 +163,9 @@ async def resume_one_schedule(schedule_id: ScheduleId, caller: Submitter, ledger
 
 
 @router.post(
-    "/api/v2/schedules/{schedule_id}/run", summary="Run a schedule now", **describe_route(BatchResponse, 400, 404, 413)
+    "/api/v2/schedules/{schedule_id}/run",
+    summary="Run a schedule now",
+    **describe_route(BatchResponse, 400, 404, 409, 413),
 )
 async def run_schedule(
     schedule_id: ScheduleId,

@@ -32,7 +32,7 @@ from tweezer.ledger.schedules.ticks import (
     write_changes,
 )
 from tweezer.ledger.schema import now_ms
-from tweezer.model.errors import NotFound, QueueFull, TweezerError, Unavailable
+from tweezer.model.errors import Conflict, NotFound, QueueFull, TweezerError, Unavailable
 from tweezer.model.events import Notice
 from tweezer.model.webhooks import EventType, ScheduleData, timestamp
 from tweezer.store.connection import Store
@@ -79,7 +79,7 @@ class ScheduleRunner:
     ) -> UUID:
         """Submit the batch of a schedule now, and return its id. A repeated call with the same key submits no other.
 
-        Raises NotFound, Unavailable, and as a submit.
+        Raises NotFound, Conflict, Unavailable, and as a submit.
         """
         tick = await self._database.run_write(
             begin_run, schedule, idempotency_key, creator=creator, projects_seen=project_ids
@@ -255,9 +255,9 @@ def make_submission(tick: ClaimedTick) -> Submission:
 
 
 def _batch_of(tick: ScheduleTick) -> UUID:
-    """Return the batch of an earlier call. Raises what that call raised."""
+    """Return the batch of an earlier call. Raises Conflict if that call failed, and Unavailable if it has not ended."""
     if tick.batch_id is not None:
         return tick.batch_id
     if tick.outcome is TickOutcome.FAILED:
-        raise TweezerError(tick.message or "the run failed", code=tick.code or "failed")
+        raise Conflict(f"the run with this idempotency key failed; run the schedule with another key ({tick.message})")
     raise Unavailable("this run is being submitted; try again")
