@@ -77,7 +77,7 @@ async def test_a_schedule_is_created_read_changed_and_deleted(rig: ApiRig) -> No
     [
         ({"cron": "61 * * * *"}, "cron"),
         ({"cron": None}, "cron"),
-        ({"every_s": 3600}, "cron"),
+        ({"every_s": 3600}, "every_s"),
         ({"cron": None, "every_s": 59}, "every_s"),
         ({"cron": None, "every_s": 90.5}, "every_s"),
         ({"time_zone": "Mars/Olympus"}, "time_zone"),
