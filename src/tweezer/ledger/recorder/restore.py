@@ -79,11 +79,12 @@ def _read_lost(connection: Connection, after: int) -> list[Entry]:
 
 
 def _read_touched(connection: Connection, after: str, ended_within_ms: int | None) -> list[UUID]:
+    """Return the batches to restore in the order of their creation: those that others depend on come first."""
     query = select(transitions.c.batch).where(transitions.c.position > position_number(after)).distinct()
     if ended_within_ms is not None:
         recent = or_(batches.c.ended_ms.is_(None), batches.c.ended_ms >= now_ms() - ended_within_ms)
         query = query.join(batches, batches.c.id == transitions.c.batch).where(recent)
-    return [row[0] for row in connection.execute(query)]
+    return [row[0] for row in connection.execute(query.order_by(transitions.c.batch))]
 
 
 def _read_batch(connection: Connection, batch_id: UUID) -> list[tuple[RestoredBatch, list[RestoredJob]]]:
