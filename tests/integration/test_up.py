@@ -175,7 +175,7 @@ PLAIN = {*NEVER, *WEB, "aiohttp", "cryptography.hazmat"}
 UNUSED = {
     "up": {*PLAIN, "arq", "sqlalchemy"},
     "worker": {*PLAIN, "sqlalchemy"},
-    "scheduler": {*PLAIN, "sqlalchemy"},
+    "scheduler": PLAIN,  # it reads the schedules
     "recorder": PLAIN,
     "courier": {*NEVER, *WEB},
     "api": {*NEVER, "aiohttp"},

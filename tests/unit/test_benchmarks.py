@@ -73,7 +73,7 @@ def test_growth_draws_a_line_of_each_form_and_step_for_each_parameter(redis_serv
 @pytest.mark.slow
 def test_ledger_ends_with_one_object_of_figures_and_setup(redis_server: object, postgres_server: object) -> None:
     told = run("ledger.py", "--quick", "--json", "--jobs", "5000")
-    assert len(told["figures"]) == 28
+    assert len(told["figures"]) == 40
     assert all(figure["value"] > 0 for figure in told["figures"])
     assert told["setup"]["jobs"] == 5000
 
