@@ -408,6 +408,7 @@ class Site:
 
         await until(held, "a held ticket")
         (process,) = [process for process in self.processes if f":{process.pid}:" in lane]
+        await process.wait_logged("batch.taken")  # until then it does not know that it has one, and gives it back
         return process
 
     async def now_us(self) -> int:
