@@ -45,13 +45,7 @@ async def site(sqlite_template: Path, real_redis_url: str, tmp_path: Path) -> As
     """A site with an API and a null device that no worker serves."""
     async with Site(real_redis_url, tmp_path) as site:
         await site.use_api(sqlite_template)
-        await site.store.tickets.heartbeat(
-            "nobody",
-            NULL,
-            ttl_s=600,
-            about_device={"adapter": "null", "exclusive": 0, "checks_sequence": 0, "max_runs": 1000},
-            about_worker={"lanes": 1, "started": 1, "host": "here", "version": "0", "record_version": 1},
-        )
+        await site.announce_null()
         yield site
 
 

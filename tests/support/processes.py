@@ -411,6 +411,16 @@ class Site:
         await process.wait_logged("batch.taken")  # until then it does not know that it has one, and gives it back
         return process
 
+    async def announce_null(self) -> None:
+        """Make the null device known, without a worker."""
+        await self.store.tickets.heartbeat(
+            "nobody",
+            NULL,
+            ttl_s=600,
+            about_device={"adapter": "null", "exclusive": 0, "checks_sequence": 0, "max_runs": 1000},
+            about_worker={"lanes": 1, "started": 1, "host": "here", "version": "0", "record_version": 1},
+        )
+
     async def now_us(self) -> int:
         """Return the time of Redis in microseconds."""
         seconds, microseconds = await cast(Any, self.store.redis).time()

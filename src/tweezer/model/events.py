@@ -3,10 +3,10 @@
 A stream entry contains all events of one script call on one batch, as words: ``5PR`` (job 5 went from PENDING to
 RUNNING), ``0-99PC`` (jobs 0 to 99 went from PENDING to CANCELED), ``PR`` (the batch itself), ``NP:20`` (the batch was
 created with 20 jobs), ``RI`` (the RUNNING batch has no work and will soon time out), ``PL`` (the PENDING batch is
-late). The letters are those of the
-statuses. Each transition has a sequence number, which increases by one within a batch, in the order of the words. The
-entry also names the lane that held the ticket, if one did, and why running jobs became pending again:
-``host:812:3fa901:0 lost``. If their attempts failed, it has the faults, one on a line: ``5,7 retry {"code":…}``.
+late). The letters are those of the statuses. Each transition has a sequence number, which increases by one within a
+batch, in the order of the words. The entry also names the lane that held the ticket, if one did, and why running jobs
+became pending again: ``host:812:3fa901:0 lost``. If their attempts failed, it has the faults, one on a line:
+``5,7 retry {"code":…}``.
 """
 
 from __future__ import annotations

@@ -157,5 +157,5 @@ BATCH_TABLE: dict[tuple[BatchStatus, BatchEvent], BatchStatus] = {
     },
 }
 """RESUME leads to PENDING instead if no job of the batch has begun. A job that is held while the batch is paused may
-still begin; the batch then stays PAUSED, and resumes to RUNNING. OVERDUE does
-not happen to a PAUSED batch of which a job has begun."""
+still begin; the batch then stays PAUSED, and resumes to RUNNING. OVERDUE does not happen to a PAUSED batch of which a
+job has begun."""

@@ -32,9 +32,9 @@ from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.archive import archive, archive_older, restore_archived
 from tweezer.ledger.database import Database
 from tweezer.ledger.queries.filters import JobFilter
+from tweezer.ledger.repetition import UNSUCCESSFUL
 from tweezer.ledger.retention import delete_batches, find_ended
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
-from tweezer.model.lifecycle import JobStatus
 from tweezer.store.connection import Store
 from tweezer.store.producers import id_of
 from tweezer.store.scripts import split_pages
@@ -81,7 +81,7 @@ async def restart_task(
     batch = await live.batch(caller, task_id)
     wanted = query.filter
     if wanted == JobFilter():
-        wanted = JobFilter(statuses=(JobStatus.ERROR, JobStatus.CANCELED))
+        wanted = JobFilter(statuses=UNSUCCESSFUL)
     jobs = await select_repeated(live, caller, batch, wanted)
     if not jobs:
         raise InvalidInput(
